@@ -1,0 +1,212 @@
+"""A Hugging Face ``config.json`` as one frozen value, whatever release of transformers wrote it.
+
+transformers 4 writes ``rope_theta`` and ``rope_scaling`` at the top level; transformers 5 writes ``rope_parameters``,
+one dictionary, or one per attention type for models that alternate (Gemma 3). A reader that knows only one form falls
+back to its default base without a word, so this module reads both and `to_transformers_4` writes the older form.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from build_engine.errors import UserMistake
+
+CONFIG_NAME = "config.json"
+ATTENTION_TYPES = ("full_attention", "sliding_attention")
+DEFAULT_ROPE_BASE = 10_000.0
+"""What transformers uses where a configuration names no base."""
+
+ROPE_BASE_BY_TYPE = {"gemma3_text": 1_000_000.0, "qwen3": 10_000.0, "mixtral": 1_000_000.0, "qwen3_moe": 10_000.0}
+"""Model classes whose default base differs from 10,000 (their configuration classes' own defaults)."""
+
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """The mixture-of-experts part: ``count`` experts of which ``active`` see each token."""
+
+    count: int
+    active: int
+    intermediate_size: int
+    shared_intermediate_size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """What planning, building and verifying need to know of a decoder-only model."""
+
+    architecture: str
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    tied_embeddings: bool
+    dtype: str
+    rope_base: float
+    rope_local_base: float | None
+    rope_scaling: Mapping[str, Any] | None
+    attention_bias: bool
+    mlp_bias: bool
+    sliding_window: int | None
+    sliding_layers: int
+    experts: Experts | None
+    prequantized: Mapping[str, Any] | None
+    raw: Mapping[str, Any] = field(repr=False, default_factory=dict)
+
+    @property
+    def dtype_bytes(self) -> int:
+        return DTYPE_BYTES.get(self.dtype, 2)
+
+
+def load(directory: Path) -> ModelConfig:
+    """Read ``directory/config.json``; raise `UserMistake` when it is missing or is not a decoder-only model's."""
+    path = directory / CONFIG_NAME
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserMistake(f"{directory} is not a Hugging Face checkpoint: it has no {CONFIG_NAME}") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserMistake(f"{path} cannot be read as JSON ({error})") from None
+    if not isinstance(raw, dict):
+        raise UserMistake(f"{path} is not a JSON object")
+    return parse(raw, where=str(path))
+
+
+def parse(raw: Mapping[str, Any], *, where: str = CONFIG_NAME) -> ModelConfig:
+    """Normalise a configuration; ``where`` names it in errors."""
+    architectures = raw.get("architectures") or []
+    if not architectures or not isinstance(architectures[0], str):
+        raise UserMistake(f"{where} does not name its architecture (the key 'architectures' is empty)")
+    model_type = str(raw.get("model_type", ""))
+    hidden_size = _positive(raw, "hidden_size", where)
+    num_heads = _positive(raw, "num_attention_heads", where)
+    num_layers = _positive(raw, "num_hidden_layers", where)
+    base, local_base, scaling = rope_of(raw)
+    window, sliding_layers = _sliding(raw, num_layers)
+    return ModelConfig(
+        architecture=architectures[0],
+        model_type=model_type,
+        vocab_size=_positive(raw, "vocab_size", where),
+        hidden_size=hidden_size,
+        intermediate_size=_positive(raw, "intermediate_size", where),
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=int(raw.get("num_key_value_heads") or num_heads),
+        head_dim=int(raw.get("head_dim") or hidden_size // num_heads),
+        max_position_embeddings=int(raw.get("max_position_embeddings") or 2048),
+        tied_embeddings=bool(raw.get("tie_word_embeddings", _TIED_BY_DEFAULT.get(model_type, False))),
+        dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32").removeprefix("torch."),
+        rope_base=base,
+        rope_local_base=local_base,
+        rope_scaling=scaling,
+        attention_bias=bool(raw.get("attention_bias", model_type in ("qwen2", "qwen2_moe"))),
+        mlp_bias=bool(raw.get("mlp_bias", False)),
+        sliding_window=window,
+        sliding_layers=sliding_layers,
+        experts=_experts(raw),
+        prequantized=raw.get("quantization_config") or None,
+        raw=raw,
+    )
+
+
+_TIED_BY_DEFAULT = {"gemma": True, "gemma2": True, "gemma3_text": True}
+
+
+def rope_of(raw: Mapping[str, Any]) -> tuple[float, float | None, Mapping[str, Any] | None]:
+    """The rotary base, the base of sliding-window layers where it differs, and the scaling in transformers 4's form.
+
+    Both spellings are read; `UserMistake` when both are present and disagree, because one of them is wrong and an
+    engine with the wrong base still talks, only worse.
+    """
+    default = ROPE_BASE_BY_TYPE.get(str(raw.get("model_type", "")), DEFAULT_ROPE_BASE)
+    old_base = raw.get("rope_theta")
+    parameters = raw.get("rope_parameters")
+    if not isinstance(parameters, Mapping):
+        local = raw.get("rope_local_base_freq")
+        base = float(old_base) if old_base is not None else default
+        return base, float(local) if local is not None else None, normal_scaling(raw.get("rope_scaling"))
+    local_base: float | None = None
+    if any(kind in parameters for kind in ATTENTION_TYPES):
+        sliding = parameters.get("sliding_attention") or {}
+        if sliding.get("rope_theta") is not None:
+            local_base = float(sliding["rope_theta"])
+        parameters = parameters.get("full_attention") or {}
+    new_base = parameters.get("rope_theta")
+    if new_base is not None and old_base is not None and not math.isclose(float(new_base), float(old_base)):
+        raise UserMistake(
+            f"config.json names two rotary bases (rope_theta {old_base:g} and rope_parameters.rope_theta "
+            f"{new_base:g}): correct the wrong one"
+        )
+    base = next((float(value) for value in (new_base, old_base) if value is not None), default)
+    return base, local_base, normal_scaling({k: v for k, v in parameters.items() if k != "rope_theta"})
+
+
+def normal_scaling(scaling: object) -> Mapping[str, Any] | None:
+    """A rope-scaling dictionary with ``rope_type`` (older files say ``type``), or None for plain rotary embedding."""
+    if not isinstance(scaling, Mapping):
+        return None
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    if kind in ("default", "mrope"):
+        return None
+    return {"rope_type": kind, **{k: v for k, v in scaling.items() if k not in ("rope_type", "type")}}
+
+
+def to_transformers_4(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The same configuration as transformers 4 reads it: ``rope_theta`` and ``rope_scaling`` at the top level."""
+    translated = {key: value for key, value in raw.items() if key != "rope_parameters"}
+    if isinstance(raw.get("rope_parameters"), Mapping):
+        base, local_base, scaling = rope_of(raw)
+        translated["rope_theta"] = base
+        translated["rope_scaling"] = dict(scaling) if scaling else None
+        if local_base is not None:
+            translated["rope_local_base_freq"] = local_base
+        if scaling and "original_max_position_embeddings" in scaling and scaling["rope_type"] == "longrope":
+            translated["original_max_position_embeddings"] = scaling["original_max_position_embeddings"]
+        partial = raw["rope_parameters"].get("partial_rotary_factor")
+        if partial is not None:
+            translated["partial_rotary_factor"] = partial
+    return translated
+
+
+def _positive(raw: Mapping[str, Any], key: str, where: str) -> int:
+    value = raw.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+        raise UserMistake(f"{where} has no usable {key} ({value!r}): is it the configuration of a text model?")
+    return value
+
+
+def _sliding(raw: Mapping[str, Any], num_layers: int) -> tuple[int | None, int]:
+    """The attention window in tokens and how many layers use it."""
+    window = raw.get("sliding_window")
+    if not isinstance(window, int) or raw.get("use_sliding_window") is False:
+        return None, 0
+    kinds = raw.get("layer_types")
+    if isinstance(kinds, list):
+        return window, sum(kind == "sliding_attention" for kind in kinds)
+    pattern = raw.get("sliding_window_pattern") or (2 if raw.get("model_type") == "gemma2" else None)
+    if isinstance(pattern, int) and pattern > 1:
+        return window, num_layers - num_layers // pattern
+    return window, num_layers
+
+
+def _experts(raw: Mapping[str, Any]) -> Experts | None:
+    count = raw.get("num_local_experts") or raw.get("num_experts")
+    if not count:
+        return None
+    return Experts(
+        count=int(count),
+        active=int(raw.get("num_experts_per_tok") or 2),
+        intermediate_size=int(raw.get("moe_intermediate_size") or raw["intermediate_size"]),
+        shared_intermediate_size=int(raw.get("shared_expert_intermediate_size") or 0),
+    )

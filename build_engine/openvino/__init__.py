@@ -1,0 +1,1 @@
+"""The OpenVINO target: export to IR, weight compression, tokenizer models."""

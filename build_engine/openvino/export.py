@@ -1,0 +1,152 @@
+"""Stage ``openvino.export``: a Hugging Face checkpoint into a compressed OpenVINO IR with tokenizer models.
+
+Runs in a child process (see `build_engine.stages`).
+"""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from pathlib import Path
+from typing import Any, Protocol
+
+from build_engine.errors import StageFailure, UserMistake
+
+MODEL_XML = "openvino_model.xml"
+EXPORTED = "exported"
+CONVERT_SHARE = 0.55
+"""Share of the stage's time that loading and converting take; the rest is compression (SmolLM2-135M, int8)."""
+
+
+class Report(Protocol):
+    def __call__(self, fraction: float | None, note: str = "") -> None: ...
+    def warn(self, message: str) -> None: ...
+
+
+def run(spec: dict[str, Any], report: Report) -> dict[str, Any]:
+    """Export ``spec["staged"]`` into ``spec["output"]``.
+
+    ``compression`` holds the arguments of ``nncf.compress_weights`` (or None), ``kv_cache`` the precision to record
+    in the model. Returns the package versions used and whether the tokenizer models were written.
+    """
+    warnings.simplefilter("ignore")
+    staged, output, scratch = Path(spec["staged"]), Path(spec["output"]), Path(spec["scratch"])
+    report(None, "loading")
+    exported = convert(staged, scratch / EXPORTED, report)
+    compress(exported, output / MODEL_XML, spec["compression"], report)
+    report(0.97, "tokenizer")
+    tokenizer_problem = write_tokenizers(staged, output)
+    report(1.0)
+    return {"tokenizer_problem": tokenizer_problem, "packages": versions()}
+
+
+def convert(staged: Path, directory: Path, report: Report) -> Path:
+    """Trace the model in its own precision and save it as IR; returns the path of the XML."""
+    import torch
+    from optimum.exporters.openvino.convert import export_from_model
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            staged, dtype="auto", trust_remote_code=False, use_safetensors=True, low_cpu_mem_usage=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserMistake(f"transformers cannot load the checkpoint: {_first_line(error)}") from error
+    model.eval()
+    report(None, "converting")
+    half = next(model.parameters()).dtype in (torch.float16, torch.bfloat16)
+    with torch.no_grad():
+        export_from_model(model, directory, task="text-generation-with-past", stateful=True, patch_16bit_model=half)
+    del model
+    gc.collect()
+    path = directory / MODEL_XML
+    if not path.is_file():
+        raise StageFailure(f"the export wrote no {MODEL_XML}")
+    report(CONVERT_SHARE, "converted")
+    return path
+
+
+def compress(source: Path, destination: Path, arguments: dict[str, Any] | None, report: Report) -> None:
+    """Compress the weights of the IR at ``source`` and save it at ``destination``."""
+    import nncf
+    import openvino as ov
+
+    model = ov.Core().read_model(source)
+    if arguments is not None:
+        hook_progress(report)
+        options = dict(arguments)
+        options["mode"] = nncf.CompressWeightsMode(options["mode"])
+        model = nncf.compress_weights(model, **options)
+    report(0.93, "saving")
+    ov.save_model(model, destination, compress_to_fp16=False)
+
+
+def hook_progress(report: Report) -> None:
+    """Nncf draws its own bar with rich; pass its fraction on instead (its output goes to the log anyway)."""
+    from rich.progress import Progress
+
+    original = Progress.advance
+
+    def advance(self: Progress, task_id: Any, advance: float = 1) -> None:
+        original(self, task_id, advance)
+        task = self.tasks[-1]
+        if task.total:
+            done = min(1.0, task.completed / task.total)
+            report(CONVERT_SHARE + (0.93 - CONVERT_SHARE) * done, task.description.lower())
+
+    Progress.advance = advance  # type: ignore[method-assign]
+
+
+def write_tokenizers(staged: Path, output: Path) -> str | None:
+    """Write OpenVINO tokenizer and detokenizer models; returns why not, in one phrase, when it cannot.
+
+    OpenVINO GenAI needs them to compile grammars; the backend itself tokenizes with ``tokenizer.json``. They are
+    checked against the tokenizer on a few strings, because a wrong one would be worse than none.
+    """
+    import openvino as ov
+    from transformers import AutoTokenizer
+
+    try:
+        from openvino_tokenizers import convert_tokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(staged, trust_remote_code=False)
+        tokenizer.padding_side = tokenizer.truncation_side = "left"
+        encoder, decoder = convert_tokenizer(tokenizer, with_detokenizer=True)
+    except Exception as error:  # noqa: BLE001 (openvino_tokenizers raises whatever its C++ side does)
+        import traceback
+
+        traceback.print_exc()
+        return f"openvino_tokenizers cannot convert this tokenizer ({_first_line(error)})"
+    core = ov.Core()
+    encode, decode = core.compile_model(encoder, "CPU"), core.compile_model(decoder, "CPU")
+    for text in PROBE_TEXTS:
+        expected = tokenizer(text, add_special_tokens=True)["input_ids"]
+        got = [int(token) for token in encode([text])["input_ids"][0]]
+        if got != expected:
+            return f"the converted tokenizer differs from the original on {text!r}"
+        plain = tokenizer.decode(expected, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        if str(decode([got])[0][0]) != plain:
+            return f"the converted detokenizer differs from the original on {text!r}"
+    ov.save_model(encoder, output / "openvino_tokenizer.xml")
+    ov.save_model(decoder, output / "openvino_detokenizer.xml")
+    return None
+
+
+PROBE_TEXTS = (
+    "Hello, world!",
+    "  two spaces, a\ttab\nand 12,345.67 numbers",
+    "naïve café — “quotes” 日本語 😀",
+    '{"key": [1, 2.5, null], "x_y": "z"}',
+)
+
+
+def versions() -> dict[str, str]:
+    from importlib import metadata
+
+    names = ("openvino", "openvino-tokenizers", "nncf", "optimum-intel", "transformers", "torch")
+    return {name: metadata.version(name) for name in names}
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:300]

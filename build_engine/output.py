@@ -1,0 +1,133 @@
+"""An output directory that appears whole or not at all.
+
+The build writes into a hidden directory beside the output (same file system, so a rename is atomic). The builder holds
+a lock on it; a directory of that kind whose lock is free belongs to a build that was killed and is swept by the next.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from types import TracebackType
+
+from build_engine.errors import UserMistake
+
+LOCK_NAME = ".lock"
+_RENAME_EXCHANGE = 2
+_AT_FDCWD = -100
+
+
+class OutputDirectory:
+    """Context manager: ``path`` is the hidden directory to fill, `commit` makes it the output.
+
+    Leaving the block without `commit` removes everything. Raises `UserMistake` when the output exists and ``force``
+    is not set, when another build is writing it, or when the place cannot be written.
+    """
+
+    def __init__(self, output: Path, *, force: bool = False) -> None:
+        self.output = Path(os.path.abspath(output))
+        self.force = force
+        self._prefix = f".{self.output.name}.building-"
+        self._committed = False
+
+    def __enter__(self) -> OutputDirectory:
+        if not self.output.name:
+            raise UserMistake(f"--output {self.output} cannot be an engine directory")
+        check_free(self.output, force=self.force)
+        try:
+            self.output.parent.mkdir(parents=True, exist_ok=True)
+            sweep(self.output)
+            self.root = Path(tempfile.mkdtemp(prefix=self._prefix, dir=self.output.parent))
+        except OSError as error:
+            raise UserMistake(f"--output {self.output} cannot be written ({error.strerror})") from None
+        self._lock = os.open(self.root / LOCK_NAME, os.O_CREAT | os.O_RDWR, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self.path = self.root / "engine"
+        self.path.mkdir()
+        self.scratch = self.root / "scratch"
+        self.scratch.mkdir()
+        return self
+
+    def commit(self) -> None:
+        """Make the filled directory the output; with ``force`` an old one is exchanged atomically and then removed."""
+        _sync_tree(self.path)
+        if self.output.exists():
+            check_free(self.output, force=self.force)
+            _exchange(self.path, self.output)
+        else:
+            self.path.rename(self.output)
+        _sync_directory(self.output.parent)
+        self._committed = True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self.root, ignore_errors=True)
+        os.close(self._lock)
+
+
+def check_free(output: Path, *, force: bool) -> None:
+    """Refuse an output that exists (unless forced) or that is no engine directory (even when forced)."""
+    if not os.path.lexists(output):
+        return
+    if not force:
+        raise UserMistake(f"{output} exists already: choose another --output or replace it with --force")
+    replaceable = output.is_dir() and not output.is_symlink()
+    if not replaceable or (any(output.iterdir()) and not (output / "engine.json").is_file()):
+        raise UserMistake(f"{output} is not an engine directory, so --force does not replace it: remove it yourself")
+
+
+def sweep(output: Path) -> list[Path]:
+    """Remove what killed builds of this output left behind; `UserMistake` when one is still running."""
+    removed = []
+    for leftover in sorted(output.parent.glob(f".{output.name}.building-*")):
+        try:
+            lock = os.open(leftover / LOCK_NAME, os.O_RDWR)
+        except OSError:
+            lock = -1
+        try:
+            if lock >= 0:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserMistake(f"another build is writing {output} at this moment: wait for it or stop it") from None
+        finally:
+            if lock >= 0:
+                os.close(lock)
+        shutil.rmtree(leftover, ignore_errors=True)
+        removed.append(leftover)
+    return removed
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Swap two directories in one step (renameat2); two renames on file systems that lack it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    rename = getattr(libc, "renameat2", None)
+    if rename is not None:
+        if rename(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(old), _RENAME_EXCHANGE) == 0:
+            return
+        code = ctypes.get_errno()
+        if code not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise OSError(code, os.strerror(code), str(old))
+    old.rename(new.with_name("replaced"))
+    new.rename(old)
+
+
+def _sync_tree(directory: Path) -> None:
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    _sync_directory(directory)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

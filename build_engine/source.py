@@ -1,0 +1,129 @@
+"""Where a checkpoint comes from: a local directory or a hub name; its hash; and a staging copy for the exporters."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from build_engine import hf_config
+from build_engine.errors import UserMistake
+from build_engine.hf_config import ModelConfig
+
+WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
+PICKLED_PATTERNS = ("pytorch_model*.bin", "*.pt", "*.pth")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+CONFIG_FILES = ("config.json", "generation_config.json")
+QUANT_FILES = ("hf_quant_config.json", "quantize_config.json")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A checkpoint on disk: ``name`` is portable (no path of this machine), ``weight_bytes`` counts the weights."""
+
+    name: str
+    directory: Path
+    config: ModelConfig
+    weight_bytes: int
+
+    def files(self) -> list[Path]:
+        """Every file an engine depends on, sorted by name."""
+        named = [self.directory / name for name in (*CONFIG_FILES, *TOKENIZER_FILES, *QUANT_FILES)]
+        return sorted({path for path in named if path.is_file()} | set(weight_files(self.directory)))
+
+    def sha256(self) -> str:
+        """One hash over names and contents of `files`."""
+        total = hashlib.sha256()
+        for path in self.files():
+            with path.open("rb") as file:
+                digest = hashlib.sha256()
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
+            total.update(f"{path.name}\0{digest.hexdigest()}\n".encode())
+        return total.hexdigest()
+
+
+def weight_files(directory: Path) -> list[Path]:
+    return sorted(path for pattern in WEIGHT_PATTERNS for path in directory.glob(pattern))
+
+
+def resolve(model: str, *, need_weights: bool = True) -> Source:
+    """A local directory, or a hub name fetched into the hub's own cache; `UserMistake` when it is neither."""
+    directory = Path(model).expanduser()
+    if directory.is_file():
+        raise UserMistake(f"{model} is a file: give the directory of the Hugging Face checkpoint")
+    name = directory.resolve().name if directory.is_dir() else model
+    if not directory.is_dir():
+        directory = _fetch(model, need_weights=need_weights)
+    config = hf_config.load(directory)
+    weights = [path for path in weight_files(directory) if path.suffix == ".safetensors"]
+    if need_weights:
+        _check_weights(directory, weights)
+    return Source(name, directory, config, sum(path.stat().st_size for path in weights))
+
+
+def _check_weights(directory: Path, weights: list[Path]) -> None:
+    """Refuse a checkpoint without safetensors, or whose index names shards that are not there."""
+    if not weights:
+        if any(path for pattern in PICKLED_PATTERNS for path in directory.glob(pattern)):
+            raise UserMistake(
+                f"{directory} has only pickled weights, which are not loaded for safety: "
+                "save it again with safe_serialization=True"
+            )
+        raise UserMistake(f"{directory} has no *.safetensors: it is no complete Hugging Face checkpoint")
+    for index in directory.glob("*.safetensors.index.json"):
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError):
+            raise UserMistake(f"{index} is damaged: fetch the checkpoint again") from None
+        missing = sorted(shard for shard in shards if not (directory / str(shard)).is_file())
+        if missing:
+            raise UserMistake(f"{directory} lacks {missing[0]}, named in {index.name}: fetch the checkpoint again")
+
+
+def _fetch(name: str, *, need_weights: bool) -> Path:
+    if not HUB_NAME.match(name) or name.count("/") > 1:
+        raise UserMistake(f"{name} is neither a directory nor a hub name like org/model")
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError:
+        raise UserMistake(
+            f"{name} is not a directory, and fetching it needs huggingface_hub: give a local checkpoint"
+        ) from None
+    patterns = [*CONFIG_FILES, *TOKENIZER_FILES, *QUANT_FILES, *(WEIGHT_PATTERNS if need_weights else ())]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns, etag_timeout=20))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserMistake(
+            f"{name} is not a directory here and could not be fetched from the hub ({reason[:200]})"
+        ) from None
+
+
+def stage(source: Source, directory: Path) -> Path:
+    """A copy of the checkpoint that transformers 4 reads rightly: links to its files and a translated config.json.
+
+    ``auto_map`` is dropped: remote code is never run, the architectures here are transformers' own.
+    """
+    directory.mkdir(parents=True)
+    for path in source.files():
+        if path.name != hf_config.CONFIG_NAME:
+            (directory / path.name).symlink_to(path.resolve())
+    config = hf_config.to_transformers_4(source.config.raw)
+    config.pop("auto_map", None)
+    (directory / hf_config.CONFIG_NAME).write_text(json.dumps(config, indent=2), encoding="utf-8")
+    return directory

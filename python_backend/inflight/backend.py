@@ -1,0 +1,256 @@
+"""How a request travels: the wiring of one model, without a word of Triton.
+
+    model.py ─submit▶ parse pool ─▶ dispatcher ─▶ engine process
+    client  ◀─send── delivery ◀─── reader thread ◀──────┘
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import secrets
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from inflight import frames
+from inflight.admission import AdmissionQueue
+from inflight.cancellation import CancellationPoller
+from inflight.chat_template import load_chat_template
+from inflight.config import ModelConfig
+from inflight.delivery import Delivery, LiveStream, Responder
+from inflight.detokenizer import DetokenizerFactory
+from inflight.dispatcher import Dispatcher
+from inflight.engine_link import EngineLink
+from inflight.engines.base import EngineInfo, EngineStats
+from inflight.engines.factory import WorkerSpec, resolve_engine
+from inflight.errors import ErrorCode, LoadError, RequestError, internal, unavailable
+from inflight.fields import read_generation_config
+from inflight.prompt import PromptBuilder, check_capabilities, engine_request
+from inflight.request import GenerationDefaults, RawRequest, parse_request
+from inflight.stream import Stream
+from inflight.supervisor import Health, Supervisor
+from inflight.tokenizer import TextTokenizer
+
+log = logging.getLogger("inflight.backend")
+
+PARSE_THREADS = 2  # tokenizing releases the interpreter lock; templates do not
+JOIN_S = 5.0
+LEFTOVER_S = 2.0
+
+
+class Backend:
+    """One loaded model. `submit` may be called from any thread; everything else from Triton's."""
+
+    def __init__(self, config: ModelConfig, version_folder: Path) -> None:
+        """Read what can be read without the engine; raises `LoadError`."""
+        self._config = config
+        folder = (version_folder / config.engine_dir).resolve()
+        if not folder.is_dir():
+            raise LoadError(
+                f"there is no engine directory {config.engine_dir!r} in the model's version folder; build one with "
+                "python -m build_engine build MODEL --target openvino --quantization int8 --output DIR."
+            )
+        self._engine = resolve_engine(config.engine, folder)
+        self._tokenizer = TextTokenizer(folder)
+        override = version_folder / config.chat_template if config.chat_template else None
+        template = load_chat_template(folder, override, self._tokenizer.special_tokens)
+        self._builder = PromptBuilder(self._tokenizer, template, config.max_prompt_bytes)
+        self._defaults = _generation_defaults(folder)
+        self._detokenizers: DetokenizerFactory | None = None
+        self._info: EngineInfo | None = None
+        self._live: dict[int, LiveStream] = {}
+        self._accepted = 0
+        self._accepted_lock = threading.Lock()
+        self._ids = itertools.count(1)
+        self._draining = False
+        self.stats = EngineStats()
+        self._pool = ThreadPoolExecutor(PARSE_THREADS, thread_name_prefix="inflight-parse")
+        self._delivery = Delivery(config.sender_threads)
+        self._dispatcher = Dispatcher(self._delivery, self._make_queue)
+        self._poller = CancellationPoller(self._live_streams, self._delivery.poll_cancelled)
+        self._supervisor = Supervisor(
+            WorkerSpec(self._engine, str(folder), dict(config.engine_options), config.max_running),
+            self,
+            load_timeout_s=config.load_timeout_s,
+            stall_timeout_s=config.stall_timeout_ms / 1000,
+            max_restarts=config.max_restarts,
+        )
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the engine and the threads; raises `LoadError` with a sentence for the operator."""
+        self._delivery.start()
+        self._dispatcher.start()
+        try:
+            self._supervisor.start()
+        except LoadError:
+            self.stop()
+            raise
+        self._poller.start()
+
+    def ready(self) -> bool:
+        """Whether a request sent now would be taken. O(1), takes no lock."""
+        return self._supervisor.health is Health.READY and not self._draining
+
+    def stop(self) -> None:
+        """End every request that is left, then the engine and all threads."""
+        self._draining = True
+        self._dispatcher.fail_all(unavailable("the model is being unloaded; send the request to another server"))
+        deadline = time.monotonic() + LEFTOVER_S
+        while self._accepted and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._poller.running:
+            self._poller.stop(JOIN_S)
+        self._supervisor.stop()
+        self._dispatcher.stop(JOIN_S)
+        self._delivery.stop(JOIN_S)
+
+    # -- requests ----------------------------------------------------------------------------------------------------
+
+    def submit(self, raw: RawRequest, responder: Responder) -> None:
+        """Take a request. Whatever happens, `responder` gets exactly one terminal response. Never raises, never blocks."""
+        refusal = self._refusal()
+        if refusal is not None:
+            self._refuse(raw, responder, refusal)
+            return
+        with self._accepted_lock:
+            self._accepted += 1
+        arrival_ns = time.monotonic_ns()
+        try:
+            self._pool.submit(self._prepare, raw, responder, arrival_ns)
+        except RuntimeError:  # the pool is shut down
+            self._forget()
+            self._refuse(raw, responder, unavailable("the model is being unloaded; send the request to another server"))
+
+    def _refusal(self) -> RequestError | None:
+        if self._draining:
+            return unavailable("the server is draining; send the request to another server")
+        if self._supervisor.health is not Health.READY:
+            if self._supervisor.health is Health.FAILED:
+                return unavailable("the engine has failed and is not started again; reload the model or restart the server")
+            return unavailable("the engine is restarting; try again in a few seconds")
+        assert self._info is not None
+        if self._accepted >= self._config.max_queue_size + self._info.max_running:
+            return unavailable(f"the queue is full ({self._accepted} requests are under way); try again in a moment")
+        return None
+
+    def _prepare(self, raw: RawRequest, responder: Responder, arrival_ns: int) -> None:
+        """Parse, tokenize and hand over to the dispatcher. Runs in the parse pool."""
+        try:
+            live, request = self._make(raw, responder, arrival_ns)
+        except RequestError as error:
+            self._forget()
+            self._refuse(raw, responder, error)
+            return
+        except Exception:
+            log.exception("request %s: parsing failed", raw.request_id)
+            self._forget()
+            self._refuse(raw, responder, internal(raw.request_id))
+            return
+        self._live[live.request_id] = live
+        self._delivery.opened()
+        self._dispatcher.submit(live, request)
+
+    def _make(self, raw: RawRequest, responder: Responder, arrival_ns: int) -> tuple[LiveStream, frames.EngineRequest]:
+        info, detokenizers = self._info, self._detokenizers
+        assert info is not None and detokenizers is not None
+        request = parse_request(raw, self._config, self._defaults)
+        check_capabilities(request, info)
+        prompt = self._builder.build(request, info)
+        for_engine = engine_request(next(self._ids), request, prompt, info, self._builder)
+        context = prompt.token_ids[-16:]
+        stream = Stream(
+            request,
+            prompt,
+            for_engine.sampling.stop_token_ids,
+            lambda: detokenizers.make(request.skip_special_tokens, context),
+            self._token_text,
+            raw.request_id,
+            arrival_ns,
+        )
+        live = LiveStream(for_engine.request_id, stream, responder)
+        live.on_abandon = self._dispatcher.abandon
+        live.on_closed = self._closed
+        if request.deadline_ms:
+            live.deadline = arrival_ns / 1e9 + request.deadline_ms / 1000
+        return live, for_engine
+
+    def _token_text(self, token_id: int) -> str:
+        return self._tokenizer.decode([token_id], skip_special_tokens=False)
+
+    def _closed(self, live: LiveStream) -> None:
+        """A stream has had its terminal response."""
+        self._live.pop(live.request_id, None)
+        self._forget()
+
+    def _forget(self) -> None:
+        with self._accepted_lock:
+            self._accepted -= 1
+
+    def _refuse(self, raw: RawRequest, responder: Responder, error: RequestError) -> None:
+        """Answer a request that never became a stream."""
+        try:
+            responder.fail(error)
+        except Exception:
+            log.exception("request %s: answering failed", raw.request_id)
+        if error.code is ErrorCode.INTERNAL:
+            log.error("request %s ended with an internal error", raw.request_id)
+
+    def _live_streams(self) -> list[LiveStream]:
+        return list(self._live.values())
+
+    # -- what the engine says (inflight.supervisor.Observer) ---------------------------------------------------------
+
+    def on_engine_up(self, link: EngineLink, info: EngineInfo) -> None:
+        """An engine is ready."""
+        if self._detokenizers is None or self._info is None or self._info.vocab_size != info.vocab_size:
+            self._detokenizers = DetokenizerFactory(self._tokenizer.library, info.vocab_size)
+        self._info = info
+        self._dispatcher.engine_up(link, info)
+
+    def on_engine_down(self, reason: str) -> None:
+        """The engine is gone."""
+        self.stats = EngineStats()
+        self._dispatcher.engine_down(reason)
+
+    def on_outputs(self, message: frames.Outputs) -> None:
+        """One iteration."""
+        self.stats = message.stats
+        self._dispatcher.on_outputs(message.outputs)
+
+    def on_refused(self, message: frames.Refused) -> None:
+        """The engine did not take a request."""
+        self._dispatcher.on_refused(message)
+
+    def _make_queue(self, info: EngineInfo) -> AdmissionQueue:
+        config = self._config
+        return AdmissionQueue(
+            info,
+            config.max_running,
+            config.max_queue_size,
+            config.max_queue_tokens,
+            config.batching_strategy,
+            config.batching_max_wait_ms / 1000,
+        )
+
+
+def new_request_id() -> str:
+    """An id for a request whose client gave none: 64 random bits."""
+    return secrets.token_hex(8)
+
+
+def _generation_defaults(folder: Path) -> GenerationDefaults:
+    """Sampling defaults of the checkpoint. `do_sample: false` (or its absence) means greedy, as in transformers."""
+    content = read_generation_config(folder)
+    names = {field.name for field in dataclasses.fields(GenerationDefaults)}
+    known = {name: value for name, value in content.items() if name in names and isinstance(value, (int, float))}
+    if not content.get("do_sample", False):
+        known = {name: value for name, value in known.items() if name == "repetition_penalty"}
+    elif "temperature" not in known:
+        known["temperature"] = 1.0
+    return GenerationDefaults(**known)

@@ -1,0 +1,108 @@
+"""The model's tensors as data: every input and output that clients may rely on (design.md §4).
+
+`auto_complete_config`, the request parser, the shipped `config.pbtxt` and `docs/requests.md` all read these two tables, so
+that they cannot disagree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Input:
+    """One input tensor. `dims` is 1 for a single value and -1 for a list of any length."""
+
+    name: str
+    type: str
+    dims: int
+    default: str
+    note: str
+    aliases: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Output:
+    """One output tensor; `when` says which request makes it appear."""
+
+    name: str
+    type: str
+    dims: int
+    note: str
+    when: str = "always"
+
+
+INPUTS: tuple[Input, ...] = (
+    Input("text_input", "STRING", 1, "", "the prompt as it is"),
+    Input("messages", "STRING", 1, "", "a JSON string of OpenAI chat messages; the model's own chat template is applied"),
+    Input("input_ids", "INT32", -1, "", "prompt token ids"),
+    Input("stream", "BOOL", 1, "false", "send tokens as they come", ("streaming",)),
+    Input("sampling_parameters", "STRING", 1, "", "a JSON object with any of these names; numbers may be strings"),
+    Input("max_tokens", "INT32", 1, "model parameter default_max_tokens", "at least 1; cut to what the context leaves room for"),
+    Input("min_tokens", "INT32", 1, "0", "no end of sequence before this many tokens", ("min_length",)),
+    Input("ignore_eos", "BOOL", 1, "false", "go on after the end-of-sequence token"),
+    Input("end_id", "INT32", 1, "the model's", "the end-of-sequence token id to use instead of the model's"),
+    Input("temperature", "FP32", 1, "generation_config.json, else greedy", "0 is greedy"),
+    Input("top_p", "FP32", 1, "generation_config.json, else 1", "above 0, at most 1"),
+    Input("top_k", "INT32", 1, "generation_config.json, else all", "0 or -1 is all tokens"),
+    Input("min_p", "FP32", 1, "generation_config.json, else 0", "0 to 1"),
+    Input("repetition_penalty", "FP32", 1, "generation_config.json, else 1", "above 0"),
+    Input("presence_penalty", "FP32", 1, "0", "-2 to 2"),
+    Input("frequency_penalty", "FP32", 1, "0", "-2 to 2"),
+    Input("length_penalty", "FP32", 1, "1", "needs beam_width above 1"),
+    Input("seed", "UINT64", 1, "fresh for each request", "the same seed, alone, gives the same tokens", ("random_seed",)),
+    Input("stop_words", "STRING", -1, "none", "stop strings: matched on text, across tokens, never emitted"),
+    Input("bad_words", "STRING", -1, "none", "strings that must not be generated; empty ones are ignored"),
+    Input("num_return_sequences", "INT32", 1, "1", "answers to one prompt"),
+    Input("beam_width", "INT32", 1, "1", "above 1 only where the engine has beams"),
+    Input("logprobs", "INT32", 1, "0", "log-probabilities of this many likeliest tokens"),
+    Input("return_log_probs", "BOOL", 1, "false", "log-probability of each chosen token", ("return_logprobs",)),
+    Input("exclude_input_in_output", "BOOL", 1, "model parameter of that name", "false: the answer begins with the prompt"),
+    Input("return_finish_reason", "BOOL", 1, "false", "send finish_reason"),
+    Input("return_cumulative_logprob", "BOOL", 1, "false", "send cumulative_logprob"),
+    Input("return_num_input_tokens", "BOOL", 1, "false", "send num_input_tokens"),
+    Input("return_num_output_tokens", "BOOL", 1, "false", "send num_output_tokens"),
+    Input("return_perf_metrics", "BOOL", 1, "false", "send the request's times with the last response"),
+    Input("return_token_ids", "BOOL", 1, "false", "send output_ids"),
+    Input("guided_decoding_guide_type", "STRING", 1, "", "json, json_schema, regex, ebnf_grammar or choice"),
+    Input("guided_decoding_guide", "STRING", 1, "", "the schema, pattern, grammar or JSON list of choices"),
+    Input("lora_name", "STRING", 1, "", "a LoRA adapter that the engine has"),
+    Input("skip_special_tokens", "BOOL", 1, "true", "leave special tokens out of the text"),
+    Input("add_special_tokens", "BOOL", 1, "true", "let the tokenizer add its own; never a second BOS"),
+    Input("cache_salt", "STRING", 1, "", "reuse cached prefixes only among equal salts"),
+    Input("request_priority", "INT32", 1, "0", "-100 to 100, higher first, ageing so that none starves"),
+    Input("deadline_ms", "INT32", 1, "model parameter default_deadline_ms", "the answer ends here at the latest"),
+    Input("pad_id", "INT32", 1, "", "accepted without effect, for TensorRT-LLM's clients"),
+)
+
+# Names that only `sampling_parameters` (JSON) knows, and the input whose value each one stands for.
+JSON_ALIASES: dict[str, str] = {"n": "num_return_sequences", "stop": "stop_words"}
+JSON_ONLY: tuple[str, ...] = ("stop_token_ids", "best_of", "structured_outputs")
+
+OUTPUTS: tuple[Output, ...] = (
+    Output("text_output", "STRING", -1, "streaming: the new text of one sequence; otherwise one text per sequence"),
+    Output("finish_reason", "STRING", -1, "stop, length, cancelled or deadline; empty until the end", "return_finish_reason"),
+    Output("sequence_index", "INT32", -1, "which sequences the elements belong to", "num_return_sequences or beam_width above 1"),
+    Output("output_ids", "INT32", -1, "token ids of this response (one sequence)", "return_token_ids or return_log_probs"),
+    Output("cumulative_logprob", "FP32", -1, "sum of log-probabilities so far, per sequence", "return_cumulative_logprob"),
+    Output("cum_log_probs", "FP32", -1, "the same under TensorRT-LLM's name", "return_cumulative_logprob or return_log_probs"),
+    Output("output_log_probs", "FP32", -1, "log-probability of each token of this response", "return_log_probs"),
+    Output("logprobs", "STRING", -1, "JSON: per token {id: {logprob, rank, decoded_token}}", "return_log_probs or logprobs"),
+    Output("num_input_tokens", "UINT32", -1, "prompt tokens", "return_num_input_tokens"),
+    Output("num_output_tokens", "UINT32", -1, "generated tokens; streaming: of this response", "return_num_output_tokens"),
+    Output("arrival_time_ns", "INT64", 1, "monotonic clock", "return_perf_metrics, last response"),
+    Output("first_scheduled_time_ns", "INT64", 1, "monotonic clock", "return_perf_metrics, last response"),
+    Output("first_token_time_ns", "INT64", 1, "monotonic clock", "return_perf_metrics, last response"),
+    Output("last_token_time_ns", "INT64", 1, "monotonic clock", "return_perf_metrics, last response"),
+    Output("kv_cache_reused_block", "INT32", 1, "where the engine knows it", "return_perf_metrics, last response"),
+)
+
+# What Triton itself, its front ends and proxies add to a request's parameters. They mean nothing to us and are let through.
+TRITON_PARAMETERS = frozenset(
+    {"priority", "timeout", "headers", "binary_data_output", "sequence_id", "sequence_start", "sequence_end", "id"}
+)
+
+
+def declared_inputs() -> list[tuple[str, str, int]]:
+    """(name, Triton type, dims) of every input tensor, aliases included."""
+    return [(name, item.type, item.dims) for item in INPUTS for name in (item.name, *item.aliases)]

@@ -1,0 +1,245 @@
+"""Sender threads: take everything a stream has buffered, send it once, FINAL exactly once.
+
+A `send` to Triton is a blocking round trip of tens of microseconds, so tokens are merged: engine outputs only go into a
+stream's inbox, and a sender takes the whole inbox into one response. At low load a sender is always free and every token leaves
+at once; under load a response carries several. Where engine and server share the cores, a least gap per stream that grows with
+the number of streams keeps sending inside a small share of the CPU.
+
+Threads: `inflight-send-N`, started and joined by `Delivery`. One lock per stream spans every use of Triton's response sender,
+because to ask for cancellation after FINAL is a use-after-free in the server.
+"""
+
+from __future__ import annotations
+
+import collections
+import heapq
+import itertools
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from inflight.engines.base import EngineOutput
+from inflight.errors import RequestError, cancelled
+from inflight.stream import Reply, Stream, Taken
+
+log = logging.getLogger("inflight.delivery")
+
+SEND_COST_S = 130e-6  # CPU of one response over stub and server, measured (docs/performance.md)
+SEND_SHARE = 0.10  # of one core, spent on sending at most while tokens wait for each other
+MAX_GAP_S = 0.1
+
+
+class Responder(Protocol):
+    """Triton's response sender, behind what we need of it. Calls are serialised by the live stream's lock."""
+
+    def send(self, stream: Stream, reply: Reply, final: bool) -> None:
+        """Send one response; with `final`, the last."""
+
+    def fail(self, error: RequestError) -> None:
+        """Send an error as the one terminal response."""
+
+    def is_cancelled(self) -> bool:
+        """Whether the client has left. Never called after the terminal response."""
+
+
+class LiveStream:
+    """A stream with its inbox, its responder and the lock that owns both."""
+
+    __slots__ = (
+        "closed",
+        "deadline",
+        "inbox",
+        "last_send",
+        "lock",
+        "on_abandon",
+        "on_closed",
+        "queued",
+        "request_id",
+        "responder",
+        "stream",
+        "urgent",
+    )
+
+    def __init__(self, request_id: int, stream: Stream, responder: Responder) -> None:
+        self.request_id = request_id
+        self.stream = stream
+        self.responder = responder
+        self.inbox: collections.deque[EngineOutput] = collections.deque()
+        self.lock = threading.Lock()
+        self.queued = False
+        self.urgent = True  # the first token never waits
+        self.closed = False  # the terminal response has been sent
+        self.last_send = 0.0
+        self.deadline: float | None = None
+        self.on_abandon: Callable[[LiveStream], None] = _nothing
+        self.on_closed: Callable[[LiveStream], None] = _nothing
+
+
+def _nothing(_: LiveStream) -> None:
+    return None
+
+
+class Delivery:
+    """The sender threads and the queue of streams that have something to say."""
+
+    def __init__(self, threads: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._ready: queue.SimpleQueue[LiveStream | None] = queue.SimpleQueue()
+        self._deferred: list[tuple[float, int, LiveStream]] = []
+        self._deferred_lock = threading.Lock()
+        self._order = itertools.count()
+        self._streaming = 0  # streams that are being sent to; approximate, only the gap depends on it
+        self.responses = 0
+        self.tokens = 0
+        self._threads = [
+            threading.Thread(target=self._run, name=f"inflight-send-{number}", daemon=True) for number in range(threads)
+        ]
+
+    def start(self) -> None:
+        """Start the sender threads."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self, timeout_s: float) -> None:
+        """End the sender threads; what is queued is still sent."""
+        for _ in self._threads:
+            self._ready.put(None)
+        for thread in self._threads:
+            thread.join(timeout_s)
+
+    def opened(self) -> None:
+        """One more stream is under way."""
+        self._streaming += 1
+
+    def push(self, live: LiveStream, output: EngineOutput) -> None:
+        """Put an engine output into a stream's inbox. Called by the one reader thread; never blocks."""
+        live.inbox.append(output)
+        if output.finish is not None or output.error is not None:
+            live.urgent = live.queued = True
+            self._ready.put(live)  # although it may be queued: it must not sit out a gap; a second turn finds nothing
+            return
+        if not live.stream.request.stream and not live.stream.request.stops:
+            return  # nothing to send and nothing to look for before the end
+        if not live.queued:
+            live.queued = True
+            self._ready.put(live)
+
+    def fail(self, live: LiveStream, error: RequestError) -> None:
+        """End a stream with an error, from any thread, now."""
+        with live.lock:
+            self._drain(live)
+            live.stream.fail(error)
+            self._deliver(live)
+        self._after(live)
+
+    def end_by_deadline(self, live: LiveStream) -> None:
+        """End a running stream with the text it has."""
+        with live.lock:
+            self._drain(live)
+            live.stream.end_by_deadline()
+            self._deliver(live)
+        self._after(live)
+
+    def poll_cancelled(self, live: LiveStream) -> bool:
+        """Ask Triton whether the client has left, and end the stream if so."""
+        with live.lock:
+            if live.closed or not live.responder.is_cancelled():
+                return False
+            live.stream.fail(cancelled())
+            self._deliver(live)
+        self._after(live)
+        return True
+
+    def _run(self) -> None:
+        while True:
+            try:
+                live = self._ready.get(timeout=self._next_due())
+            except queue.Empty:
+                live = self._pop_due()
+                if live is None:
+                    continue
+            if live is None:
+                return
+            due = self._pop_due()
+            if due is not None:
+                self._send_or_defer(due)
+            self._send_or_defer(live)
+
+    def _send_or_defer(self, live: LiveStream) -> None:
+        now = self._clock()
+        wait = 0.0 if live.urgent else live.last_send + self._gap() - now
+        if wait > 0.0:
+            with self._deferred_lock:
+                heapq.heappush(self._deferred, (now + wait, next(self._order), live))
+            return
+        with live.lock:
+            live.urgent = False
+            self._drain(live)
+            self._deliver(live)
+        live.queued = False
+        if live.inbox and not live.queued:  # came in while we sent
+            live.queued = True
+            self._ready.put(live)
+        self._after(live)
+
+    def _gap(self) -> float:
+        return min(MAX_GAP_S, self._streaming * SEND_COST_S / SEND_SHARE)
+
+    def _next_due(self) -> float:
+        with self._deferred_lock:
+            return max(0.0, min(1.0, self._deferred[0][0] - self._clock())) if self._deferred else 1.0
+
+    def _pop_due(self) -> LiveStream | None:
+        with self._deferred_lock:
+            if self._deferred and self._deferred[0][0] <= self._clock():
+                return heapq.heappop(self._deferred)[2]
+        return None
+
+    def _drain(self, live: LiveStream) -> None:
+        now_ns = time.monotonic_ns()
+        inbox, stream = live.inbox, live.stream
+        while inbox:
+            stream.append(inbox.popleft(), now_ns)
+
+    def _deliver(self, live: LiveStream) -> None:
+        """Send what the stream gives. Holds the stream's lock."""
+        if live.closed:
+            return
+        taken = live.stream.take()
+        try:
+            self._send(live, taken)
+        except Exception:
+            # Triton has lost the request (its side of the sender is gone); nobody is left to tell.
+            log.exception("request %s: sending failed", live.stream.request_id)
+            live.closed = True
+            taken.abandon = True
+        if taken.abandon:
+            live.on_abandon(live)
+
+    def _send(self, live: LiveStream, taken: Taken) -> None:
+        if taken.error is not None:
+            live.closed = True
+            live.responder.fail(taken.error)
+            return
+        last = len(taken.replies) - 1
+        for place, reply in enumerate(taken.replies):
+            final = taken.done and place == last
+            live.closed = final
+            live.responder.send(live.stream, reply, final)
+            self.responses += 1
+        if taken.replies:
+            live.last_send = self._clock()
+            self.tokens += taken.tokens
+
+    def _after(self, live: LiveStream) -> None:
+        """Tell the owner once, outside the lock, that a stream has ended."""
+        if not live.closed:
+            return
+        with live.lock:
+            callback, live.on_closed = live.on_closed, _nothing
+        if callback is not _nothing:
+            self._streaming -= 1
+            callback(live)

@@ -1,0 +1,345 @@
+"""OpenVINO GenAI's continuous batching on a CPU, behind the engine seam.
+
+The KV pool is static (`num_kv_blocks`), prefix caching is on, KV values are 8 bits. Admission reserves every request's worst
+case before it comes here, so the pool never runs dry; if a request is ever dropped for lack of blocks, that promise is broken
+and the engine reports itself as broken.
+
+Options (model parameter `engine_options`, JSON): see `OpenVinoOptions`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import openvino
+import openvino_genai
+
+from inflight.engines.base import (
+    Capability,
+    EngineInfo,
+    EngineOutput,
+    EngineRefusal,
+    EngineRequest,
+    EngineStats,
+    FinishReason,
+    Guide,
+)
+from inflight.errors import LoadError
+from inflight.manifest import Manifest, ManifestError, check
+
+BLOCK_SIZE = 32  # tokens per KV block of OpenVINO's CPU plugin
+DEFAULT_MAX_RUNNING = 64
+DEFAULT_KV_CACHE_BYTES = 2 << 30
+
+_CAPABILITIES = frozenset(
+    {
+        Capability.STREAMING,
+        Capability.LOGPROBS,
+        Capability.PARALLEL_SAMPLING,
+        Capability.BEAM_SEARCH,
+        Capability.PREFIX_CACHE,
+        Capability.MIN_P,
+        Capability.NEVER_PREEMPTS,
+    }
+)
+_GUIDED = frozenset(
+    {Capability.GUIDED_JSON, Capability.GUIDED_REGEX, Capability.GUIDED_EBNF, Capability.GUIDED_CHOICE}
+)
+
+
+class OpenVinoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`kv_cache_gb` sizes the KV pool in GiB (0: as much as `max_running` full contexts need, at most 2 GiB).
+
+    `max_batched_tokens` is the most tokens of one step (prefill is cut into chunks of it); `max_seq_len` lowers the context;
+    `threads` limits the CPU threads (0: all); `kv_precision` is u8 or f16 or f32.
+    """
+
+    kv_cache_gb: float = 0.0
+    max_batched_tokens: int = 512
+    max_seq_len: int = 0
+    threads: int = 0
+    kv_precision: str = "u8"
+    prefix_caching: bool = True
+
+
+class _Sequence:
+    """One OpenVINO request. Several sampled sequences of one request are several of these, so that each can stream."""
+
+    __slots__ = ("cancelled", "config", "handle", "index", "length", "request_id", "stop_ids")
+
+    def __init__(self, request: EngineRequest, index: int, config: Any, stop_ids: frozenset[int]) -> None:
+        self.request_id = request.request_id
+        self.index = index
+        self.config = config
+        self.stop_ids = stop_ids  # those OpenVINO does not look for itself
+        self.length = len(request.token_ids)
+        self.handle: Any = None
+        self.cancelled = False
+
+
+class OpenVinoEngine:
+    """See the module's text; the contract is `engines.base.Engine`."""
+
+    def __init__(self, folder: Path, options: Mapping[str, Any], max_running: int) -> None:
+        try:
+            manifest = check(folder, target="openvino")
+        except ManifestError as error:
+            raise LoadError(str(error)) from None
+        try:
+            self._options = msgspec.convert(dict(options), OpenVinoOptions)
+        except msgspec.ValidationError as error:
+            raise LoadError(f"model parameter engine_options does not fit the openvino engine: {error}.") from None
+        config = json.loads((folder / "config.json").read_text())
+        self.info = self._plan(folder, manifest, config, max_running or DEFAULT_MAX_RUNNING)
+        self._sequences: dict[int, _Sequence] = {}  # by OpenVINO's request id
+        self._siblings: dict[int, list[_Sequence]] = {}  # request id → sequences that wait for the first one's prefill
+        self._of_request: dict[int, list[int]] = {}
+        self._prompts: dict[int, Any] = {}
+        self._next_id = 0
+        self._pipeline = self._load(folder)
+
+    def _plan(self, folder: Path, manifest: Manifest, config: Mapping[str, Any], max_running: int) -> EngineInfo:
+        """Sizes and capabilities, before anything heavy is loaded."""
+        max_seq_len = manifest.limits.max_seq_len
+        if self._options.max_seq_len:
+            max_seq_len = min(max_seq_len, self._options.max_seq_len)
+        block_bytes = BLOCK_SIZE * _kv_bytes_per_token(config, self._options.kv_precision)
+        wanted = max_running * math.ceil(max_seq_len / BLOCK_SIZE)
+        budget = int(self._options.kv_cache_gb * 2**30) or DEFAULT_KV_CACHE_BYTES
+        blocks = min(wanted, max(budget // block_bytes, 1))
+        guided = (folder / "openvino_tokenizer.xml").is_file()
+        eos = json.loads((folder / "generation_config.json").read_text()).get("eos_token_id") if (
+            folder / "generation_config.json"
+        ).is_file() else config.get("eos_token_id")
+        return EngineInfo(
+            name="openvino",
+            version=openvino_genai.__version__,
+            vocab_size=int(config["vocab_size"]),
+            max_seq_len=min(max_seq_len, blocks * BLOCK_SIZE),
+            max_running=max_running,
+            block_size=BLOCK_SIZE,
+            blocks_total=blocks,
+            stop_token_ids=tuple([eos] if isinstance(eos, int) else eos or ()),
+            capabilities=_CAPABILITIES | (_GUIDED if guided else frozenset()),
+            max_beam_width=min(16, max_running),
+        )
+
+    def _load(self, folder: Path) -> Any:
+        scheduler = openvino_genai.SchedulerConfig()
+        scheduler.num_kv_blocks = self.info.blocks_total
+        scheduler.max_num_seqs = self.info.max_running
+        scheduler.max_num_batched_tokens = self._options.max_batched_tokens
+        scheduler.dynamic_split_fuse = True
+        scheduler.enable_prefix_caching = self._options.prefix_caching
+        properties: dict[str, Any] = {"KV_CACHE_PRECISION": self._options.kv_precision}
+        if self._options.threads:
+            properties["INFERENCE_NUM_THREADS"] = self._options.threads
+        try:
+            return openvino_genai.ContinuousBatchingPipeline(str(folder), scheduler, "CPU", properties)
+        except RuntimeError as error:
+            last = str(error).strip().splitlines()[-1]
+            raise LoadError(f"OpenVINO cannot load this engine ({last}); build it again.") from None
+
+    def add(self, request: EngineRequest) -> None:
+        sampling = request.sampling
+        prompt = openvino.Tensor(np.array([request.token_ids], dtype=np.int64))
+        count = 1 if sampling.beam_width > 1 else sampling.num_sequences
+        sequences = []
+        for index in range(count):
+            config, stop_ids = _generation_config(request, index, frozenset(self.info.stop_token_ids))
+            sequences.append(_Sequence(request, index, config, stop_ids))
+        self._of_request[request.request_id] = []
+        try:
+            self._submit(sequences[0], prompt)
+        except (RuntimeError, ValueError) as error:
+            del self._of_request[request.request_id]
+            raise EngineRefusal(_last_line(error)) from None
+        if len(sequences) > 1:
+            # The others start once the first has its prompt in the prefix cache, so that it is computed once.
+            self._siblings[request.request_id] = sequences[1:]
+            self._prompts[request.request_id] = prompt
+
+    def _submit(self, sequence: _Sequence, prompt: Any) -> None:
+        own_id = self._next_id
+        self._next_id += 1
+        sequence.handle = self._pipeline.add_request(own_id, prompt, sequence.config)
+        self._sequences[own_id] = sequence
+        self._of_request[sequence.request_id].append(own_id)
+
+    def cancel(self, request_id: int) -> None:
+        for own_id in self._of_request.get(request_id, ()):
+            sequence = self._sequences.get(own_id)
+            if sequence is not None and not sequence.cancelled:
+                sequence.cancelled = True
+                sequence.handle.cancel()
+
+    def step(self, timeout_s: float) -> list[EngineOutput]:
+        if not self._sequences:
+            return []
+        self._pipeline.step()
+        outputs: list[EngineOutput] = []
+        for own_id, sequence in list(self._sequences.items()):
+            self._collect(own_id, sequence, outputs)
+        return outputs
+
+    def _collect(self, own_id: int, sequence: _Sequence, outputs: list[EngineOutput]) -> None:
+        if sequence.cancelled:
+            self._end(own_id, sequence)
+            for index in range(sequence.config.num_return_sequences if sequence.config.is_beam_search() else 1):
+                outputs.append(EngineOutput(sequence.request_id, sequence.index + index, [], FinishReason.CANCELLED))
+            for sibling in self._siblings.pop(sequence.request_id, ()):
+                outputs.append(EngineOutput(sibling.request_id, sibling.index, [], FinishReason.CANCELLED))
+            return
+        handle = sequence.handle
+        if not handle.can_read():
+            if handle.get_status() == _STATUS.IGNORED:
+                raise RuntimeError("OpenVINO dropped a request for lack of KV blocks, which admission rules out")
+            return
+        if sequence.config.is_beam_search():
+            self._collect_beams(own_id, sequence, outputs)
+        else:
+            self._collect_one(own_id, sequence, outputs)
+
+    def _collect_one(self, own_id: int, sequence: _Sequence, outputs: list[EngineOutput]) -> None:
+        token_ids: list[int] = []
+        logprobs: list[float] = []
+        finish: FinishReason | None = None
+        while sequence.handle.can_read():
+            for generated in sequence.handle.read().values():
+                token_ids += generated.generated_ids
+                logprobs += generated.generated_log_probs
+                finish = finish or _FINISH.get(generated.finish_reason)
+        hit = next((place for place, token in enumerate(token_ids, 1) if token in sequence.stop_ids), 0)
+        if hit and finish is not FinishReason.STOP:
+            del token_ids[hit:], logprobs[hit:]
+            if finish is None:
+                sequence.handle.cancel()
+            finish = FinishReason.STOP
+        if not token_ids and finish is None:
+            if sequence.handle.get_status() == _STATUS.IGNORED:
+                raise RuntimeError("OpenVINO dropped a request for lack of KV blocks, which admission rules out")
+            return
+        sequence.length += len(token_ids)
+        wants = sequence.config.logprobs > 0
+        outputs.append(
+            EngineOutput(sequence.request_id, sequence.index, token_ids, finish, logprobs=logprobs if wants else None)
+        )
+        siblings = self._siblings.pop(sequence.request_id, None)
+        if siblings is not None:
+            prompt = self._prompts.pop(sequence.request_id)
+            for sibling in siblings:
+                self._submit(sibling, prompt)
+        if finish is not None:
+            self._end(own_id, sequence)
+
+    def _collect_beams(self, own_id: int, sequence: _Sequence, outputs: list[EngineOutput]) -> None:
+        """Beams come once, at the end, best first."""
+        beams = sorted(sequence.handle.read().values(), key=lambda beam: -beam.score)
+        for index, beam in enumerate(beams[: sequence.config.num_return_sequences]):
+            finish = _FINISH.get(beam.finish_reason, FinishReason.STOP)
+            logprobs = list(beam.generated_log_probs) if sequence.config.logprobs > 0 else None
+            outputs.append(
+                EngineOutput(
+                    sequence.request_id, index, list(beam.generated_ids), finish, logprobs=logprobs, score=beam.score
+                )
+            )
+        self._end(own_id, sequence)
+
+    def _end(self, own_id: int, sequence: _Sequence) -> None:
+        del self._sequences[own_id]
+        ids = self._of_request[sequence.request_id]
+        ids.remove(own_id)
+        if not ids and (sequence.cancelled or sequence.request_id not in self._siblings):
+            del self._of_request[sequence.request_id]
+            self._prompts.pop(sequence.request_id, None)
+
+    def stats(self) -> EngineStats:
+        used = sum(-(-sequence.length // BLOCK_SIZE) for sequence in self._sequences.values())
+        return EngineStats(running=len(self._sequences), blocks_used=used, blocks_max=self.info.blocks_total)
+
+    def close(self) -> None:
+        self._sequences.clear()
+        del self._pipeline
+
+
+_STATUS = openvino_genai.GenerationStatus
+_REASON = openvino_genai.GenerationFinishReason
+_FINISH = {_REASON.STOP: FinishReason.STOP, _REASON.LENGTH: FinishReason.LENGTH}
+_GOLDEN = 0x9E3779B97F4A7C15  # spreads the seeds of one request's sequences
+
+
+def _generation_config(
+    request: EngineRequest, index: int, own_stops: frozenset[int]
+) -> tuple[Any, frozenset[int]]:
+    """OpenVINO's form of the sampling parameters, and the stop tokens that it will not look for itself."""
+    sampling = request.sampling
+    config = openvino_genai.GenerationConfig()
+    config.max_new_tokens = sampling.max_tokens
+    config.min_new_tokens = sampling.min_tokens
+    config.repetition_penalty = sampling.repetition_penalty
+    config.presence_penalty = sampling.presence_penalty
+    config.frequency_penalty = sampling.frequency_penalty
+    config.logprobs = 1 if sampling.logprobs >= 0 else 0
+    stops = frozenset(sampling.stop_token_ids)
+    left = frozenset[int]()
+    if own_stops <= stops:
+        config.stop_token_ids = set(stops)
+        if own_stops:
+            config.eos_token_id = min(own_stops)
+    else:
+        config.ignore_eos = True  # which makes OpenVINO ignore stop_token_ids as well
+        left = stops
+    if sampling.beam_width > 1:
+        config.num_beams = sampling.beam_width
+        config.num_return_sequences = sampling.num_sequences
+        config.length_penalty = sampling.length_penalty
+    elif sampling.temperature > 0.0:
+        config.do_sample = True
+        config.temperature = sampling.temperature
+        config.top_p = sampling.top_p
+        if sampling.top_k > 0:
+            config.top_k = sampling.top_k
+        config.min_p = sampling.min_p
+        config.rng_seed = (sampling.seed + index * _GOLDEN) % 2**64
+    if request.guide is not None:
+        config.structured_output_config = _structured(request.guide)
+    return config, left
+
+
+def _structured(guide: Guide) -> Any:
+    structured = openvino_genai.StructuredOutputConfig()
+    if guide.kind == "json":
+        structured.json_schema = '{"type": "object"}'
+    elif guide.kind == "json_schema":
+        structured.json_schema = guide.text
+    elif guide.kind == "regex":
+        structured.regex = guide.text
+    elif guide.kind == "ebnf_grammar":
+        structured.grammar = guide.text
+    else:
+        choices = json.loads(guide.text)
+        structured.grammar = "root ::= " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
+    return structured
+
+
+def _kv_bytes_per_token(config: Mapping[str, Any], precision: str) -> int:
+    """Bytes of keys and values per token: layers × 2 × KV heads × head size × bytes; u8 adds a scale and a zero per head."""
+    heads = int(config["num_attention_heads"])
+    kv_heads = int(config.get("num_key_value_heads") or heads)
+    head_size = int(config.get("head_dim") or config["hidden_size"] // heads)
+    per_head = {"u8": head_size + 8, "f16": 2 * head_size, "bf16": 2 * head_size, "f32": 4 * head_size}.get(precision)
+    if per_head is None:
+        raise LoadError(f"engine_options: kv_precision must be u8, f16, bf16 or f32, but is {precision!r}.")
+    return int(config["num_hidden_layers"]) * 2 * kv_heads * per_head
+
+
+def _last_line(error: Exception) -> str:
+    """The part of an OpenVINO error that says something: its last line, without file and line."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

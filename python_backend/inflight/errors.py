@@ -1,0 +1,69 @@
+"""The one kind of exception that a client ever sees, and the helpers that word it.
+
+A message is one sentence that says what is wrong and how to mend it. It never holds a traceback, a path or the name of a
+shared-memory region: clients read it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import enum
+from collections.abc import Iterable
+
+
+class ErrorCode(enum.Enum):
+    """Triton's error codes, as far as Inflight answers with them (design.md §4)."""
+
+    INVALID_ARG = "invalid_arg"
+    UNSUPPORTED = "unsupported"
+    UNAVAILABLE = "unavailable"
+    CANCELLED = "cancelled"
+    INTERNAL = "internal"
+
+
+class RequestError(Exception):
+    """A request ends here, with `code` and a sentence for the client.
+
+    `parameter` names the input at fault, where there is one.
+    """
+
+    def __init__(self, code: ErrorCode, message: str, parameter: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.parameter = parameter
+
+
+class LoadError(Exception):
+    """The model cannot be loaded; the message is the sentence that an operator reads in Triton's log."""
+
+
+def invalid(parameter: str, problem: str) -> RequestError:
+    """INVALID_ARG: the value of `parameter` is wrong; `problem` completes the sentence "<parameter> …"."""
+    return RequestError(ErrorCode.INVALID_ARG, f"{parameter} {problem}", parameter)
+
+
+def unsupported(parameter: str, problem: str) -> RequestError:
+    """UNSUPPORTED: this engine lacks what `parameter` asks for."""
+    return RequestError(ErrorCode.UNSUPPORTED, f"{parameter} {problem}", parameter)
+
+
+def unavailable(message: str) -> RequestError:
+    """UNAVAILABLE: nothing is wrong with the request; the message says what to do."""
+    return RequestError(ErrorCode.UNAVAILABLE, message)
+
+
+def cancelled(message: str = "the request was cancelled by its client") -> RequestError:
+    """CANCELLED: the client left."""
+    return RequestError(ErrorCode.CANCELLED, message)
+
+
+def internal(request_id: str) -> RequestError:
+    """INTERNAL: our own bug. The log has the traceback under the same id; the client gets nothing but the id."""
+    return RequestError(ErrorCode.INTERNAL, f"internal error while handling request {request_id}; see the server's log")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`" (did you mean max_tokens?)"`, or an empty string when nothing is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {near[0]}?)" if near else ""

@@ -1,0 +1,45 @@
+"""Structured values inside a request: vLLM's `structured_outputs`, and generation_config.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from inflight.engines.base import Guide
+from inflight.errors import LoadError, invalid
+
+# vLLM's key → our kind of guide
+_STRUCTURED = {"json": "json_schema", "regex": "regex", "choice": "choice", "grammar": "ebnf_grammar", "json_object": "json"}
+
+
+def guide_from_structured_outputs(value: Mapping[str, Any], max_bytes: int) -> Guide:
+    """A guide from vLLM's form {"json": …} | {"regex": …} | {"choice": […]} | {"grammar": …} | {"json_object": true}."""
+    keys = [key for key, content in value.items() if content is not None]
+    if len(keys) != 1 or keys[0] not in _STRUCTURED:
+        raise invalid("structured_outputs", f"must have exactly one of {', '.join(_STRUCTURED)}")
+    kind, content = _STRUCTURED[keys[0]], value[keys[0]]
+    if kind == "json":
+        if content is not True:
+            raise invalid("structured_outputs", "json_object must be true")
+        return Guide("json", "")
+    text = content if isinstance(content, str) and kind != "choice" else json.dumps(content)
+    if not isinstance(content, str) and kind in ("regex", "ebnf_grammar"):
+        raise invalid("structured_outputs", f"{keys[0]} must be a string")
+    if len(text.encode()) > max_bytes:
+        raise invalid("structured_outputs", f"is larger than the {max_bytes} bytes allowed")
+    return Guide(kind, text)
+
+
+def read_generation_config(folder: Path) -> Mapping[str, Any]:
+    """generation_config.json of an engine directory; empty when there is none. Raises `LoadError` when it is broken."""
+    try:
+        content = json.loads((folder / "generation_config.json").read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise LoadError(f"generation_config.json of the engine directory is not JSON ({error}); build the engine again.") from None
+    if not isinstance(content, dict):
+        raise LoadError("generation_config.json of the engine directory is not an object; build the engine again.")
+    return content

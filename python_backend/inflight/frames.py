@@ -1,0 +1,126 @@
+"""Frames between the backend and its engine process: a closed set of msgpack messages, length-prefixed and capped in size.
+
+Wire format: 4 bytes little-endian length, then one msgpack array or map that msgspec decodes into exactly one of the structs
+below. Anything else is an error, never an object of the sender's choice.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import msgspec
+
+from inflight.engines.base import EngineInfo, EngineOutput, EngineRequest, EngineStats
+
+MAX_FRAME_BYTES = 64 << 20
+_LENGTH = struct.Struct("<I")
+
+
+class Hello(msgspec.Struct, tag="hello", frozen=True):
+    """The engine process's first word: the one-time token proves that it is ours."""
+
+    token: str
+    pid: int
+
+
+class Ready(msgspec.Struct, tag="ready", frozen=True):
+    """The engine has loaded."""
+
+    info: EngineInfo
+
+
+class LoadFailed(msgspec.Struct, tag="load_failed", frozen=True):
+    """The engine refused to load; `message` is the sentence for the operator."""
+
+    message: str
+
+
+class Outputs(msgspec.Struct, tag="outputs", frozen=True):
+    """One iteration of the engine."""
+
+    outputs: list[EngineOutput]
+    stats: EngineStats
+
+
+class Refused(msgspec.Struct, tag="refused", frozen=True):
+    """`Engine.add` raised `EngineRefusal`."""
+
+    request_id: int
+    message: str
+    parameter: str | None = None
+
+
+class Add(msgspec.Struct, tag="add", frozen=True):
+    """Start a request."""
+
+    request: EngineRequest
+
+
+class Cancel(msgspec.Struct, tag="cancel", frozen=True):
+    """End a request early."""
+
+    request_id: int
+
+
+class Shutdown(msgspec.Struct, tag="shutdown", frozen=True):
+    """Close the engine and leave."""
+
+
+FromEngine = Hello | Ready | LoadFailed | Outputs | Refused
+ToEngine = Add | Cancel | Shutdown
+
+_encoder = msgspec.msgpack.Encoder()
+_from_engine = msgspec.msgpack.Decoder(Hello | Ready | LoadFailed | Refused | Outputs)
+_to_engine = msgspec.msgpack.Decoder(Add | Cancel | Shutdown)
+
+
+class FrameError(Exception):
+    """The other side does not speak our protocol."""
+
+
+def encode(message: FromEngine | ToEngine) -> bytes:
+    """One whole frame. Raises `FrameError` when it would be larger than any reader accepts."""
+    body = _encoder.encode(message)
+    if len(body) > MAX_FRAME_BYTES:
+        raise FrameError(f"a frame of {len(body)} bytes is larger than the {MAX_FRAME_BYTES} allowed")
+    return _LENGTH.pack(len(body)) + body
+
+
+class FrameBuffer:
+    """Collects bytes as they arrive and gives whole frame bodies."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Add `data`; give each body that is now complete. Raises `FrameError` for a length beyond the cap."""
+        self._buffer += data
+        bodies = []
+        start = 0
+        while len(self._buffer) - start >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer, start)
+            if length > MAX_FRAME_BYTES:
+                raise FrameError(f"a frame of {length} bytes is larger than the {MAX_FRAME_BYTES} allowed")
+            end = start + _LENGTH.size + length
+            if len(self._buffer) < end:
+                break
+            bodies.append(bytes(self._buffer[start + _LENGTH.size : end]))
+            start = end
+        del self._buffer[:start]
+        return bodies
+
+
+def decode_from_engine(body: bytes) -> FromEngine:
+    """Raises `FrameError` for anything that is not one of the engine's messages."""
+    try:
+        return _from_engine.decode(body)
+    except msgspec.MsgspecError as error:
+        raise FrameError(str(error)) from None
+
+
+def decode_to_engine(body: bytes) -> ToEngine:
+    """Raises `FrameError` for anything that is not one of the backend's messages."""
+    try:
+        return _to_engine.decode(body)
+    except msgspec.MsgspecError as error:
+        raise FrameError(str(error)) from None

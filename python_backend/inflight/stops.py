@@ -1,0 +1,58 @@
+"""Stop strings: matched on text, across token borders, and never emitted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class StopMatcher:
+    """Finds the first of several stop strings in text that arrives in pieces.
+
+    The match that *ends* first wins, as if the text came character by character; of several that end together the longest
+    wins. The result therefore does not depend on how the text was cut. Text that could still become a stop string is held
+    back, and released as soon as it cannot.
+    """
+
+    __slots__ = ("_stops", "held")
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self.held = ""
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """(text that may be emitted now, whether a stop string was found). After a match nothing more may be pushed."""
+        if not self._stops:
+            return text, False
+        window = self.held + text
+        match = self._first_match(window)
+        if match is not None:
+            self.held = ""
+            return window[:match], True
+        keep = self._possible_start(window)
+        self.held = window[keep:]
+        return window[:keep], False
+
+    def flush(self) -> str:
+        """The held text, when the sequence ended without a match."""
+        held, self.held = self.held, ""
+        return held
+
+    def _first_match(self, window: str) -> int | None:
+        """Where the winning match starts."""
+        best: tuple[int, int] | None = None
+        for stop in self._stops:
+            start = window.find(stop)
+            if start >= 0:
+                found = (start + len(stop), start)
+                best = found if best is None else min(best, found)
+        return None if best is None else best[1]
+
+    def _possible_start(self, window: str) -> int:
+        """The first position from which the rest of `window` is a proper beginning of some stop string."""
+        start = len(window)
+        for stop in self._stops:
+            for length in range(min(len(stop) - 1, len(window)), len(window) - start, -1):
+                if window.endswith(stop[:length]):
+                    start = len(window) - length
+                    break
+        return start

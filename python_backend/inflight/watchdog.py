@@ -1,0 +1,77 @@
+"""Does the engine process still get anywhere? A shared page says when it last did; a pure watchdog judges it.
+
+The engine's owner thread writes the page before and after every step and while it waits for work. It cannot answer a ping
+during a step (OpenVINO's `step()` holds the interpreter lock), but a page of memory can always be read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import mmap
+import struct
+from pathlib import Path
+
+_SLOT = struct.Struct("<q")
+_SIZE = 4096
+
+
+class WorkerState(enum.Enum):
+    """What the engine process is doing."""
+
+    STARTING = 0
+    IDLE = 1
+    STEPPING = 2
+
+
+class StatePage:
+    """A memory-mapped file with two 8-byte slots, state and time of the last beat. One process writes, the other reads.
+
+    Each slot is aligned and written at once, so a reader never sees half a value.
+    """
+
+    def __init__(self, path: Path, *, create: bool) -> None:
+        with open(path, "x+b" if create else "r+b") as file:
+            if create:
+                file.truncate(_SIZE)
+            self._map = mmap.mmap(file.fileno(), _SIZE)
+
+    def write(self, state: WorkerState, now_ns: int) -> None:
+        """Record what is being done since `now_ns` (monotonic)."""
+        _SLOT.pack_into(self._map, 0, state.value)
+        _SLOT.pack_into(self._map, 8, now_ns)
+
+    def read(self) -> tuple[WorkerState, int]:
+        """(state, monotonic ns of the last beat; 0 before the first)."""
+        (state,) = _SLOT.unpack_from(self._map, 0)
+        (beat,) = _SLOT.unpack_from(self._map, 8)
+        return WorkerState(state), beat
+
+    def close(self) -> None:
+        """Unmap; the file is the owner's to remove."""
+        self._map.close()
+
+
+@dataclasses.dataclass(slots=True)
+class Watchdog:
+    """Judges the age of the last beat. Time that the watchdog itself did not get is not held against the engine.
+
+    `tick` is called every `interval_s`; when a call comes late, the machine was paused or starved, and the lateness is
+    subtracted from the beat's age until the next beat. Times are seconds on one monotonic clock.
+    """
+
+    stall_timeout_s: float
+    interval_s: float
+    _last_tick: float | None = None
+    _beat: float = 0.0
+    _forgiven: float = 0.0
+
+    def tick(self, now: float, beat: float) -> bool:
+        """True when the engine has stalled."""
+        late = 0.0 if self._last_tick is None else max(0.0, now - self._last_tick - self.interval_s)
+        self._last_tick = now
+        if beat != self._beat:
+            self._beat, self._forgiven = beat, 0.0
+            late = min(late, max(0.0, now - beat))  # lateness before this beat is not the engine's
+        self._forgiven += late
+        return now - beat - self._forgiven > self.stall_timeout_s

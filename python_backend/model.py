@@ -1,0 +1,75 @@
+"""Triton's entry points. Everything they do is one call into the package `inflight`, which lies beside this file.
+
+Imports at the top stay cheap: Triton imports this file twice, once in a process that only completes the configuration and
+whose `triton_python_backend_utils` has no requests and responses.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from inflight import triton_config  # noqa: E402
+from inflight.errors import LoadError, internal  # noqa: E402
+
+log = logging.getLogger("inflight")
+
+
+class TritonPythonModel:
+    """One model, one instance, one engine process."""
+
+    @staticmethod
+    def auto_complete_config(auto_complete_model_config: Any) -> Any:
+        """Every input and output of the contract."""
+        return triton_config.auto_complete(auto_complete_model_config)
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the engine; a refusal is one sentence in Triton's log."""
+        from inflight import triton_io
+        from inflight.backend import Backend
+        from inflight.config import parse_model_config
+
+        self._io = triton_io
+
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+        model_config = json.loads(args["model_config"])
+        self._batched = int(model_config.get("max_batch_size", 0)) > 0
+        parameters = {name: value["string_value"] for name, value in model_config.get("parameters", {}).items()}
+        try:
+            if triton_config.instance_count(model_config) > 1:
+                raise LoadError(
+                    "more than one instance is configured, and one engine process serves all requests of a model: set "
+                    "instance_group [ { count: 1, kind: KIND_CPU } ] (or KIND_MODEL on a GPU server)."
+                )
+            folder = Path(args["model_repository"]) / args["model_version"]
+            self._backend = Backend(parse_model_config(parameters), folder)
+            self._backend.start()
+        except LoadError as error:
+            raise pb_utils.TritonModelException(f"model {args['model_name']} cannot be loaded: {error}") from None
+
+    def execute(self, requests: list[Any]) -> None:
+        """Copy the inputs, take the sender, drop the request, return."""
+        for request in requests:
+            responder = self._io.TritonResponder(request.get_response_sender(), self._batched)
+            try:
+                self._backend.submit(self._io.read_request(request), responder)
+            except Exception:  # must not reach Triton: it would end every request of this call, those already answered too
+                log.exception("a request could not be taken")
+                responder.fail(internal(request.request_id()))
+
+    def is_ready(self) -> bool:
+        """Whether the engine is up (asked by Triton 26.03 and later)."""
+        return self._backend.ready()
+
+    def finalize(self) -> None:
+        """End what is left, then the engine."""
+        backend = getattr(self, "_backend", None)
+        if backend is not None:
+            backend.stop()

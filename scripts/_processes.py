@@ -1,0 +1,101 @@
+"""Questions to /proc about a server's processes: who descends from it, what they hold open, how to end them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def end_with_parent() -> None:
+    """For `preexec_fn`: have the kernel send SIGTERM when the thread that started this process ends, in any way."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def living_pids() -> Iterator[int]:
+    """Every process of this machine that is visible and not a zombie."""
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit() and is_alive(int(entry.name)):
+            yield int(entry.name)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process exists and still runs (a zombie does not)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    # pid (name, which may hold anything) state ...
+    return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
+
+
+def command_line(pid: int) -> list[str]:
+    """The arguments that the process was started with; empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0")
+    except OSError:
+        return []
+
+
+def marked_pids(variable: str, value: str) -> list[int]:
+    """The living processes that were started with `variable=value` in their environment, ours not included.
+
+    An environment is inherited across sessions, process groups and adoption by init, so this finds what a tree walk
+    would miss.
+    """
+    wanted = f"{variable}={value}".encode()
+    found = []
+    for pid in living_pids():
+        try:
+            environment = Path(f"/proc/{pid}/environ").read_bytes()
+        except OSError:
+            continue
+        if pid != os.getpid() and wanted in environment.split(b"\0"):
+            found.append(pid)
+    return found
+
+
+def kill_all(pids: Callable[[], Iterable[int]], timeout_s: float = 5.0) -> list[int]:
+    """SIGKILL whatever `pids` yields until it yields nothing; returns those that were killed.
+
+    Raises `TimeoutError` when something is still there after `timeout_s` seconds.
+    """
+    killed: set[int] = set()
+    give_up = time.monotonic() + timeout_s
+    while left := list(pids()):
+        if time.monotonic() > give_up:
+            raise TimeoutError(f"processes {left} do not end")
+        for pid in left:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+            killed.add(pid)
+        time.sleep(0.02)
+    return sorted(killed)
+
+
+def holds_any(pid: int, paths: set[str]) -> set[str]:
+    """Which of `paths` the process has open or mapped.
+
+    Descriptors are read before mappings: a file that is closed in between because it has been mapped is still seen.
+    """
+    held: set[str] = set()
+    try:
+        for descriptor in os.scandir(f"/proc/{pid}/fd"):
+            try:
+                held.add(os.readlink(descriptor.path))
+            except OSError:
+                continue
+        with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as maps:
+            for line in maps:
+                held.add(line.rstrip("\n").partition("/")[1] + line.rstrip("\n").partition("/")[2])
+    except OSError:
+        pass
+    return held & paths

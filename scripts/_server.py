@@ -1,0 +1,286 @@
+"""Starts a real tritonserver, waits until it serves, and stops it without leaving anything behind.
+
+Used by scripts/serve.py and by the tests' fixtures.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import _shm
+from _layout import LOGS, MODEL_REPOSITORY
+from _processes import command_line, end_with_parent, kill_all, marked_pids
+from _report import Failure
+from _serverlog import failure_reason
+from _triton import Triton, find_triton
+
+_MARK = "INFLIGHT_SERVER_ID"  # in the environment of everything that a server starts
+_POLL_S = 0.1
+_KEPT_LOGS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Where a server listens."""
+
+    http: int = 8000
+    grpc: int = 8001
+    metrics: int = 8002
+
+    @classmethod
+    def free(cls) -> Ports:
+        """Three ports that nobody listens on now."""
+        sockets = [socket.socket() for _ in range(3)]
+        try:
+            for each in sockets:
+                each.bind(("127.0.0.1", 0))
+            return cls(*(each.getsockname()[1] for each in sockets))
+        finally:
+            for each in sockets:
+                each.close()
+
+    def check(self, host: str) -> None:
+        """Raise `Failure` when one of them cannot be listened on.
+
+        Triton itself would not notice for gRPC: its sockets share a port, and both servers would get half the calls.
+        """
+        if len({self.http, self.grpc, self.metrics}) < 3:
+            raise Failure(
+                f"the ports {self.http}, {self.grpc} and {self.metrics} have to differ: see --http-port, --grpc-port "
+                "and --metrics-port."
+            )
+        for name, port in (("http", self.http), ("grpc", self.grpc), ("metrics", self.metrics)):
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((host, port))
+                except OSError as error:
+                    raise Failure(
+                        f"port {port} on {host} cannot be used ({error.strerror}): stop what listens there, or choose "
+                        f"another with --{name}-port or INFLIGHT_{name.upper()}_PORT."
+                    ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """What to serve and how. Times are seconds."""
+
+    repository: Path = MODEL_REPOSITORY
+    models: tuple[str, ...] = ("llm",)  # loaded at start; empty: every model of the repository
+    ports: Ports | None = None  # None: free ones
+    host: str = "127.0.0.1"
+    arguments: tuple[str, ...] = ()  # further arguments of tritonserver
+    environment: Mapping[str, str] = field(default_factory=dict)
+    log: Path | None = None  # None: a fresh file in .cache/logs
+    stop_timeout_s: float = 30.0
+
+
+class Server:
+    """A tritonserver process and all that it starts.
+
+    As a context manager it starts and stops; `wait_ready` comes between. Not for use from several threads, and to be
+    started from a thread that lives as long as the server (the kernel ends the server together with that thread).
+    """
+
+    def __init__(self, config: ServerConfig, triton: Triton | None = None) -> None:
+        """Nothing is started yet. Raises `Failure` when no server is installed or the models do not exist."""
+        self.config = config
+        self.ports = config.ports or Ports.free()
+        self.killed = False  # whether stopping it took SIGKILL
+        self._triton = triton or find_triton()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._mark = uuid.uuid4().hex
+        self.log = config.log or _fresh_log()
+        for model in config.models:
+            if not (config.repository / model).is_dir():
+                known = sorted(path.name for path in config.repository.glob("*") if path.is_dir())
+                raise Failure(
+                    f"{config.repository} has no model {model!r}: it has {', '.join(known) or 'none'}; choose with "
+                    "--model, or another --repository."
+                )
+
+    @property
+    def http_url(self) -> str:
+        """host:port of the HTTP endpoint."""
+        return f"{self._reachable_host()}:{self.ports.http}"
+
+    @property
+    def grpc_url(self) -> str:
+        """host:port of the gRPC endpoint."""
+        return f"{self._reachable_host()}:{self.ports.grpc}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Address of the Prometheus page."""
+        return f"http://{self._reachable_host()}:{self.ports.metrics}/metrics"
+
+    @property
+    def pid(self) -> int:
+        """The process id of tritonserver."""
+        return self._started().pid
+
+    def _reachable_host(self) -> str:
+        return "127.0.0.1" if self.config.host in ("0.0.0.0", "::") else self.config.host
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            raise RuntimeError("the server has not been started")
+        return self._process
+
+    def command(self) -> list[str]:
+        """The command line that `start` runs."""
+        config = self.config
+        # Triton waits this long for requests in flight, and seconds more for what it does not count.
+        exit_timeout_s = max(1, int(config.stop_timeout_s) - 5)
+        arguments = [
+            str(self._triton.program),
+            f"--backend-directory={self._triton.backend_directory}",
+            f"--model-repository={config.repository}",
+            f"--http-address={config.host}",
+            f"--grpc-address={config.host}",
+            f"--metrics-address={config.host}",
+            f"--http-port={self.ports.http}",
+            f"--grpc-port={self.ports.grpc}",
+            f"--metrics-port={self.ports.metrics}",
+            f"--exit-timeout-secs={exit_timeout_s}",
+        ]
+        if config.models:
+            arguments += ["--model-control-mode=explicit", *(f"--load-model={model}" for model in config.models)]
+        if not Path("/dev/nvidiactl").exists():
+            arguments.append("--allow-gpu-metrics=false")  # else it warns about missing drivers on every start
+        return [*arguments, *config.arguments]
+
+    def start(self) -> None:
+        """Start the process. Raises `Failure` when a port is taken."""
+        self.ports.check(self.config.host)
+        _shm.sweep()
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        environment = {**os.environ, **self._triton.environment, **self.config.environment, _MARK: self._mark}
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self.command(),
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # A session of its own: Ctrl-C in a terminal reaches us alone, and we stop the server in order.
+                start_new_session=True,
+                preexec_fn=end_with_parent,
+            )
+
+    def exit_status(self) -> int | None:
+        """The exit status of tritonserver, None while it runs."""
+        return self._started().poll()
+
+    def is_ready(self) -> bool:
+        """Whether the server and every model that it was told to load answer."""
+        try:
+            with urllib.request.urlopen(f"http://{self.http_url}/v2/health/ready", timeout=2) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def wait_ready(self, timeout_s: float = 120.0, tick: Callable[[float], None] = lambda _seconds: None) -> float:
+        """Wait until the server is ready; returns the seconds it took.
+
+        `tick` is called with the seconds so far, about ten times a second; what it raises ends the wait. Raises
+        `Failure` with the reason out of the log when the server ends before that or is not ready in time.
+        """
+        begin = time.monotonic()
+        while not self.is_ready():
+            elapsed = time.monotonic() - begin
+            if self.exit_status() is not None:
+                reason = failure_reason(self.log_text())
+                raise Failure(f"tritonserver did not start: {reason} (whole log: {self.log})")
+            if elapsed > timeout_s:
+                raise Failure(
+                    f"tritonserver was not ready after {timeout_s:.0f} s: look at the end of {self.log}, or allow more "
+                    "with --ready-timeout."
+                )
+            tick(elapsed)
+            time.sleep(_POLL_S)
+        return time.monotonic() - begin
+
+    def drain(self) -> None:
+        """Called before the server is told to stop, while it still serves.
+
+        Triton's stop has no phase of its own in which streams may finish while new work is refused; whoever can order
+        that from the backend overrides this.
+        """
+
+    def stop(self, hurry: Callable[[], bool] = lambda: False) -> int:
+        """Stop the server and return its exit status; waits at most `stop_timeout_s`, or until `hurry()` is true.
+
+        What is left after that is killed (`killed` says so), and the shared memory it held is removed. Stopping what
+        never started, or stopped before, does nothing.
+        """
+        if self._process is None:
+            return 0
+        process = self._process
+        if process.poll() is None:
+            self.drain()
+            process.terminate()
+            give_up = time.monotonic() + self.config.stop_timeout_s
+            while process.poll() is None and time.monotonic() < give_up and not hurry():
+                time.sleep(_POLL_S / 2)
+        # The stub looks for its parent every 0.3 s and the engine process for the stub: they end by themselves.
+        give_up = time.monotonic() + 2.0
+        while self.processes() and process.poll() is not None and time.monotonic() < give_up:
+            time.sleep(_POLL_S / 2)
+        killed = kill_all(self.processes)
+        self.killed = self.killed or process.pid in killed
+        status = process.wait(timeout=10)
+        _shm.sweep()
+        return status
+
+    def processes(self) -> list[int]:
+        """Every living process of this server: tritonserver itself, stubs, engine processes and what those started."""
+        return marked_pids(_MARK, self._mark)
+
+    def stub_pids(self) -> list[int]:
+        """The processes that run the backend's Python code, one for each model instance."""
+        return [pid for pid in self.processes() if _is_named(command_line(pid), "triton_python_backend_stub")]
+
+    def engine_pids(self) -> list[int]:
+        """The engine processes."""
+        return [pid for pid in self.processes() if "inflight.engine_worker" in command_line(pid)]
+
+    def log_text(self) -> str:
+        """All that the server has printed."""
+        try:
+            return self.log.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    def __enter__(self) -> Server:
+        """Start."""
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop."""
+        self.stop()
+
+
+def _is_named(arguments: list[str], program: str) -> bool:
+    return bool(arguments) and Path(arguments[0]).name == program
+
+
+def _fresh_log() -> Path:
+    """A new log file in .cache/logs; the oldest ones go."""
+    LOGS.mkdir(parents=True, exist_ok=True)
+    for old in sorted(LOGS.glob("tritonserver-*.log"))[:-_KEPT_LOGS]:
+        old.unlink(missing_ok=True)
+    return LOGS / f"tritonserver-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{uuid.uuid4().hex[:4]}.log"

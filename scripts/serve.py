@@ -1,0 +1,158 @@
+#!/usr/bin/env python3
+"""Starts Triton with this backend and keeps it in the foreground until Ctrl-C or SIGTERM.
+
+Uses the server that scripts/quickstart.sh fetched, or the one of the container it runs in. Exit status: 0 stopped on
+request; 1 could not start; 3 the server ended by itself; 4 the stop took too long and the server was killed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+
+from _layout import MODEL_REPOSITORY
+from _report import Failure, Progress, run_main
+from _server import Ports, Server, ServerConfig
+from _serverlog import Follower
+from _triton import find_triton
+
+ENDED_BY_ITSELF = 3
+KILLED = 4
+
+
+class StopRequest:
+    """Counts SIGTERM and SIGINT: the first asks for an orderly stop, a second one for a quick one."""
+
+    def __init__(self) -> None:
+        """Listen from now on."""
+        self.count = 0
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._note)
+
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        self.count += 1
+
+
+class _StoppedEarly(Exception):
+    """A stop was asked for while the server was still starting."""
+
+
+def parse() -> tuple[argparse.Namespace, list[str]]:
+    """Our options, and after `--` those of tritonserver."""
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").split("\n", 1)[0], epilog="What follows -- goes to tritonserver as it is."
+    )
+    ports = Ports()
+    parser.add_argument(
+        "--repository", type=Path, default=MODEL_REPOSITORY, help="model repository (default: this one's)"
+    )
+    parser.add_argument(
+        "--model",
+        action="append",
+        metavar="NAME",
+        help="model to load, may repeat (default: llm); 'all' loads every one",
+    )
+    parser.add_argument(
+        "--host",
+        default=os.environ.get("INFLIGHT_HOST", "127.0.0.1"),
+        help="address to listen on (default: %(default)s)",
+    )
+    for name, default in (("http", ports.http), ("grpc", ports.grpc), ("metrics", ports.metrics)):
+        variable = f"INFLIGHT_{name.upper()}_PORT"
+        parser.add_argument(
+            f"--{name}-port",
+            type=int,
+            default=os.environ.get(variable, str(default)),
+            help=f"default: ${variable} or {default}",
+        )
+    parser.add_argument("--tritonserver", type=Path, metavar="PROGRAM", help="server to use instead of the one found")
+    parser.add_argument("--log", type=Path, metavar="FILE", help="write the server's log here (default: the terminal)")
+    parser.add_argument("--ready-timeout", type=float, default=300.0, metavar="S", help="default: %(default)s")
+    parser.add_argument("--stop-timeout", type=float, default=30.0, metavar="S", help="default: %(default)s")
+    own, passed = sys.argv[1:], []
+    if "--" in own:
+        split = own.index("--")
+        own, passed = own[:split], own[split + 1 :]
+    return parser.parse_args(own), passed
+
+
+def supervise(server: Server, arguments: argparse.Namespace, stop: StopRequest) -> int:
+    """Wait until the server is ready, say so, and stay until it ends or is to stop. Returns the exit status."""
+    progress = Progress()
+
+    def tick(seconds: float) -> None:
+        if stop.count:
+            raise _StoppedEarly
+        if arguments.log:
+            progress.show(f"waiting for the server, {seconds:.0f} s")
+
+    try:
+        seconds = server.wait_ready(arguments.ready_timeout, tick)
+    except _StoppedEarly:
+        return 0
+    finally:
+        progress.clear()
+    models = ", ".join(server.config.models) or "all models"
+    print(f"ready after {seconds:.1f} s: {models}", flush=True)
+    print(f"  gRPC {server.grpc_url}   HTTP http://{server.http_url}   metrics {server.metrics_url}", flush=True)
+    while not stop.count:
+        if server.exit_status() is not None:
+            print(
+                f"error: tritonserver ended by itself with status {server.exit_status()}: see {server.log}.",
+                file=sys.stderr,
+            )
+            return ENDED_BY_ITSELF
+        time.sleep(0.1)
+    return 0
+
+
+def end(server: Server, stop: StopRequest, status: int, say: Callable[[str], None]) -> int:
+    """Stop the server, in order or at once on a second signal; returns the exit status of the script."""
+    signals = stop.count
+    if server.processes():
+        say("stopping the server (once more to stop at once)")
+    server.stop(hurry=lambda: stop.count > max(signals, 1))
+    if server.killed:
+        print("error: the server did not stop in time and was killed; requests in flight are lost.", file=sys.stderr)
+        return KILLED
+    return status
+
+
+def main() -> int:
+    """Serve until asked to stop."""
+    arguments, passed = parse()
+    names = tuple(arguments.model or ["llm"])
+    config = ServerConfig(
+        repository=arguments.repository.absolute(),
+        models=() if "all" in names else names,
+        ports=Ports(arguments.http_port, arguments.grpc_port, arguments.metrics_port),
+        host=arguments.host,
+        arguments=tuple(passed),
+        log=arguments.log.absolute() if arguments.log else None,
+        stop_timeout_s=arguments.stop_timeout,
+    )
+    if not config.repository.is_dir():
+        raise Failure(f"there is no model repository at {config.repository}: name one with --repository.")
+    stop = StopRequest()
+    server = Server(config, find_triton(arguments.tritonserver))
+    with ExitStack() as stack:
+        if not arguments.log:
+            stack.enter_context(Follower(server.log))
+        status = 1
+        try:
+            server.start()
+            status = supervise(server, arguments, stop)
+        finally:
+            status = end(server, stop, status, lambda text: print(text, file=sys.stderr, flush=True))
+    return status
+
+
+if __name__ == "__main__":
+    run_main(main)

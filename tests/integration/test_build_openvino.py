@@ -1,0 +1,191 @@
+"""The builder's OpenVINO target on tiny random checkpoints: real export, real compression, a real engine loads."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+import inflight.manifest as manifest
+from tests.tiny_models import write_checkpoint
+
+pytestmark = pytest.mark.build
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "python_backend"), str(ROOT)))}
+
+
+def command(model: Path, output: Path, *more: str) -> list[str]:
+    base = [sys.executable, "-m", "build_engine", "build", str(model), "--target", "openvino", "--output", str(output)]
+    return [*base, *more]
+
+
+def build(model: Path, output: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(model, output, *more), env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("source") / "tiny-llama", rope_theta=500.0)
+
+
+@pytest.fixture(scope="module")
+def engine(checkpoint: Path) -> Path:
+    output = checkpoint.parent / "engine"
+    done = build(checkpoint, output, "--quantization", "none", "--kv-cache", "none", "--max-seq-len", "128")
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+def logits_of(directory: Path, ids: list[int]) -> npt.NDArray[np.float32]:
+    """Logits [positions, vocabulary] of an exported model over one sequence."""
+    import openvino as ov
+
+    model = ov.Core().compile_model(directory / "openvino_model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    request = model.create_infer_request()
+    tokens = np.array([ids], dtype=np.int64)
+    inputs = {"input_ids": tokens, "attention_mask": np.ones_like(tokens), "beam_idx": np.zeros(1, dtype=np.int32)}
+    names = {name for port in model.inputs for name in port.get_names()}
+    if "position_ids" in names:
+        inputs["position_ids"] = np.arange(len(ids), dtype=np.int64)[None]
+    logits: npt.NDArray[np.float32] = np.asarray(request.infer(inputs)["logits"])[0]
+    return logits
+
+
+def reference_logits(directory: Path, ids: list[int]) -> npt.NDArray[np.float32]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    with torch.no_grad():
+        return np.asarray(model(torch.tensor([ids])).logits[0])
+
+
+IDS = [1, *range(40, 90), 2]
+
+
+def test_engine_directory(checkpoint: Path, engine: Path) -> None:
+    checked = manifest.check(engine, target="openvino", deep=True)
+    assert checked.source.name == "tiny-llama"
+    assert checked.limits.max_seq_len == 128
+    assert (checked.quantization.recipe, checked.quantization.kv_cache) == ("none", "none")
+    names = {path.name for path in engine.iterdir()}
+    assert {"engine.json", "openvino_model.xml", "openvino_model.bin", "config.json", "generation_config.json"} <= names
+    assert {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"} <= names
+    assert {"openvino_tokenizer.xml", "openvino_detokenizer.xml"} <= names
+    assert (engine / "tokenizer.json").read_bytes() == (checkpoint / "tokenizer.json").read_bytes()
+    assert sorted(path.name for path in engine.parent.iterdir() if path.name.startswith(".")) == []
+
+
+def test_unquantized_engine_equals_the_source(checkpoint: Path, engine: Path) -> None:
+    np.testing.assert_allclose(logits_of(engine, IDS), reference_logits(checkpoint, IDS), atol=2e-3)
+
+
+def test_a_checkpoint_of_transformers_5_keeps_its_rotary_base(checkpoint: Path, engine: Path, tmp_path: Path) -> None:
+    newer = tmp_path / "newer"
+    newer.mkdir()
+    for path in checkpoint.iterdir():
+        (newer / path.name).write_bytes(path.read_bytes())
+    config = json.loads((newer / "config.json").read_text())
+    base = config.pop("rope_theta")
+    assert base == 500.0
+    config.pop("rope_scaling", None)
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": base}
+    (newer / "config.json").write_text(json.dumps(config))
+    done = build(newer, tmp_path / "engine", "--quantization", "none")
+    assert done.returncode == 0, done.stderr
+    expected = logits_of(engine, IDS)
+    np.testing.assert_allclose(logits_of(tmp_path / "engine", IDS), expected, atol=1e-5)
+    wrong = reference_logits(newer, IDS)  # transformers 4 on the untranslated copy falls back to 10,000
+    assert np.abs(wrong - expected).max() > 0.1, "the planted fault must be visible for this test to mean anything"
+
+
+@pytest.mark.parametrize(("recipe", "largest"), [("int8", 0.45), ("int4", 0.45)])
+def test_quantized_engine_generates(checkpoint: Path, tmp_path: Path, recipe: str, largest: float) -> None:
+    import openvino as ov
+    import openvino_genai as genai
+
+    done = build(checkpoint, tmp_path / "engine", "--quantization", recipe)
+    assert done.returncode == 0, done.stderr
+    checked = manifest.check(tmp_path / "engine", deep=True)
+    assert checked.quantization.kv_cache == "int8"
+    assert checked.quantization.details["mode"] == {"int8": "int8_asym", "int4": "int4_asym"}[recipe]
+    weights = (tmp_path / "engine" / "openvino_model.bin").stat().st_size
+    assert weights < largest * (checkpoint / "model.safetensors").stat().st_size
+    scheduler = genai.SchedulerConfig()
+    scheduler.num_kv_blocks = 16
+    pipeline = genai.ContinuousBatchingPipeline(
+        str(tmp_path / "engine"), scheduler, "CPU", {"KV_CACHE_PRECISION": "u8"}
+    )
+    options = genai.GenerationConfig()
+    options.max_new_tokens = 5
+    options.ignore_eos = True
+    handle = pipeline.add_request(0, ov.Tensor(np.array([IDS], dtype=np.int64)), options)
+    tokens: list[int] = []
+    deadline = time.monotonic() + 60
+    while pipeline.has_non_finished_requests() and time.monotonic() < deadline:
+        pipeline.step()
+        while handle.can_read():
+            tokens += [token for output in handle.read().values() for token in output.generated_ids]
+    assert len(tokens) == 5
+
+
+def test_the_same_build_gives_the_same_bytes(checkpoint: Path, engine: Path, tmp_path: Path) -> None:
+    done = build(checkpoint, tmp_path / "engine", "--quantization", "none", "--kv-cache", "none")
+    assert done.returncode == 0, done.stderr
+    first = {entry.path: entry.sha256 for entry in manifest.read(engine).files}
+    again = {entry.path: entry.sha256 for entry in manifest.read(tmp_path / "engine").files}
+    assert again == first
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_build_leaves_nothing(checkpoint: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
+    process = subprocess.Popen(command(checkpoint, tmp_path / "engine"), env=ENVIRONMENT, stderr=subprocess.PIPE)
+    try:
+        wait_for_child(process.pid, tmp_path)
+        process.send_signal(number)
+        _, error = process.communicate(timeout=30)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+    assert process.returncode == code
+    assert b"Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_build_is_swept_by_the_next(checkpoint: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(command(checkpoint, tmp_path / "engine"), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    child = wait_for_child(process.pid, tmp_path)
+    process.kill()
+    process.wait(timeout=10)
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{child}").exists(), "the stage outlived its parent"
+    assert [path.name.split("-")[0] for path in tmp_path.iterdir()] == [".engine.building"]
+    done = build(checkpoint, tmp_path / "engine")
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["engine"]
+
+
+def wait_for_child(parent: int, directory: Path) -> int:
+    """Wait until the build has a stage process and a hidden output directory; return the stage's process id."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        if children and any(path.name.startswith(".engine.building-") for path in directory.iterdir()):
+            time.sleep(0.5)
+            return int(children[0])
+        time.sleep(0.05)
+    raise AssertionError("the build never started its stage")

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from build_engine import hf_config, source
+from build_engine.architectures import SUPPORTED, support_for
+from build_engine.errors import UserMistake
+from build_engine.quantization import KV_CACHES, RECIPES, group_size_for, kv_cache_for, recipe_for
+from tests.tiny_models import LLAMA, write_config
+
+pytestmark = pytest.mark.fast
+
+BASE = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **LLAMA}
+
+
+def test_transformers_4_form() -> None:
+    config = hf_config.parse({**BASE, "rope_theta": 100000.0, "rope_scaling": None})
+    assert (config.rope_base, config.rope_scaling, config.head_dim) == (100000.0, None, 16)
+    assert hf_config.to_transformers_4(config.raw) == config.raw
+
+
+def test_transformers_5_form_keeps_its_base() -> None:
+    raw = {**BASE, "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0}}
+    assert hf_config.parse(raw).rope_base == 100000.0
+    translated = hf_config.to_transformers_4(raw)
+    assert (translated["rope_theta"], translated["rope_scaling"]) == (100000.0, None)
+    assert "rope_parameters" not in translated
+
+
+def test_transformers_5_scaling() -> None:
+    parameters = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0}
+    config = hf_config.parse({**BASE, "rope_parameters": parameters})
+    assert config.rope_scaling == {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}
+    assert hf_config.to_transformers_4(config.raw)["rope_scaling"] == config.rope_scaling
+
+
+def test_old_spelling_of_the_scaling_kind() -> None:
+    config = hf_config.parse({**BASE, "rope_scaling": {"type": "linear", "factor": 2.0}})
+    assert config.rope_scaling == {"rope_type": "linear", "factor": 2.0}
+
+
+def test_two_bases_per_attention_type() -> None:
+    parameters = {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    raw = {**BASE, "model_type": "gemma3_text", "rope_parameters": parameters}
+    config = hf_config.parse(raw)
+    assert (config.rope_base, config.rope_local_base) == (1e6, 1e4)
+    translated = hf_config.to_transformers_4(raw)
+    assert translated["rope_local_base_freq"] == 1e4
+    assert translated["rope_scaling"] == {"rope_type": "linear", "factor": 8.0}
+
+
+def test_two_different_bases_are_refused() -> None:
+    with pytest.raises(UserMistake, match="two rotary bases"):
+        hf_config.parse({**BASE, "rope_theta": 1e4, "rope_parameters": {"rope_theta": 1e5}})
+
+
+def test_staged_copy_is_translated_and_links_the_rest(tmp_path: Path) -> None:
+    directory = write_config(
+        tmp_path / "m", rope_parameters={"rope_theta": 5e5}, auto_map={"AutoConfig": "evil.Config"}
+    )
+    (directory / "model.safetensors").write_bytes(b"w")
+    (directory / "tokenizer.json").write_text("{}")
+    (directory / "evil.py").write_text("raise SystemExit")
+    staged = source.stage(source.resolve(str(directory)), tmp_path / "staged")
+    config = json.loads((staged / "config.json").read_text())
+    assert config["rope_theta"] == 5e5
+    assert "auto_map" not in config
+    assert (staged / "model.safetensors").resolve() == directory / "model.safetensors"
+    assert not (staged / "evil.py").exists()
+
+
+def test_source_hash_covers_weights_tokenizer_and_config(tmp_path: Path) -> None:
+    directory = write_config(tmp_path / "m")
+    (directory / "model.safetensors").write_bytes(b"w")
+    (directory / "tokenizer.json").write_text("{}")
+    (directory / "README.md").write_text("one")
+    first = source.resolve(str(directory)).sha256()
+    (directory / "README.md").write_text("two")
+    assert source.resolve(str(directory)).sha256() == first
+    for name in ("model.safetensors", "tokenizer.json"):
+        before = source.resolve(str(directory)).sha256()
+        (directory / name).write_bytes(b"changed")
+        assert source.resolve(str(directory)).sha256() != before
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda d: None, "has no .*safetensors"),
+        (lambda d: (d / "pytorch_model.bin").write_bytes(b""), "pickled"),
+        (
+            lambda d: (
+                (d / "model-00001-of-00002.safetensors").write_bytes(b""),
+                (d / "model.safetensors.index.json").write_text(
+                    '{"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}'
+                ),
+            ),
+            "lacks model-00002-of-00002.safetensors",
+        ),
+    ],
+)
+def test_incomplete_checkpoints(tmp_path: Path, prepare: object, message: str) -> None:
+    directory = write_config(tmp_path / "m")
+    prepare(directory)  # type: ignore[operator]
+    with pytest.raises(UserMistake, match=message):
+        source.resolve(str(directory))
+
+
+def test_neither_directory_nor_hub_name(tmp_path: Path) -> None:
+    with pytest.raises(UserMistake, match="neither a directory nor a hub name"):
+        source.resolve("./no/such/place")
+    (tmp_path / "f").write_text("")
+    with pytest.raises(UserMistake, match="is a file"):
+        source.resolve(str(tmp_path / "f"))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"architectures": ["X"]}', '{"architectures": []}'])
+def test_bad_configurations(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserMistake):
+        hf_config.load(tmp_path)
+
+
+def test_unsupported_architecture_is_named_with_the_list() -> None:
+    config = hf_config.parse({**BASE, "architectures": ["MambaForCausalLM"]})
+    with pytest.raises(
+        UserMistake, match="MambaForCausalLM is not supported for openvino, which builds: LlamaForCausalLM"
+    ):
+        support_for(config, "openvino")
+    assert "LlamaForCausalLM" in SUPPORTED
+
+
+def test_quantization_a_target_lacks_is_refused_with_what_it_has() -> None:
+    with pytest.raises(UserMistake, match="cannot be built for openvino, which takes: none, int8, int4"):
+        recipe_for("nvfp4", "openvino")
+    with pytest.raises(UserMistake, match="--kv-cache fp8 cannot be served by openvino"):
+        kv_cache_for("fp8", "openvino", RECIPES["int8"])
+    assert kv_cache_for("auto", "openvino", RECIPES["int8"]) == "int8"
+    assert "auto" in KV_CACHES
+
+
+@pytest.mark.parametrize(("widths", "group"), [([576, 1536], 64), ([4096, 11008], 128), ([64, 96], 32), ([60], None)])
+def test_group_size_is_the_largest_that_divides(widths: list[int], group: int | None) -> None:
+    assert group_size_for(RECIPES["int4"], widths) == group
+
+
+def test_sliding_layers() -> None:
+    gemma2 = {**BASE, "model_type": "gemma2", "sliding_window": 64, "num_hidden_layers": 5}
+    assert hf_config.parse(gemma2).sliding_layers == 3
+    assert hf_config.parse({**BASE, "sliding_window": 64, "use_sliding_window": False}).sliding_layers == 0
+    mixed = {**BASE, "sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"]}
+    assert hf_config.parse(mixed).sliding_layers == 1
