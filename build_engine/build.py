@@ -20,6 +20,8 @@ from build_engine.output import OutputDirectory, check_free
 from build_engine.quantization import Recipe, kv_cache_for, recipe_for
 from build_engine.source import Source
 from build_engine.stages import run_stage
+from build_engine.verification import corpus
+from build_engine.verification.verify import Artifact, as_text, measure, require
 
 EXPORT_BASE_S, EXPORT_S_PER_GB = 9.0, 60.0
 """Expected time of the OpenVINO export: a constant for imports and so much per GB of weights (2 cores, int8)."""
@@ -36,6 +38,7 @@ class BuildOptions:
     kv_cache: str = "auto"
     max_seq_len: int | None = None
     force: bool = False
+    verify_tokens: int = 0
     command: str = ""
 
 
@@ -85,19 +88,26 @@ def build(options: BuildOptions, console: Console) -> manifest.Manifest:
                     "needs a tokenizer from elsewhere; everything else works"
                 )
             copy_tokenizer(origin, out.path)
+            quantization = manifest.Quantization(
+                recipe=recipe.name,
+                algorithm=compression.algorithm if compression else f"none ({origin.config.dtype})",
+                kv_cache=kv_cache,
+                details=dict(compression.arguments) if compression else {},
+            )
+            figures = None
+            if options.verify_tokens:
+                artifact = Artifact(out.path, "openvino", quantization, max_seq_len)
+                text = corpus.evaluation()
+                figures, _ = measure(artifact, origin, staged, text, options.verify_tokens, console, log)
+                require(recipe.name, figures)
             written = manifest.Manifest(
                 target="openvino",
                 source=manifest.Source(name=origin.name, architecture=origin.config.architecture, sha256=sha256),
-                quantization=manifest.Quantization(
-                    recipe=recipe.name,
-                    algorithm=compression.algorithm if compression else f"none ({origin.config.dtype})",
-                    kv_cache=kv_cache,
-                    details=dict(compression.arguments) if compression else {},
-                ),
+                quantization=quantization,
                 parallelism=manifest.Parallelism(),
                 limits=manifest.Limits(max_seq_len=max_seq_len),
                 requires=manifest.Requires(packages={"openvino": result["packages"]["openvino"]}),
-                verification=None,
+                verification=figures,
                 files=manifest.list_files(out.path),
                 built=manifest.Built(
                     by=f"build_engine {__version__}",
@@ -126,6 +136,8 @@ def say_summary(written: manifest.Manifest, output: Path, recipe: Recipe, origin
         f"{format_bytes(size)} from {format_bytes(origin.weight_bytes)}, "
         f"in {format_seconds(written.built.seconds)}"
     )
+    if written.verification is not None:
+        console.say(as_text(written.verification))
 
 
 def copy_tokenizer(origin: Source, directory: Path) -> None:

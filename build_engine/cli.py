@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import signal
 import sys
@@ -11,12 +12,18 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from build_engine import __version__
+import msgspec
+
+from build_engine import __version__, source
 from build_engine.architectures import TARGETS
 from build_engine.build import BuildOptions, build
 from build_engine.console import make_console
-from build_engine.errors import BuilderError, Interrupted
+from build_engine.errors import AccuracyFailure, BuilderError, Interrupted, UserMistake
+from build_engine.planning import plan
+from build_engine.planning.gpus import gpu_named, gpu_table, own_gpu
+from build_engine.planning.roofline import Parallel
 from build_engine.quantization import KV_CACHES, RECIPES
+from build_engine.verification.verify import BUILD_TOKENS, DEFAULT_TOKENS, as_text, verify
 
 
 class _Parser(argparse.ArgumentParser):
@@ -48,8 +55,52 @@ def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m build_engine", description="Hugging Face checkpoints into verified engines.")
     parser.add_argument("--version", action="version", version=f"build_engine {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_plan(commands)
     _add_build(commands)
+    _add_verify(commands)
     return parser
+
+
+def _add_plan(commands: argparse._SubParsersAction[_Parser]) -> None:
+    parser = commands.add_parser("plan", help="what a model needs and what a GPU gives", allow_abbrev=False)
+    parser.add_argument("model", metavar="MODEL", help="directory with a config.json, or a hub name")
+    parser.add_argument("--quantization", metavar="NAMES", help=f"comma-separated, default all: {', '.join(RECIPES)}")
+    parser.add_argument("--kv-cache", choices=("none", "fp8", "int8"), default="none", help="default: none (16 bits)")
+    parser.add_argument("--max-seq-len", type=_positive, metavar="TOKENS", help="length of a sequence (default: 2048)")
+    parser.add_argument("--max-num-tokens", type=_positive, default=8192, metavar="N", help="tokens a step")
+    parser.add_argument("--gpu", metavar="NAME", help=f"one of {', '.join(gpu_table())}")
+    parser.add_argument("--gpu-memory", type=float, metavar="GB")
+    parser.add_argument("--gpu-bandwidth", type=float, metavar="GB/S")
+    parser.add_argument("--gpu-tflops", type=float, metavar="TFLOPS", help="dense rate of the arithmetic you use")
+    parser.add_argument("--tensor-parallel", type=_positive, default=1, metavar="N")
+    parser.add_argument("--pipeline-parallel", type=_positive, default=1, metavar="N")
+    parser.add_argument("--json", action="store_true", help="the plan as JSON on standard output")
+    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="write the decode roofline as a chart")
+    parser.set_defaults(run=_run_plan)
+
+
+def _run_plan(options: argparse.Namespace, arguments: list[str]) -> int:
+    origin = source.resolve(options.model, need_weights=False)
+    own = (options.gpu_memory, options.gpu_bandwidth, options.gpu_tflops)
+    gpu = gpu_named(options.gpu) if options.gpu else None
+    if any(value is not None for value in own):
+        if gpu is not None or not all(value is not None and value > 0 for value in own):
+            raise UserMistake("a GPU of your own takes --gpu-memory, --gpu-bandwidth and --gpu-tflops, without --gpu")
+        gpu = own_gpu(*own)
+    planned = plan.make_plan(
+        origin.name,
+        origin.config,
+        recipes=plan.recipe_names(options.quantization),
+        kv_cache=options.kv_cache,
+        length=options.max_seq_len or min(2048, origin.config.max_position_embeddings),
+        gpu=gpu,
+        parallel=Parallel(options.tensor_parallel, options.pipeline_parallel),
+        max_num_tokens=options.max_num_tokens,
+    )
+    if options.plot is not None:
+        options.plot.write_text(plan.as_svg(planned), encoding="utf-8")
+    print(json.dumps(plan.as_json(planned), indent=2) if options.json else plan.as_text(planned))
+    return 0
 
 
 def _add_build(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -61,6 +112,12 @@ def _add_build(commands: argparse._SubParsersAction[_Parser]) -> None:
     parser.add_argument("--max-seq-len", type=_positive, metavar="TOKENS", help="default: the model's own limit")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--force", action="store_true", help="replace an engine that is already there")
+    parser.add_argument(
+        "--verify",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help=f"compare the engine with its source on {BUILD_TOKENS} tokens (default: yes)",
+    )
     parser.add_argument("--json", action="store_true", help="progress as JSON lines")
     parser.set_defaults(run=_run_build)
 
@@ -75,9 +132,39 @@ def _run_build(options: argparse.Namespace, arguments: list[str]) -> int:
         kv_cache=options.kv_cache,
         max_seq_len=options.max_seq_len,
         force=options.force,
+        verify_tokens=BUILD_TOKENS if options.verify else 0,
         command=shlex.join(["python", "-m", "build_engine", *arguments]),
     )
     build(asked, console)
+    return 0
+
+
+def _add_verify(commands: argparse._SubParsersAction[_Parser]) -> None:
+    parser = commands.add_parser("verify", help="measure an engine against its source", allow_abbrev=False)
+    parser.add_argument("directory", type=Path, metavar="DIR")
+    parser.add_argument("--reference", required=True, metavar="MODEL", help="the checkpoint it was built from")
+    parser.add_argument("--tokens", type=_positive, default=DEFAULT_TOKENS, help=f"default: {DEFAULT_TOKENS}")
+    parser.add_argument("--text", type=Path, metavar="FILE", help="a text of your own (default: a packaged one)")
+    parser.add_argument("--record", action="store_true", help="write the figures into engine.json")
+    parser.add_argument("--json", action="store_true", help="figures as JSON on standard output")
+    parser.set_defaults(run=_run_verify)
+
+
+def _run_verify(options: argparse.Namespace, arguments: list[str]) -> int:
+    figures, problem = verify(
+        options.directory,
+        options.reference,
+        tokens=options.tokens,
+        text=options.text,
+        record=options.record,
+        console=make_console(as_json=options.json),
+    )
+    if options.json:
+        print(json.dumps({**msgspec.to_builtins(figures), "passed": problem is None, "problem": problem}))
+    else:
+        print(as_text(figures))
+    if problem:
+        raise AccuracyFailure(problem)
     return 0
 
 

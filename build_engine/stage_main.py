@@ -19,6 +19,7 @@ from build_engine.errors import AccuracyFailure, BuilderError, UserMistake
 
 STAGES = {
     "openvino.export": "build_engine.openvino.export",
+    "verify": "build_engine.verification.stage",
 }
 """Stage name → module with ``run(spec, report) -> result``."""
 

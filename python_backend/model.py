@@ -1,7 +1,7 @@
 """Triton's entry points. Everything they do is one call into the package `inflight`, which lies beside this file.
 
-Imports at the top stay cheap: Triton imports this file twice, once in a process that only completes the configuration and
-whose `triton_python_backend_utils` has no requests and responses.
+Imports at the top stay cheap: Triton imports this file twice, once in a process that only completes the configuration
+and whose `triton_python_backend_utils` has no requests and responses.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import triton_python_backend_utils as pb_utils
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from inflight import triton_config  # noqa: E402
-from inflight.errors import LoadError, internal  # noqa: E402
+from inflight import triton_config
+from inflight.errors import LoadError, internal
 
 log = logging.getLogger("inflight")
 
@@ -32,9 +32,10 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the engine; a refusal is one sentence in Triton's log."""
-        from inflight import triton_io
+        from inflight import triton_io, triton_metrics
         from inflight.backend import Backend
         from inflight.config import parse_model_config
+        from inflight.control import open_control
 
         self._io = triton_io
 
@@ -49,10 +50,15 @@ class TritonPythonModel:
                     "instance_group [ { count: 1, kind: KIND_CPU } ] (or KIND_MODEL on a GPU server)."
                 )
             folder = Path(args["model_repository"]) / args["model_version"]
-            self._backend = Backend(parse_model_config(parameters), folder)
+            warmups = triton_config.warmup_requests(model_config)
+            self._backend = Backend(parse_model_config(parameters), folder, warmups)
             self._backend.start()
         except LoadError as error:
             raise pb_utils.TritonModelException(f"model {args['model_name']} cannot be loaded: {error}") from None
+        sink = triton_metrics.make_sink(args["model_name"], args["model_version"])
+        if sink is not None:
+            self._backend.export_metrics(sink)
+        self._control = open_control(args["model_name"], self._backend)
 
     def execute(self, requests: list[Any]) -> None:
         """Copy the inputs, take the sender, drop the request, return."""
@@ -60,7 +66,9 @@ class TritonPythonModel:
             responder = self._io.TritonResponder(request.get_response_sender(), self._batched)
             try:
                 self._backend.submit(self._io.read_request(request), responder)
-            except Exception:  # must not reach Triton: it would end every request of this call, those already answered too
+            except (
+                Exception
+            ):  # must not reach Triton: it would end every request of this call, those already answered too
                 log.exception("a request could not be taken")
                 responder.fail(internal(request.request_id()))
 
@@ -70,6 +78,9 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """End what is left, then the engine."""
+        control = getattr(self, "_control", None)
+        if control is not None:
+            control.stop(timeout_s=2.0)
         backend = getattr(self, "_backend", None)
         if backend is not None:
             backend.stop()

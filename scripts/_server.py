@@ -100,6 +100,7 @@ class Server:
         self._triton = triton or find_triton()
         self._process: subprocess.Popen[bytes] | None = None
         self._mark = uuid.uuid4().hex
+        self._log_start = 0  # bytes that were in the log file before
         self.log = config.log or _fresh_log()
         for model in config.models:
             if not (config.repository / model).is_dir():
@@ -167,6 +168,7 @@ class Server:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, **self._triton.environment, **self.config.environment, _MARK: self._mark}
         with self.log.open("ab") as log:
+            self._log_start = log.tell()
             self._process = subprocess.Popen(
                 self.command(),
                 env=environment,
@@ -258,7 +260,7 @@ class Server:
     def log_text(self) -> str:
         """All that the server has printed."""
         try:
-            return self.log.read_text(encoding="utf-8", errors="replace")
+            return self.log.read_bytes()[self._log_start :].decode("utf-8", errors="replace")
         except FileNotFoundError:
             return ""
 

@@ -8,6 +8,7 @@ request; 1 could not start; 3 the server ended by itself; 4 the stop took too lo
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from _layout import MODEL_REPOSITORY
+from _processes import end_with_parent
 from _report import Failure, Progress, run_main
 from _server import Ports, Server, ServerConfig
 from _serverlog import Follower
@@ -74,6 +76,13 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
         )
     parser.add_argument("--tritonserver", type=Path, metavar="PROGRAM", help="server to use instead of the one found")
     parser.add_argument("--log", type=Path, metavar="FILE", help="write the server's log here (default: the terminal)")
+    parser.add_argument("--ready-file", type=Path, metavar="FILE", help="write addresses here (JSON) once it is ready")
+    parser.add_argument("--check", action="store_true", help="only check whether the ports can be listened on")
+    parser.add_argument(
+        "--end-with-parent",
+        action="store_true",
+        help="for scripts: leave the terminal's Ctrl-C to the process that started this one, and stop when it ends",
+    )
     parser.add_argument("--ready-timeout", type=float, default=300.0, metavar="S", help="default: %(default)s")
     parser.add_argument("--stop-timeout", type=float, default=30.0, metavar="S", help="default: %(default)s")
     own, passed = sys.argv[1:], []
@@ -102,6 +111,11 @@ def supervise(server: Server, arguments: argparse.Namespace, stop: StopRequest) 
     models = ", ".join(server.config.models) or "all models"
     print(f"ready after {seconds:.1f} s: {models}", flush=True)
     print(f"  gRPC {server.grpc_url}   HTTP http://{server.http_url}   metrics {server.metrics_url}", flush=True)
+    if arguments.ready_file:
+        addresses = {"grpc": server.grpc_url, "http": server.http_url, "metrics": server.metrics_url, "pid": server.pid}
+        partial = arguments.ready_file.with_name(arguments.ready_file.name + ".part")
+        partial.write_text(json.dumps(addresses) + "\n", encoding="utf-8")
+        os.replace(partial, arguments.ready_file)
     while not stop.count:
         if server.exit_status() is not None:
             print(
@@ -129,10 +143,11 @@ def main() -> int:
     """Serve until asked to stop."""
     arguments, passed = parse()
     names = tuple(arguments.model or ["llm"])
+    ports = Ports(arguments.http_port, arguments.grpc_port, arguments.metrics_port)
     config = ServerConfig(
         repository=arguments.repository.absolute(),
         models=() if "all" in names else names,
-        ports=Ports(arguments.http_port, arguments.grpc_port, arguments.metrics_port),
+        ports=ports,
         host=arguments.host,
         arguments=tuple(passed),
         log=arguments.log.absolute() if arguments.log else None,
@@ -140,7 +155,15 @@ def main() -> int:
     )
     if not config.repository.is_dir():
         raise Failure(f"there is no model repository at {config.repository}: name one with --repository.")
+    if arguments.check:
+        ports.check(config.host)
+        return 0
+    if arguments.ready_file:
+        arguments.ready_file.unlink(missing_ok=True)
     stop = StopRequest()
+    if arguments.end_with_parent:
+        os.setpgid(0, 0)
+        end_with_parent()
     server = Server(config, find_triton(arguments.tritonserver))
     with ExitStack() as stack:
         if not arguments.log:
@@ -150,6 +173,8 @@ def main() -> int:
             server.start()
             status = supervise(server, arguments, stop)
         finally:
+            if arguments.ready_file:
+                arguments.ready_file.unlink(missing_ok=True)
             status = end(server, stop, status, lambda text: print(text, file=sys.stderr, flush=True))
     return status
 

@@ -1,9 +1,9 @@
 """Which request may start, and when. Pure: time comes in as an argument, nothing is sent from here.
 
-A waiting request starts when the engine has a place for all its sequences and KV blocks for its worst case, so that the pool
-never runs dry. Order is by priority with ageing: a request gains one point of priority for every `AGEING_S` seconds it waits, so
-the lowest (−100) overtakes a stream of fresh highest ones (100) after at most 200 × `AGEING_S` seconds, and none starves. The
-request at the head is never overtaken by a smaller one behind it, for the same reason.
+A waiting request starts when the engine has a place for all its sequences and KV blocks for its worst case, so that
+the pool never runs dry. Order is by priority with ageing: a request gains one point of priority for every `AGEING_S`
+seconds it waits, so the lowest (−100) overtakes a stream of fresh highest ones (100) after at most 200 × `AGEING_S`
+seconds, and none starves. The request at the head is never overtaken by a smaller one behind it, for the same reason.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _Waiting:
 
 
 def worst_case(request: EngineRequest, block_size: int) -> Reservation:
-    """Blocks if every sequence runs to max_tokens and none shares a block; one more per sequence for a copy on write."""
+    """Blocks if every sequence runs to max_tokens and none shares a block; one more each for a copy on write."""
     sampling = request.sampling
     sequences = max(sampling.num_sequences, sampling.beam_width)
     if block_size <= 0:
@@ -48,7 +48,8 @@ def worst_case(request: EngineRequest, block_size: int) -> Reservation:
 class AdmissionQueue:
     """Waiting and running requests of one engine.
 
-    Invariant: the sums of the running requests' reservations never exceed `max_running` places and `blocks_total` blocks.
+    Invariant: the sums of the running requests' reservations never exceed `max_running` places and `blocks_total`
+    blocks.
     """
 
     def __init__(
@@ -109,10 +110,14 @@ class AdmissionQueue:
     def _refuse_impossible(self, request: EngineRequest, reservation: Reservation) -> None:
         if reservation.sequences > self._places:
             name = "beam_width" if request.sampling.beam_width > 1 else "num_return_sequences"
-            raise invalid(name, f"needs {reservation.sequences} places; this model runs at most {self._places} sequences")
+            raise invalid(
+                name, f"needs {reservation.sequences} places; this model runs at most {self._places} sequences"
+            )
         if self._blocks and reservation.blocks > self._blocks:
             tokens = self._blocks * self._block_size
-            raise invalid("max_tokens", f"with this prompt needs more KV cache than the {tokens} tokens this model has; lower it")
+            raise invalid(
+                "max_tokens", f"with this prompt needs more KV cache than the {tokens} tokens this model has; lower it"
+            )
 
     def take(self, now: float) -> list[int]:
         """Ids of the requests to start now, in order; they count as running from here on."""
@@ -149,8 +154,8 @@ class AdmissionQueue:
     def _batch_closes(self) -> float:
         """When a batch starts although it is not full.
 
-        `dynamic` collects for a window after the first arrival, so requests that waited for the last batch start at once;
-        `static` goes on waiting for a full batch, and its wait begins when the engine is free.
+        `dynamic` collects for a window after the first arrival, so requests that waited for the last batch start at
+        once; `static` goes on waiting for a full batch, and its wait begins when the engine is free.
         """
         oldest = min(entry.arrival for entry in self._waiting.values())
         return (max(oldest, self._idle_since) if self._strategy == "static" else oldest) + self._max_wait
@@ -186,5 +191,3 @@ class AdmissionQueue:
         if not self._running:
             self._idle_since = now
         return True
-
-

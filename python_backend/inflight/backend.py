@@ -1,7 +1,7 @@
 """How a request travels: the wiring of one model, without a word of Triton.
 
-    model.py ─submit▶ parse pool ─▶ dispatcher ─▶ engine process
-    client  ◀─send── delivery ◀─── reader thread ◀──────┘
+model.py ─submit▶ parse pool ─▶ dispatcher ─▶ engine process
+client  ◀─send── delivery ◀─── reader thread ◀──────┘
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import logging
 import secrets
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from inflight import frames
 from inflight.admission import AdmissionQueue
@@ -24,10 +26,11 @@ from inflight.delivery import Delivery, LiveStream, Responder
 from inflight.detokenizer import DetokenizerFactory
 from inflight.dispatcher import Dispatcher
 from inflight.engine_link import EngineLink
-from inflight.engines.base import EngineInfo, EngineStats
+from inflight.engines.base import Capability, EngineInfo, EngineRequest, EngineStats
 from inflight.engines.factory import WorkerSpec, resolve_engine
 from inflight.errors import ErrorCode, LoadError, RequestError, internal, unavailable
 from inflight.fields import read_generation_config
+from inflight.metrics import Flusher, Metrics, Sink
 from inflight.prompt import PromptBuilder, check_capabilities, engine_request
 from inflight.request import GenerationDefaults, RawRequest, parse_request
 from inflight.stream import Stream
@@ -39,13 +42,19 @@ log = logging.getLogger("inflight.backend")
 PARSE_THREADS = 2  # tokenizing releases the interpreter lock; templates do not
 JOIN_S = 5.0
 LEFTOVER_S = 2.0
+_OUTCOMES = {"invalid_arg": "invalid"} | {
+    code.value: code.value for code in ErrorCode if code is not ErrorCode.INVALID_ARG
+}
 
 
 class Backend:
     """One loaded model. `submit` may be called from any thread; everything else from Triton's."""
 
-    def __init__(self, config: ModelConfig, version_folder: Path) -> None:
-        """Read what can be read without the engine; raises `LoadError`."""
+    def __init__(self, config: ModelConfig, version_folder: Path, warmup_requests: int = 0) -> None:
+        """Read what can be read without the engine; raises `LoadError`.
+
+        `warmup_requests` is how many requests Triton itself sends before it opens the model to clients.
+        """
         self._config = config
         folder = (version_folder / config.engine_dir).resolve()
         if not folder.is_dir():
@@ -66,9 +75,14 @@ class Backend:
         self._accepted_lock = threading.Lock()
         self._ids = itertools.count(1)
         self._draining = False
-        self.stats = EngineStats()
+        self._stats = EngineStats()
+        self._tokens_of_closed = 0
+        self.metrics = Metrics()
+        self._flusher = Flusher(self._flush, config.metrics_interval_ms / 1000)
+        self._sink: Sink | None = None
+        self._warmups_left = warmup_requests
         self._pool = ThreadPoolExecutor(PARSE_THREADS, thread_name_prefix="inflight-parse")
-        self._delivery = Delivery(config.sender_threads)
+        self._delivery = Delivery(config.sender_threads, self.metrics)
         self._dispatcher = Dispatcher(self._delivery, self._make_queue)
         self._poller = CancellationPoller(self._live_streams, self._delivery.poll_cancelled)
         self._supervisor = Supervisor(
@@ -91,6 +105,11 @@ class Backend:
             self.stop()
             raise
         self._poller.start()
+        self._flusher.start()
+
+    def export_metrics(self, sink: Sink) -> None:
+        """Flush metrics into `sink` from now on."""
+        self._sink = sink
 
     def ready(self) -> bool:
         """Whether a request sent now would be taken. O(1), takes no lock."""
@@ -100,20 +119,25 @@ class Backend:
         """End every request that is left, then the engine and all threads."""
         self._draining = True
         self._dispatcher.fail_all(unavailable("the model is being unloaded; send the request to another server"))
-        deadline = time.monotonic() + LEFTOVER_S
-        while self._accepted and time.monotonic() < deadline:
-            time.sleep(0.01)
+        self._wait_for_none(LEFTOVER_S)
         self._pool.shutdown(wait=True, cancel_futures=True)
         if self._poller.running:
             self._poller.stop(JOIN_S)
         self._supervisor.stop()
         self._dispatcher.stop(JOIN_S)
         self._delivery.stop(JOIN_S)
+        self._flusher.stop(JOIN_S)
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
     def submit(self, raw: RawRequest, responder: Responder) -> None:
-        """Take a request. Whatever happens, `responder` gets exactly one terminal response. Never raises, never blocks."""
+        """Take a request. Whatever happens, `responder` gets exactly one terminal response. Never raises, never
+        blocks.
+        """
+        warmup = self._warmups_left > 0
+        if warmup:
+            self._warmups_left -= 1
+            raw = _warmup(raw)
         refusal = self._refusal()
         if refusal is not None:
             self._refuse(raw, responder, refusal)
@@ -122,7 +146,7 @@ class Backend:
             self._accepted += 1
         arrival_ns = time.monotonic_ns()
         try:
-            self._pool.submit(self._prepare, raw, responder, arrival_ns)
+            self._pool.submit(self._prepare, raw, responder, arrival_ns, warmup)
         except RuntimeError:  # the pool is shut down
             self._forget()
             self._refuse(raw, responder, unavailable("the model is being unloaded; send the request to another server"))
@@ -132,14 +156,16 @@ class Backend:
             return unavailable("the server is draining; send the request to another server")
         if self._supervisor.health is not Health.READY:
             if self._supervisor.health is Health.FAILED:
-                return unavailable("the engine has failed and is not started again; reload the model or restart the server")
+                return unavailable(
+                    "the engine has failed and is not started again; reload the model or restart the server"
+                )
             return unavailable("the engine is restarting; try again in a few seconds")
         assert self._info is not None
         if self._accepted >= self._config.max_queue_size + self._info.max_running:
             return unavailable(f"the queue is full ({self._accepted} requests are under way); try again in a moment")
         return None
 
-    def _prepare(self, raw: RawRequest, responder: Responder, arrival_ns: int) -> None:
+    def _prepare(self, raw: RawRequest, responder: Responder, arrival_ns: int, warmup: bool) -> None:
         """Parse, tokenize and hand over to the dispatcher. Runs in the parse pool."""
         try:
             live, request = self._make(raw, responder, arrival_ns)
@@ -152,13 +178,15 @@ class Backend:
             self._forget()
             self._refuse(raw, responder, internal(raw.request_id))
             return
+        live.counted = not warmup
         self._live[live.request_id] = live
         self._delivery.opened()
         self._dispatcher.submit(live, request)
 
-    def _make(self, raw: RawRequest, responder: Responder, arrival_ns: int) -> tuple[LiveStream, frames.EngineRequest]:
+    def _make(self, raw: RawRequest, responder: Responder, arrival_ns: int) -> tuple[LiveStream, EngineRequest]:
         info, detokenizers = self._info, self._detokenizers
-        assert info is not None and detokenizers is not None
+        assert info is not None
+        assert detokenizers is not None
         request = parse_request(raw, self._config, self._defaults)
         check_capabilities(request, info)
         prompt = self._builder.build(request, info)
@@ -186,7 +214,21 @@ class Backend:
     def _closed(self, live: LiveStream) -> None:
         """A stream has had its terminal response."""
         self._live.pop(live.request_id, None)
+        if live.counted:
+            self._count(live.stream)
         self._forget()
+
+    def _count(self, stream: Stream) -> None:
+        metrics, timing, now_ns = self.metrics, stream.timing, time.monotonic_ns()
+        metrics.add("inflight_requests_total", label=_OUTCOMES.get(stream.outcome, stream.outcome))
+        metrics.observe("inflight_request_latency_seconds", (now_ns - timing.arrival_ns) / 1e9)
+        if timing.scheduled_ns:
+            metrics.observe("inflight_queue_time_seconds", (timing.scheduled_ns - timing.arrival_ns) / 1e9)
+        if timing.first_token_ns:
+            metrics.observe("inflight_time_to_first_token_seconds", (timing.first_token_ns - timing.arrival_ns) / 1e9)
+            metrics.add("inflight_prompt_tokens_total", stream.num_input_tokens)
+        with self._accepted_lock:
+            self._tokens_of_closed += stream.output_tokens
 
     def _forget(self) -> None:
         with self._accepted_lock:
@@ -194,6 +236,7 @@ class Backend:
 
     def _refuse(self, raw: RawRequest, responder: Responder, error: RequestError) -> None:
         """Answer a request that never became a stream."""
+        self.metrics.add("inflight_requests_total", label=_OUTCOMES[error.code.value])
         try:
             responder.fail(error)
         except Exception:
@@ -215,17 +258,89 @@ class Backend:
 
     def on_engine_down(self, reason: str) -> None:
         """The engine is gone."""
-        self.stats = EngineStats()
+        self._stats = EngineStats()
         self._dispatcher.engine_down(reason)
 
     def on_outputs(self, message: frames.Outputs) -> None:
         """One iteration."""
-        self.stats = message.stats
+        self._stats = message.stats
         self._dispatcher.on_outputs(message.outputs)
 
     def on_refused(self, message: frames.Refused) -> None:
         """The engine did not take a request."""
         self._dispatcher.on_refused(message)
+
+    # -- numbers -----------------------------------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        """Bring the gauges up to date and tell the sink. On the flusher's thread."""
+        metrics, stats, info = self.metrics, self._stats, self._info
+        waiting, running = self._dispatcher.waiting, self._dispatcher.running
+        metrics.set("inflight_requests_running", running)
+        metrics.set("inflight_requests_waiting", waiting)
+        metrics.set("inflight_engine_up", float(self._supervisor.health is Health.READY))
+        metrics.raise_to("inflight_engine_restarts_total", self._supervisor.restarts)
+        live_tokens = sum(live.stream.output_tokens for live in self._live_streams() if live.counted)
+        metrics.raise_to("inflight_generation_tokens_total", self._tokens_of_closed + live_tokens)
+        for kind, value in (("waiting", waiting), ("active", running), ("max", info.max_running if info else 0)):
+            metrics.set("nv_trt_llm_request_metrics", value, kind)
+        self._set_blocks(stats, info)
+        unknown = set()
+        if stats.reused_tokens_total is None:
+            unknown.add("inflight_prefix_cache_hit_tokens_total")
+        else:
+            metrics.raise_to("inflight_prefix_cache_hit_tokens_total", stats.reused_tokens_total)
+        if info is None or Capability.SPECULATIVE not in info.capabilities:
+            unknown.add("inflight_speculative_tokens_total")
+        metrics.raise_to("inflight_speculative_tokens_total", stats.draft_tokens_total, "draft")
+        metrics.raise_to("inflight_speculative_tokens_total", stats.accepted_tokens_total, "accepted")
+        if self._sink is not None:
+            metrics.flush(self._sink, frozenset(unknown))
+
+    def _set_blocks(self, stats: EngineStats, info: EngineInfo | None) -> None:
+        most = stats.blocks_max or (info.blocks_total if info else 0)
+        ratio = stats.blocks_used / most if most else 0.0
+        self.metrics.set("inflight_kv_cache_usage_ratio", ratio)
+        for kind, value in (
+            ("max", most),
+            ("used", stats.blocks_used),
+            ("free", most - stats.blocks_used),
+            ("tokens_per", info.block_size if info else 0),
+            ("fraction", ratio),
+            ("reserved", self._dispatcher.blocks_reserved),
+        ):
+            self.metrics.set("nv_trt_llm_kv_cache_block_metrics", value, kind)
+
+    def status(self) -> dict[str, Any]:
+        """For operators: what the model is doing."""
+        return {
+            "health": self._supervisor.health.value,
+            "reason": self._supervisor.reason,
+            "draining": self._draining,
+            "running": self._dispatcher.running,
+            "waiting": self._dispatcher.waiting,
+            "under_way": self._accepted,
+            "blocks_reserved": self._dispatcher.blocks_reserved,
+            "engine_pid": self._supervisor.engine_pid,
+            "restarts": self._supervisor.restarts,
+        }
+
+    def drain(self, timeout_ms: int | None = None) -> dict[str, Any]:
+        """Take no new work; let streams finish for `timeout_ms` (else the model's own); end the rest UNAVAILABLE."""
+        self._draining = True
+        at_start = self._accepted
+        limit = self._config.drain_timeout_ms if timeout_ms is None else timeout_ms
+        self._wait_for_none(limit / 1000)
+        left = self._accepted
+        if left:
+            self._dispatcher.fail_all(unavailable("the server is draining; send the request to another server"))
+            self._wait_for_none(LEFTOVER_S)
+        return {"drained": True, "finished": at_start - left, "ended": left, "left": self._accepted}
+
+    def _wait_for_none(self, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while self._accepted and time.monotonic() < deadline:
+            time.sleep(0.01)
 
     def _make_queue(self, info: EngineInfo) -> AdmissionQueue:
         config = self._config
@@ -239,6 +354,14 @@ class Backend:
         )
 
 
+def _warmup(raw: RawRequest) -> RawRequest:
+    """A warm-up's zero data is an empty prompt and max_tokens 0: warm the engine with a short prompt instead."""
+    empty = raw.tensors.get("text_input") in ([b""], [""])
+    if not empty:
+        return raw
+    return dataclasses.replace(raw, tensors={"text_input": ["Hello"], "max_tokens": [2]})
+
+
 def new_request_id() -> str:
     """An id for a request whose client gave none: 64 random bits."""
     return secrets.token_hex(8)
@@ -247,10 +370,19 @@ def new_request_id() -> str:
 def _generation_defaults(folder: Path) -> GenerationDefaults:
     """Sampling defaults of the checkpoint. `do_sample: false` (or its absence) means greedy, as in transformers."""
     content = read_generation_config(folder)
-    names = {field.name for field in dataclasses.fields(GenerationDefaults)}
-    known = {name: value for name, value in content.items() if name in names and isinstance(value, (int, float))}
+    repetition_penalty = _number(content, "repetition_penalty")
     if not content.get("do_sample", False):
-        known = {name: value for name, value in known.items() if name == "repetition_penalty"}
-    elif "temperature" not in known:
-        known["temperature"] = 1.0
-    return GenerationDefaults(**known)
+        return GenerationDefaults(repetition_penalty=repetition_penalty)
+    temperature, top_k = _number(content, "temperature"), _number(content, "top_k")
+    return GenerationDefaults(
+        temperature=1.0 if temperature is None else temperature,
+        top_p=_number(content, "top_p"),
+        top_k=None if top_k is None else int(top_k),
+        min_p=_number(content, "min_p"),
+        repetition_penalty=repetition_penalty,
+    )
+
+
+def _number(content: Mapping[str, Any], name: str) -> float | None:
+    value = content.get(name)
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None

@@ -1,4 +1,5 @@
-"""Asks Triton which clients have left. One thread with a budget of questions, because each is a round trip of 73 µs [24.10].
+"""Asks Triton which clients have left. One thread with a budget of questions, because each is a round trip of 73 µs
+[24.10].
 
 Thread `inflight-cancel`, started and stopped by `CancellationPoller`.
 """
@@ -19,7 +20,9 @@ ROUND_S = 0.02  # the least time between two questions about the same stream
 
 
 class CancellationPoller:
-    """Goes round all live streams, at most `QUESTIONS_PER_SECOND`: with n streams each is asked every max(20 ms, n ms)."""
+    """Goes round all live streams, at most `QUESTIONS_PER_SECOND`: with n streams each is asked every max(20 ms, n
+    ms).
+    """
 
     def __init__(self, streams: Callable[[], Iterable[LiveStream]], ask: Callable[[LiveStream], bool]) -> None:
         self._streams = streams

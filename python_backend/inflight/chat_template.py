@@ -1,8 +1,8 @@
 """The model's own chat template, rendered in jinja2's sandbox with limits on time and size.
 
-Templates come from the engine directory or from a file the operator names, never from a client. A thread cannot be stopped in
-the middle of a template, so the sandbox looks at the clock at every attribute, item and call, and the output is taken piece by
-piece.
+Templates come from the engine directory or from a file the operator names, never from a client. A thread cannot be
+stopped in the middle of a template, so the sandbox looks at the clock at every attribute, item and call, and the
+output is taken piece by piece.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ class ChatTemplate:
         try:
             self._environment(float("inf"), time.monotonic).from_string(source)
         except jinja2.TemplateError as error:
-            raise LoadError(f"the chat template is not a valid jinja2 template ({error}); mend chat_template.jinja.") from None
+            raise LoadError(
+                f"the chat template is not a valid jinja2 template ({error}); mend chat_template.jinja."
+            ) from None
 
     def _environment(self, deadline: float, clock: Callable[[], float]) -> _Sandbox:
         environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
@@ -88,7 +90,9 @@ class ChatTemplate:
         environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
         return environment
 
-    def render(self, messages: list[dict[str, Any]], max_bytes: int, clock: Callable[[], float] = time.monotonic) -> str:
+    def render(
+        self, messages: list[dict[str, Any]], max_bytes: int, clock: Callable[[], float] = time.monotonic
+    ) -> str:
         """The prompt for `messages`, at most `max_bytes` long, ready for the assistant's turn.
 
         Raises INVALID_ARG with the template's own message when it refuses the conversation.
@@ -109,19 +113,25 @@ class ChatTemplate:
         except _Rejected as error:
             raise invalid("messages", f"are refused by the model's chat template: {str(error)[:500]}") from None
         except TemplateTimeout:
-            raise invalid("messages", f"take the model's chat template longer than {RENDER_SECONDS:g} s; send fewer") from None
-        except Exception as error:  # whatever a template does with unexpected messages is the client's to mend
+            raise invalid(
+                "messages", f"take the model's chat template longer than {RENDER_SECONDS:g} s; send fewer"
+            ) from None
+        except Exception as error:  # noqa: BLE001 — whatever a template makes of odd messages is the client's to mend
             raise invalid("messages", f"do not fit the model's chat template: {str(error)[:500]}") from None
         return "".join(pieces)
 
 
 def load_chat_template(folder: Path, override: Path | None, special_tokens: Mapping[str, str]) -> ChatTemplate | None:
-    """The operator's file if named, else `chat_template.jinja`, else `chat_template` in tokenizer_config.json, else None."""
+    """The operator's file if named, else `chat_template.jinja`, else `chat_template` in tokenizer_config.json, else
+    None.
+    """
     if override is not None:
         try:
             return ChatTemplate(override.read_text(), special_tokens)
         except (OSError, UnicodeDecodeError):
-            raise LoadError(f"cannot read the file that model parameter chat_template names ({override.name}).") from None
+            raise LoadError(
+                f"cannot read the file that model parameter chat_template names ({override.name})."
+            ) from None
     file = folder / "chat_template.jinja"
     if file.is_file():
         return ChatTemplate(file.read_text(), special_tokens)

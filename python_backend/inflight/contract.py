@@ -1,7 +1,7 @@
 """The model's tensors as data: every input and output that clients may rely on (design.md §4).
 
-`auto_complete_config`, the request parser, the shipped `config.pbtxt` and `docs/requests.md` all read these two tables, so
-that they cannot disagree.
+`auto_complete_config`, the request parser, the shipped `config.pbtxt` and `docs/requests.md` all read these two
+tables, so that they cannot disagree.
 """
 
 from __future__ import annotations
@@ -34,11 +34,19 @@ class Output:
 
 INPUTS: tuple[Input, ...] = (
     Input("text_input", "STRING", 1, "", "the prompt as it is"),
-    Input("messages", "STRING", 1, "", "a JSON string of OpenAI chat messages; the model's own chat template is applied"),
+    Input(
+        "messages", "STRING", 1, "", "a JSON string of OpenAI chat messages; the model's own chat template is applied"
+    ),
     Input("input_ids", "INT32", -1, "", "prompt token ids"),
     Input("stream", "BOOL", 1, "false", "send tokens as they come", ("streaming",)),
     Input("sampling_parameters", "STRING", 1, "", "a JSON object with any of these names; numbers may be strings"),
-    Input("max_tokens", "INT32", 1, "model parameter default_max_tokens", "at least 1; cut to what the context leaves room for"),
+    Input(
+        "max_tokens",
+        "INT32",
+        1,
+        "model parameter default_max_tokens",
+        "at least 1; cut to what the context leaves room for",
+    ),
     Input("min_tokens", "INT32", 1, "0", "no end of sequence before this many tokens", ("min_length",)),
     Input("ignore_eos", "BOOL", 1, "false", "go on after the end-of-sequence token"),
     Input("end_id", "INT32", 1, "the model's", "the end-of-sequence token id to use instead of the model's"),
@@ -50,14 +58,18 @@ INPUTS: tuple[Input, ...] = (
     Input("presence_penalty", "FP32", 1, "0", "-2 to 2"),
     Input("frequency_penalty", "FP32", 1, "0", "-2 to 2"),
     Input("length_penalty", "FP32", 1, "1", "needs beam_width above 1"),
-    Input("seed", "UINT64", 1, "fresh for each request", "the same seed, alone, gives the same tokens", ("random_seed",)),
+    Input(
+        "seed", "UINT64", 1, "fresh for each request", "the same seed, alone, gives the same tokens", ("random_seed",)
+    ),
     Input("stop_words", "STRING", -1, "none", "stop strings: matched on text, across tokens, never emitted"),
     Input("bad_words", "STRING", -1, "none", "strings that must not be generated; empty ones are ignored"),
     Input("num_return_sequences", "INT32", 1, "1", "answers to one prompt"),
     Input("beam_width", "INT32", 1, "1", "above 1 only where the engine has beams"),
     Input("logprobs", "INT32", 1, "0", "log-probabilities of this many likeliest tokens"),
     Input("return_log_probs", "BOOL", 1, "false", "log-probability of each chosen token", ("return_logprobs",)),
-    Input("exclude_input_in_output", "BOOL", 1, "model parameter of that name", "false: the answer begins with the prompt"),
+    Input(
+        "exclude_input_in_output", "BOOL", 1, "model parameter of that name", "false: the answer begins with the prompt"
+    ),
     Input("return_finish_reason", "BOOL", 1, "false", "send finish_reason"),
     Input("return_cumulative_logprob", "BOOL", 1, "false", "send cumulative_logprob"),
     Input("return_num_input_tokens", "BOOL", 1, "false", "send num_input_tokens"),
@@ -81,15 +93,41 @@ JSON_ONLY: tuple[str, ...] = ("stop_token_ids", "best_of", "structured_outputs")
 
 OUTPUTS: tuple[Output, ...] = (
     Output("text_output", "STRING", -1, "streaming: the new text of one sequence; otherwise one text per sequence"),
-    Output("finish_reason", "STRING", -1, "stop, length, cancelled or deadline; empty until the end", "return_finish_reason"),
-    Output("sequence_index", "INT32", -1, "which sequences the elements belong to", "num_return_sequences or beam_width above 1"),
-    Output("output_ids", "INT32", -1, "token ids of this response (one sequence)", "return_token_ids or return_log_probs"),
-    Output("cumulative_logprob", "FP32", -1, "sum of log-probabilities so far, per sequence", "return_cumulative_logprob"),
-    Output("cum_log_probs", "FP32", -1, "the same under TensorRT-LLM's name", "return_cumulative_logprob or return_log_probs"),
+    Output(
+        "finish_reason",
+        "STRING",
+        -1,
+        "stop, length, cancelled or deadline; empty until the end",
+        "return_finish_reason",
+    ),
+    Output(
+        "sequence_index",
+        "INT32",
+        -1,
+        "which sequences the elements belong to",
+        "num_return_sequences or beam_width above 1",
+    ),
+    Output(
+        "output_ids", "INT32", -1, "token ids of this response (one sequence)", "return_token_ids or return_log_probs"
+    ),
+    Output(
+        "cumulative_logprob", "FP32", -1, "sum of log-probabilities so far, per sequence", "return_cumulative_logprob"
+    ),
+    Output(
+        "cum_log_probs",
+        "FP32",
+        -1,
+        "the same under TensorRT-LLM's name",
+        "return_cumulative_logprob or return_log_probs",
+    ),
     Output("output_log_probs", "FP32", -1, "log-probability of each token of this response", "return_log_probs"),
-    Output("logprobs", "STRING", -1, "JSON: per token {id: {logprob, rank, decoded_token}}", "return_log_probs or logprobs"),
+    Output(
+        "logprobs", "STRING", -1, "JSON: per token {id: {logprob, rank, decoded_token}}", "return_log_probs or logprobs"
+    ),
     Output("num_input_tokens", "UINT32", -1, "prompt tokens", "return_num_input_tokens"),
-    Output("num_output_tokens", "UINT32", -1, "generated tokens; streaming: of this response", "return_num_output_tokens"),
+    Output(
+        "num_output_tokens", "UINT32", -1, "generated tokens; streaming: of this response", "return_num_output_tokens"
+    ),
     Output("arrival_time_ns", "INT64", 1, "monotonic clock", "return_perf_metrics, last response"),
     Output("first_scheduled_time_ns", "INT64", 1, "monotonic clock", "return_perf_metrics, last response"),
     Output("first_token_time_ns", "INT64", 1, "monotonic clock", "return_perf_metrics, last response"),
@@ -97,7 +135,8 @@ OUTPUTS: tuple[Output, ...] = (
     Output("kv_cache_reused_block", "INT32", 1, "where the engine knows it", "return_perf_metrics, last response"),
 )
 
-# What Triton itself, its front ends and proxies add to a request's parameters. They mean nothing to us and are let through.
+# What Triton itself, its front ends and proxies add to a request's parameters. They mean nothing to us and are let
+# through.
 TRITON_PARAMETERS = frozenset(
     {"priority", "timeout", "headers", "binary_data_output", "sequence_id", "sequence_start", "sequence_end", "id"}
 )

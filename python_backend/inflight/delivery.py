@@ -1,12 +1,12 @@
 """Sender threads: take everything a stream has buffered, send it once, FINAL exactly once.
 
 A `send` to Triton is a blocking round trip of tens of microseconds, so tokens are merged: engine outputs only go into a
-stream's inbox, and a sender takes the whole inbox into one response. At low load a sender is always free and every token leaves
-at once; under load a response carries several. Where engine and server share the cores, a least gap per stream that grows with
-the number of streams keeps sending inside a small share of the CPU.
+stream's inbox, and a sender takes the whole inbox into one response. At low load a sender is always free and every
+token leaves at once; under load a response carries several. Where engine and server share the cores, a least gap per
+stream that grows with the number of streams keeps sending inside a small share of the CPU.
 
-Threads: `inflight-send-N`, started and joined by `Delivery`. One lock per stream spans every use of Triton's response sender,
-because to ask for cancellation after FINAL is a use-after-free in the server.
+Threads: `inflight-send-N`, started and joined by `Delivery`. One lock per stream spans every use of Triton's response
+sender, because to ask for cancellation after FINAL is a use-after-free in the server.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Protocol
 
 from inflight.engines.base import EngineOutput
 from inflight.errors import RequestError, cancelled
+from inflight.metrics import Metrics
 from inflight.stream import Reply, Stream, Taken
 
 log = logging.getLogger("inflight.delivery")
@@ -50,6 +51,7 @@ class LiveStream:
 
     __slots__ = (
         "closed",
+        "counted",
         "deadline",
         "inbox",
         "last_send",
@@ -72,6 +74,7 @@ class LiveStream:
         self.queued = False
         self.urgent = True  # the first token never waits
         self.closed = False  # the terminal response has been sent
+        self.counted = True  # in the metrics; a warm-up is not
         self.last_send = 0.0
         self.deadline: float | None = None
         self.on_abandon: Callable[[LiveStream], None] = _nothing
@@ -85,15 +88,14 @@ def _nothing(_: LiveStream) -> None:
 class Delivery:
     """The sender threads and the queue of streams that have something to say."""
 
-    def __init__(self, threads: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, threads: int, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
+        self._metrics = metrics
         self._clock = clock
         self._ready: queue.SimpleQueue[LiveStream | None] = queue.SimpleQueue()
         self._deferred: list[tuple[float, int, LiveStream]] = []
         self._deferred_lock = threading.Lock()
         self._order = itertools.count()
         self._streaming = 0  # streams that are being sent to; approximate, only the gap depends on it
-        self.responses = 0
-        self.tokens = 0
         self._threads = [
             threading.Thread(target=self._run, name=f"inflight-send-{number}", daemon=True) for number in range(threads)
         ]
@@ -229,10 +231,18 @@ class Delivery:
             final = taken.done and place == last
             live.closed = final
             live.responder.send(live.stream, reply, final)
-            self.responses += 1
         if taken.replies:
-            live.last_send = self._clock()
-            self.tokens += taken.tokens
+            self._measure(live, taken)
+
+    def _measure(self, live: LiveStream, taken: Taken) -> None:
+        """Tokens per response and the time between tokens, of streams."""
+        now = self._clock()
+        if live.stream.request.stream and live.counted and taken.tokens:
+            self._metrics.observe("inflight_tokens_per_response", taken.tokens / len(taken.replies), len(taken.replies))
+            if live.last_send:
+                gap = (now - live.last_send) / taken.tokens
+                self._metrics.observe("inflight_inter_token_latency_seconds", gap, taken.tokens)
+        live.last_send = now
 
     def _after(self, live: LiveStream) -> None:
         """Tell the owner once, outside the lock, that a stream has ended."""

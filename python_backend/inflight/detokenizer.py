@@ -1,8 +1,9 @@
 """Token ids to text, incrementally: the same text however the ids are cut into pieces.
 
-For byte-level BPE and for SentencePiece-style tokenizers every token stands for fixed bytes, so a table of bytes and the
-standard library's incremental UTF-8 decoder are exact and fast. The table is checked against the tokenizer's own decoder when
-it is built; a tokenizer that fails the check is decoded through the library with a sliding window of tokens instead.
+For byte-level BPE and for SentencePiece-style tokenizers every token stands for fixed bytes, so a table of bytes and
+the standard library's incremental UTF-8 decoder are exact and fast. The table is checked against the tokenizer's own
+decoder when it is built; a tokenizer that fails the check is decoded through the library with a sliding window of
+tokens instead.
 
 A character split over tokens is whole or absent, never U+FFFD: bytes that are still incomplete when a sequence ends are
 dropped. Bytes that are no UTF-8 at all become U+FFFD, as everywhere.
@@ -64,7 +65,9 @@ class ByteDetokenizer:
 
 
 class WindowDetokenizer:
-    """Decodes through the library, token by token, with the tokens before as context; for tokenizers without a byte table."""
+    """Decodes through the library, token by token, with the tokens before as context; for tokenizers without a byte
+    table.
+    """
 
     __slots__ = ("_ids", "_skip_special", "_start", "_tokenizer", "_upto")
 
@@ -106,7 +109,8 @@ class WindowDetokenizer:
 class DetokenizerFactory:
     """Makes a decoder per sequence; owns the byte tables of one tokenizer.
 
-    `vocab_size` is the engine's: models often have more rows than the tokenizer has tokens, and those decode to nothing.
+    `vocab_size` is the engine's: models often have more rows than the tokenizer has tokens, and those decode to
+    nothing.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
@@ -185,7 +189,8 @@ def _byte_level_alphabet() -> dict[int, str]:
 def _agrees(tokenizer: Tokenizer, table: Sequence[bytes], special_ids: frozenset[int]) -> bool:
     """Whether the table decodes like the library: on real text and on random runs of whole-character tokens.
 
-    An anchor token before each sample takes the effect that some decoders have on the very first token (a stripped space).
+    An anchor token before each sample takes the effect that some decoders have on the very first token (a stripped
+    space).
     """
     anchor = tokenizer.encode("a", add_special_tokens=False).ids
     before = tokenizer.decode(anchor, skip_special_tokens=False)

@@ -151,8 +151,6 @@ class Dispatcher:
         return wait
 
     def _submit(self, live: LiveStream, request: EngineRequest) -> None:
-        if live.closed:
-            return
         if self._queue is None:
             self._delivery.fail(live, unavailable("the engine is restarting; try again in a few seconds"))
             return
@@ -167,7 +165,7 @@ class Dispatcher:
                 self._deadlines = [entry for entry in self._deadlines if not entry[2].closed]
                 heapq.heapify(self._deadlines)
             heapq.heappush(self._deadlines, (live.deadline, next(self._order), live))
-        if live.closed:  # cancelled while we were at it
+        if live.closed:  # cancelled before it came here, or while we were at it
             self._abandon(live)
 
     def _start_requests(self) -> None:
@@ -219,7 +217,9 @@ class Dispatcher:
                 continue
             if self._queue.withdraw(live.request_id):
                 del self._jobs[live.request_id]
-                self._delivery.fail(live, unavailable("the deadline passed while the request was queued; raise deadline_ms"))
+                self._delivery.fail(
+                    live, unavailable("the deadline passed while the request was queued; raise deadline_ms")
+                )
             else:
                 self._delivery.end_by_deadline(live)
 

@@ -1,11 +1,12 @@
 """The backend's end of the socket to one engine process.
 
-Thread `inflight-engine-reader` (one per link, started here) always drains the socket, so that a full pipe never stalls the
-engine. Sending is done by the dispatcher alone.
+Thread `inflight-engine-reader` (one per link, started here) always drains the socket, so that a full pipe never stalls
+the engine. Sending is done by the dispatcher alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import threading
@@ -61,10 +62,8 @@ class EngineLink:
     def close(self) -> None:
         """End the reader and the connection."""
         self.lost.set()
-        try:
+        with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(SEND_TIMEOUT_S)
         self._socket.close()

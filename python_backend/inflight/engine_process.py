@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import json
 import logging
@@ -58,7 +59,9 @@ class EngineProcess:
         return self._process.pid if self._process is not None else 0
 
     def start(self, timeout_s: float, stopping: Callable[[], bool]) -> EngineInfo:
-        """Spawn, and wait until the engine is ready. Raises `LoadError` with the reason when it is not in `timeout_s`."""
+        """Spawn, and wait until the engine is ready. Raises `LoadError` with the reason when it is not in
+        `timeout_s`.
+        """
         deadline = time.monotonic() + timeout_s
         environment = dict(os.environ)
         paths = [str(Path(__file__).resolve().parent.parent), *filter(None, [environment.get("PYTHONPATH")])]
@@ -126,14 +129,10 @@ class EngineProcess:
     def kill(self, grace_s: float = 0.0) -> None:
         """End the process and its group; with `grace_s` it may leave by itself first. Removes the run folder."""
         if self._process is not None:
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(grace_s)
-            except subprocess.TimeoutExpired:
-                pass
-            try:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                pass
             try:
                 self._process.wait(EXIT_WAIT_S)
             except subprocess.TimeoutExpired:
@@ -153,5 +152,7 @@ def _python() -> str:
             return str(candidate)
     found = shutil.which("python3")
     if found is None:
-        raise LoadError("no python3 was found on PATH to start the engine with; put the environment's bin folder first.")
+        raise LoadError(
+            "no python3 was found on PATH to start the engine with; put the environment's bin folder first."
+        )
     return found

@@ -1,8 +1,8 @@
 """The engine process: `python -m inflight.engine_worker RUN_DIR`.
 
-One thread owns everything: it reads commands, steps the engine and writes outputs. It connects back to the socket in the 0700
-run folder with the one-time token it finds (and removes) there, and it dies with its parent: end-of-file on the socket, and
-PR_SET_PDEATHSIG.
+One thread owns everything: it reads commands, steps the engine and writes outputs. It connects back to the socket in
+the 0700 run folder with the one-time token it finds (and removes) there, and it dies with its parent: end-of-file on
+the socket, and PR_SET_PDEATHSIG.
 """
 
 from __future__ import annotations

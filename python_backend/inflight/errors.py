@@ -1,7 +1,7 @@
 """The one kind of exception that a client ever sees, and the helpers that word it.
 
-A message is one sentence that says what is wrong and how to mend it. It never holds a traceback, a path or the name of a
-shared-memory region: clients read it.
+A message is one sentence that says what is wrong and how to mend it. It never holds a traceback, a path or the name of
+a shared-memory region: clients read it.
 """
 
 from __future__ import annotations

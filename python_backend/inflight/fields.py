@@ -11,11 +11,17 @@ from inflight.engines.base import Guide
 from inflight.errors import LoadError, invalid
 
 # vLLM's key → our kind of guide
-_STRUCTURED = {"json": "json_schema", "regex": "regex", "choice": "choice", "grammar": "ebnf_grammar", "json_object": "json"}
+_STRUCTURED = {
+    "json": "json_schema",
+    "regex": "regex",
+    "choice": "choice",
+    "grammar": "ebnf_grammar",
+    "json_object": "json",
+}
 
 
 def guide_from_structured_outputs(value: Mapping[str, Any], max_bytes: int) -> Guide:
-    """A guide from vLLM's form {"json": …} | {"regex": …} | {"choice": […]} | {"grammar": …} | {"json_object": true}."""
+    """A guide from vLLM's form: an object with exactly one of json, regex, choice, grammar and json_object (true)."""
     keys = [key for key, content in value.items() if content is not None]
     if len(keys) != 1 or keys[0] not in _STRUCTURED:
         raise invalid("structured_outputs", f"must have exactly one of {', '.join(_STRUCTURED)}")
@@ -39,7 +45,9 @@ def read_generation_config(folder: Path) -> Mapping[str, Any]:
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise LoadError(f"generation_config.json of the engine directory is not JSON ({error}); build the engine again.") from None
+        raise LoadError(
+            f"generation_config.json of the engine directory is not JSON ({error}); build the engine again."
+        ) from None
     if not isinstance(content, dict):
         raise LoadError("generation_config.json of the engine directory is not an object; build the engine again.")
     return content

@@ -1,7 +1,8 @@
-"""Frames between the backend and its engine process: a closed set of msgpack messages, length-prefixed and capped in size.
+"""Frames between the backend and its engine process: a closed set of msgpack messages, length-prefixed and capped in
+size.
 
-Wire format: 4 bytes little-endian length, then one msgpack array or map that msgspec decodes into exactly one of the structs
-below. Anything else is an error, never an object of the sender's choice.
+Wire format: 4 bytes little-endian length, then one msgpack array or map that msgspec decodes into exactly one of the
+structs below. Anything else is an error, never an object of the sender's choice.
 """
 
 from __future__ import annotations
@@ -113,14 +114,16 @@ class FrameBuffer:
 def decode_from_engine(body: bytes) -> FromEngine:
     """Raises `FrameError` for anything that is not one of the engine's messages."""
     try:
-        return _from_engine.decode(body)
+        message: FromEngine = _from_engine.decode(body)
     except msgspec.MsgspecError as error:
         raise FrameError(str(error)) from None
+    return message
 
 
 def decode_to_engine(body: bytes) -> ToEngine:
     """Raises `FrameError` for anything that is not one of the backend's messages."""
     try:
-        return _to_engine.decode(body)
+        message: ToEngine = _to_engine.decode(body)
     except msgspec.MsgspecError as error:
         raise FrameError(str(error)) from None
+    return message

@@ -171,7 +171,7 @@ def check(
     compute_capability: str | None = None,
     deep: bool = False,
 ) -> Manifest:
-    """Read the manifest and check that the directory is whole and fits this machine.
+    """Read the manifest and check that the directory is whole (`check_whole`) and fits this machine.
 
     File sizes are always compared; hashes only when ``deep``, because hashing a large engine at every server start
     is slow. ``installed`` maps package names to versions and replaces the lookup of this process's own packages.
@@ -179,6 +179,19 @@ def check(
 
     Raises `ManifestError` with one sentence that says what to rebuild and how.
     """
+    manifest = check_whole(directory, target=target, deep=deep)
+    check_packages(Path(directory), manifest, _installed_version if installed is None else installed.get)
+    needed = manifest.requires.compute_capability
+    if needed and compute_capability and needed != compute_capability:
+        raise ManifestError(
+            f"the engine in {directory} was compiled for compute capability {needed} and this GPU has "
+            f"{compute_capability}: rebuild it on this GPU with {rebuild_command(Path(directory), manifest)}"
+        )
+    return manifest
+
+
+def check_whole(directory: Path, *, target: Target | None = None, deep: bool = False) -> Manifest:
+    """Read the manifest and check that its files are there, whatever this machine can run; raises `ManifestError`."""
     directory = Path(directory)
     manifest = read(directory)
     if target is not None and manifest.target != target:
@@ -190,14 +203,6 @@ def check(
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise ManifestError(f"{problems[0]}{more}: rebuild the engine with {rebuild_command(directory, manifest)}")
-    lookup = _installed_version if installed is None else installed.get
-    check_packages(directory, manifest, lookup)
-    needed = manifest.requires.compute_capability
-    if needed and compute_capability and needed != compute_capability:
-        raise ManifestError(
-            f"the engine in {directory} was compiled for compute capability {needed} and this GPU has "
-            f"{compute_capability}: rebuild it on this GPU with {rebuild_command(directory, manifest)}"
-        )
     return manifest
 
 

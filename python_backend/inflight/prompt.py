@@ -50,7 +50,8 @@ class PromptBuilder:
             raise invalid(name, "makes no tokens; a prompt needs at least one")
         if len(ids) >= info.max_seq_len:
             raise invalid(
-                name, f"has {len(ids)} tokens; the context holds {info.max_seq_len}, and at least one must be left for the answer"
+                name,
+                f"has {len(ids)} tokens; the context holds {info.max_seq_len}, at least one of them for the answer",
             )
         return Prompt(ids, text if request.echo_prompt else "")
 
@@ -58,7 +59,9 @@ class PromptBuilder:
         if request.messages is None:
             return request.text or "", "text_input"
         if self._template is None:
-            raise invalid("messages", "need a chat template, and this model has none; send the whole prompt as text_input")
+            raise invalid(
+                "messages", "need a chat template, and this model has none; send the whole prompt as text_input"
+            )
         return self._template.render(parse_messages(request.messages), self._max_bytes), "messages"
 
 
@@ -89,7 +92,9 @@ def _logprob_name(request: GenerationRequest) -> str:
     return "return_cumulative_logprob" if request.return_cumulative_logprob else "logprobs"
 
 
-def engine_request(request_id: int, request: GenerationRequest, prompt: Prompt, info: EngineInfo, builder: PromptBuilder) -> EngineRequest:
+def engine_request(
+    request_id: int, request: GenerationRequest, prompt: Prompt, info: EngineInfo, builder: PromptBuilder
+) -> EngineRequest:
     """The request as the engine sees it; `max_tokens` is cut to what the context leaves room for."""
     room = info.max_seq_len - len(prompt.token_ids)
     sampling = SamplingParams(
@@ -139,4 +144,3 @@ def _bad_words(request: GenerationRequest, tokenizer: TextTokenizer) -> tuple[tu
     spellings = [text for word in request.bad_words for text in (word, " " + word)]
     ids = [tuple(tokenizer.encode(text, False)) for text in spellings]
     return tuple(dict.fromkeys(item for item in ids if item))
-

@@ -1,4 +1,6 @@
-"""Parse, don't validate: raw tensors, JSON and parameters become one frozen `GenerationRequest`. Nothing behind checks again."""
+"""Parse, don't validate: raw tensors, JSON and parameters become one frozen `GenerationRequest`. Nothing behind
+checks again.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ GUIDE_TYPES = ("json", "json_schema", "regex", "ebnf_grammar", "choice")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RawRequest:
-    """What Triton handed over, copied: tensors as flat lists (STRING as bytes), request parameters, `timeout` in µs (0: none)."""
+    """What Triton handed over, copied: tensors as flat lists (STRING as bytes), request parameters, `timeout` in µs
+    (0: none).
+    """
 
     tensors: Mapping[str, Sequence[Any]]
     parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -46,8 +50,8 @@ class GenerationDefaults:
 class GenerationRequest:
     """One request, checked. Exactly one of `text`, `messages` (JSON) and `input_ids` is set.
 
-    `max_tokens` is what was asked for, before the context's room is known. `top_logprobs` is -1 when no log-probabilities are
-    wanted, 0 for those of the chosen tokens. `deadline_ms` 0 is none.
+    `max_tokens` is what was asked for, before the context's room is known. `top_logprobs` is -1 when no
+    log-probabilities are wanted, 0 for those of the chosen tokens. `deadline_ms` 0 is none.
     """
 
     text: str | None
@@ -135,7 +139,9 @@ def parse_request(raw: RawRequest, config: ModelConfig, defaults: GenerationDefa
         top_p=top_p,
         top_k=top_k,
         min_p=min_p,
-        repetition_penalty=values.number("repetition_penalty", _or(defaults.repetition_penalty, 1.0), above=0.0, most=100.0),
+        repetition_penalty=values.number(
+            "repetition_penalty", _or(defaults.repetition_penalty, 1.0), above=0.0, most=100.0
+        ),
         presence_penalty=values.number("presence_penalty", 0.0, least=-2.0, most=2.0),
         frequency_penalty=values.number("frequency_penalty", 0.0, least=-2.0, most=2.0),
         length_penalty=length_penalty,
@@ -200,7 +206,9 @@ def _sampling(values: Values, defaults: GenerationDefaults) -> tuple[float, floa
         or (values.given("top_k") and top_k > 1)
         or (values.given("min_p") and min_p > 0.0)
     )
-    temperature = values.number("temperature", _or(defaults.temperature, 1.0 if narrowed else 0.0), least=0.0, most=100.0)
+    temperature = values.number(
+        "temperature", _or(defaults.temperature, 1.0 if narrowed else 0.0), least=0.0, most=100.0
+    )
     return temperature, top_p, max(top_k, 0), min_p
 
 
@@ -248,6 +256,10 @@ def _guide(values: Values) -> Guide | None:
 
 def _deadline(values: Values, config: ModelConfig, timeout_us: int) -> int:
     """Milliseconds; the sooner of the request's own `deadline_ms` (else the model's default) and Triton's `timeout`."""
-    own = values.integer("deadline_ms", config.default_deadline_ms, 1) if values.given("deadline_ms") else config.default_deadline_ms
+    own = (
+        values.integer("deadline_ms", config.default_deadline_ms, 1)
+        if values.given("deadline_ms")
+        else config.default_deadline_ms
+    )
     triton = -(-timeout_us // 1000)
     return min(own, triton) if own and triton else own or triton

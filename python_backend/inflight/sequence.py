@@ -11,7 +11,9 @@ from inflight.stops import StopMatcher
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pushed:
-    """What some further tokens gave: text to send, how many of the tokens were used, and whether a stop string ended it."""
+    """What some further tokens gave: text to send, how many of the tokens were used, and whether a stop string ended
+    it.
+    """
 
     text: str
     tokens_used: int
@@ -33,7 +35,8 @@ class SequenceText:
         text, stopped = self._matcher.push(self._detokenizer.push(token_ids))
         if not stopped:
             return Pushed(text, len(token_ids), False)
-        # Rare (once per sequence at most): go back and walk token by token, to know which one completed the stop string.
+        # Rare (once per sequence at most): go back and walk token by token, to know which one completed the stop
+        # string.
         self._detokenizer.restore(state)
         self._matcher.held = held
         text = ""

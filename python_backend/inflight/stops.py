@@ -8,9 +8,9 @@ from collections.abc import Sequence
 class StopMatcher:
     """Finds the first of several stop strings in text that arrives in pieces.
 
-    The match that *ends* first wins, as if the text came character by character; of several that end together the longest
-    wins. The result therefore does not depend on how the text was cut. Text that could still become a stop string is held
-    back, and released as soon as it cannot.
+    The match that *ends* first wins, as if the text came character by character; of several that end together the
+    longest wins. The result therefore does not depend on how the text was cut. Text that could still become a stop
+    string is held back, and released as soon as it cannot.
     """
 
     __slots__ = ("_stops", "held")

@@ -2,8 +2,8 @@
 
     engine outputs ──append──▶ buffers per sequence ──take──▶ replies, the last of them final
 
-`take` gives everything that is buffered at once, so the later it is called the more tokens a reply carries. A stream is done
-after its final reply or after an error; from then on `append` and `fail` change nothing.
+`take` gives everything that is buffered at once, so the later it is called the more tokens a reply carries. A stream
+is done after its final reply or after an error; from then on `append` and `fail` change nothing.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ class Timing:
 
 @dataclasses.dataclass(slots=True)
 class Taken:
-    """What `Stream.take` gave. `error` ends the stream instead of a final reply; `abandon` means: stop the engine's work."""
+    """What `Stream.take` gave. `error` ends the stream instead of a final reply; `abandon` means: stop the engine's
+    work.
+    """
 
     replies: list[Reply]
     done: bool = False
@@ -184,7 +186,9 @@ class Stream:
         return taken
 
     def _delta(self, place: int) -> Reply | None:
-        """The new text of one sequence, or None when there is nothing to say. Held-back tokens wait for the next text."""
+        """The new text of one sequence, or None when there is nothing to say. Held-back tokens wait for the next
+        text.
+        """
         sequence = self._sequences[place]
         if sequence.reported or not (sequence.pending or sequence.done):
             return None
@@ -220,7 +224,7 @@ class Stream:
         return sequence.finish.value if sequence.finish is not None else ""
 
     def _logprobs_json(self, sequence: _Sequence) -> str:
-        """vLLM's form: a list with one {token id: {logprob, rank, decoded_token}} per new token."""
+        """VLLM's form: a list with one {token id: {logprob, rank, decoded_token}} per new token."""
         entries = []
         for place, (token_id, logprob) in enumerate(zip(sequence.ids, sequence.logprobs, strict=False)):
             others = sequence.top[place] if place < len(sequence.top) else {}

@@ -1,11 +1,12 @@
 """Keeps one engine process alive: starts it, watches it, and starts it again when it dies or stalls.
 
-Thread `inflight-supervisor` lives as long as the model; it alone spawns engines, because the kernel's death signal to the child
-fires when the thread that spawned it ends.
+Thread `inflight-supervisor` lives as long as the model; it alone spawns engines, because the kernel's death signal to
+the child fires when the thread that spawned it ends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import logging
 import threading
@@ -166,7 +167,5 @@ class Supervisor:
 
     @staticmethod
     def _ask_to_leave(link: EngineLink) -> None:
-        try:
+        with contextlib.suppress(LinkLost):
             link.send(frames.Shutdown())
-        except LinkLost:
-            pass

@@ -18,22 +18,23 @@ class TextTokenizer:
         file = folder / "tokenizer.json"
         try:
             self.library = Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises bare Exception
+        except Exception as error:  # noqa: BLE001 — the library raises nothing narrower
             raise LoadError(
                 f"cannot read tokenizer.json of the engine directory ({error}); build the engine again."
             ) from None
         self.library.no_truncation()
         self.library.no_padding()
         self.special_tokens = _special_tokens(folder / "tokenizer_config.json")
-        self._prefix: list[int] = self.library.encode("", add_special_tokens=True).ids
         bos = self.special_tokens.get("bos_token")
-        self.bos_id: int | None = self.library.token_to_id(bos) if bos else None
+        bos_id = self.library.token_to_id(bos) if bos else None
+        added = self.library.encode("", add_special_tokens=True).ids
+        self._added_bos: int | None = added[0] if added and bos_id in (None, added[0]) else None
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        """Token ids of `text`. A text that already begins with the BOS that would be added does not get a second one."""
+        """Token ids of `text`. A text that begins with the BOS that would be added does not get a second one."""
         ids: list[int] = self.library.encode(text, add_special_tokens=add_special_tokens).ids
-        doubled = add_special_tokens and len(ids) > 1 and ids[0] == ids[1] and ids[:1] == self._prefix[:1]
-        return ids[1:] if doubled and ids[0] in (self.bos_id, self._prefix[0]) else ids
+        doubled = add_special_tokens and self._added_bos is not None and ids[:2] == [self._added_bos] * 2
+        return ids[1:] if doubled else ids
 
     def decode(self, token_ids: list[int], skip_special_tokens: bool) -> str:
         """Text of whole `token_ids`; used for prompts given as ids and for the tokens in log-probabilities."""
@@ -54,7 +55,9 @@ def _special_tokens(file: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise LoadError(f"tokenizer_config.json of the engine directory is not JSON ({error}); build the engine again.") from None
+        raise LoadError(
+            f"tokenizer_config.json of the engine directory is not JSON ({error}); build the engine again."
+        ) from None
     tokens = {}
     for name in ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token"):
         value = config.get(name)

@@ -25,3 +25,9 @@ def instance_count(model_config: dict[str, Any]) -> int:
         places = len(group.get("gpus", [])) if group.get("kind") == "KIND_GPU" else 1
         total += int(group.get("count", 1)) * max(places, 1)
     return total
+
+
+def warmup_requests(model_config: dict[str, Any]) -> int:
+    """How many requests Triton sends by itself before the model is opened to clients."""
+    samples = model_config.get("model_warmup", [])
+    return sum(max(int(sample.get("count", 0)), 1) for sample in samples if int(sample.get("batch_size", 0)) > 0)

@@ -1,4 +1,6 @@
-"""Between Triton's requests and responses and ours: the only module of the package that knows `triton_python_backend_utils`."""
+"""Between Triton's requests and responses and ours: the only module of the package that knows
+`triton_python_backend_utils`.
+"""
 
 from __future__ import annotations
 

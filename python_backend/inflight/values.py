@@ -19,7 +19,9 @@ MAX_JSON_BYTES = 1 << 20
 INT32_MAX = 2**31 - 1
 
 _CANONICAL = {alias: item.name for item in INPUTS for alias in item.aliases} | JSON_ALIASES
-_KNOWN = (frozenset(item.name for item in INPUTS) | frozenset(_CANONICAL) | frozenset(JSON_ONLY)) - {"sampling_parameters"}
+_KNOWN = (frozenset(item.name for item in INPUTS) | frozenset(_CANONICAL) | frozenset(JSON_ONLY)) - {
+    "sampling_parameters"
+}
 _LISTS = frozenset(item.name for item in INPUTS if item.dims == -1) | {"stop_token_ids"}
 
 
@@ -30,14 +32,23 @@ class Values:
         self._found: dict[str, Any] = {}
         self._spelt: dict[str, str] = {}  # canonical name → the name the client used
         self._unknown: list[tuple[str, str]] = []
-        self._take({name: _from_tensor(name, items) for name, items in tensors.items() if name != "sampling_parameters"}, "input")
+        self._take(
+            {name: _from_tensor(name, items) for name, items in tensors.items() if name != "sampling_parameters"},
+            "input",
+        )
         in_parameter = parameters.get("sampling_parameters")
         if "sampling_parameters" in tensors:
-            self._take(_parse_json(_from_tensor("sampling_parameters", tensors["sampling_parameters"])), "sampling_parameters")
+            self._take(
+                _parse_json(_from_tensor("sampling_parameters", tensors["sampling_parameters"])), "sampling_parameters"
+            )
         elif in_parameter is not None:
             self._take(_parse_json(in_parameter), "sampling_parameters")
         self._take(
-            {name: value for name, value in parameters.items() if name != "sampling_parameters" and not _is_tritons(name)},
+            {
+                name: value
+                for name, value in parameters.items()
+                if name != "sampling_parameters" and not _is_tritons(name)
+            },
             "request parameter",
         )
 
@@ -100,7 +111,7 @@ class Values:
         return number
 
     def boolean(self, name: str, default: bool) -> bool:
-        """true or false; also 0, 1 and the strings "true" and "false"."""
+        """True or false; also 0, 1 and the strings "true" and "false"."""
         if name not in self._found:
             return default
         value = self._found[name]
@@ -161,7 +172,9 @@ class Values:
 
 def _is_tritons(name: str) -> bool:
     """Parameters of Triton's own, and forwarded HTTP headers (the only ones with a hyphen, or the trace headers)."""
-    return name in TRITON_PARAMETERS or name.startswith("triton_") or "-" in name or name in ("traceparent", "tracestate")
+    return (
+        name in TRITON_PARAMETERS or name.startswith("triton_") or "-" in name or name in ("traceparent", "tracestate")
+    )
 
 
 def _from_tensor(name: str, items: Sequence[Any]) -> Any:
@@ -184,7 +197,7 @@ def _parse_json(value: Any) -> dict[str, Any]:
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise invalid("sampling_parameters", f"is not valid JSON: {error}") from None
     if not isinstance(content, dict):
-        raise invalid("sampling_parameters", "must be a JSON object such as {\"max_tokens\": 16}")
+        raise invalid("sampling_parameters", 'must be a JSON object such as {"max_tokens": 16}')
     return content
 
 
@@ -206,7 +219,9 @@ def _to_int(name: str, value: Any) -> int:
 def _to_float(name: str, value: Any) -> float:
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
-    if (isinstance(value, (int, float)) and not isinstance(value, bool)) or (isinstance(value, str) and len(value) <= 64):
+    if (isinstance(value, (int, float)) and not isinstance(value, bool)) or (
+        isinstance(value, str) and len(value) <= 64
+    ):
         try:
             number = float(value)
         except (ValueError, OverflowError):

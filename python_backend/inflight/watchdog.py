@@ -1,7 +1,7 @@
 """Does the engine process still get anywhere? A shared page says when it last did; a pure watchdog judges it.
 
-The engine's owner thread writes the page before and after every step and while it waits for work. It cannot answer a ping
-during a step (OpenVINO's `step()` holds the interpreter lock), but a page of memory can always be read.
+The engine's owner thread writes the page before and after every step and while it waits for work. It cannot answer a
+ping during a step (OpenVINO's `step()` holds the interpreter lock), but a page of memory can always be read.
 """
 
 from __future__ import annotations

@@ -45,8 +45,9 @@ class FinishReason(enum.Enum):
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How to choose tokens. `temperature` 0 is greedy; `top_k` 0 is all tokens; `beam_width` above 1 is beam search.
 
-    `num_sequences` is how many sequences the engine generates (the larger of best_of and num_return_sequences, or the beams
-    returned). `logprobs` is how many top log-probabilities to give besides the chosen token's; -1 is none at all.
+    `num_sequences` is how many sequences the engine generates (the larger of best_of and num_return_sequences, or the
+    beams returned). `logprobs` is how many top log-probabilities to give besides the chosen token's; -1 is none at
+    all.
     """
 
     max_tokens: int
@@ -89,8 +90,9 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 class EngineOutput(msgspec.Struct, array_like=True, omit_defaults=True):
     """What one step gave one sequence.
 
-    `token_ids` are new tokens only. A `finish` or an `error` makes it the sequence's one terminal output. `logprobs` has one
-    value per new token; `top_logprobs` one {token id: log-probability} per new token. `score` is a beam's final score.
+    `token_ids` are new tokens only. A `finish` or an `error` makes it the sequence's one terminal output. `logprobs`
+    has one value per new token; `top_logprobs` one {token id: log-probability} per new token. `score` is a beam's
+    final score.
     """
 
     request_id: int
@@ -119,8 +121,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine is and what it can hold, told once when it is ready.
 
-    `max_seq_len` is prompt plus output in tokens. `blocks_total` × `block_size` tokens is the KV pool; 0 blocks means that the
-    engine reserves by itself. `stop_token_ids` are the model's end-of-sequence tokens.
+    `max_seq_len` is prompt plus output in tokens. `blocks_total` × `block_size` tokens is the KV pool; 0 blocks means
+    that the engine reserves by itself. `stop_token_ids` are the model's end-of-sequence tokens.
     """
 
     name: str

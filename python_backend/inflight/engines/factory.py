@@ -46,7 +46,9 @@ def resolve_engine(name: str, engine_dir: Path) -> str:
     except ManifestError as error:
         raise LoadError(str(error)) from None
     if target not in _ENGINE_OF_TARGET:
-        raise LoadError(f"engine.json names the target {target!r}, which this version of Inflight cannot run; build it again.")
+        raise LoadError(
+            f"engine.json names the target {target!r}, which this version of Inflight cannot run; build it again."
+        )
     return _ENGINE_OF_TARGET[target]
 
 

@@ -1,8 +1,8 @@
 """OpenVINO GenAI's continuous batching on a CPU, behind the engine seam.
 
-The KV pool is static (`num_kv_blocks`), prefix caching is on, KV values are 8 bits. Admission reserves every request's worst
-case before it comes here, so the pool never runs dry; if a request is ever dropped for lack of blocks, that promise is broken
-and the engine reports itself as broken.
+The KV pool is static (`num_kv_blocks`), prefix caching is on, KV values are 8 bits. Admission reserves every request's
+worst case before it comes here, so the pool never runs dry; if a request is ever dropped for lack of blocks, that
+promise is broken and the engine reports itself as broken.
 
 Options (model parameter `engine_options`, JSON): see `OpenVinoOptions`.
 """
@@ -48,16 +48,14 @@ _CAPABILITIES = frozenset(
         Capability.NEVER_PREEMPTS,
     }
 )
-_GUIDED = frozenset(
-    {Capability.GUIDED_JSON, Capability.GUIDED_REGEX, Capability.GUIDED_EBNF, Capability.GUIDED_CHOICE}
-)
+_GUIDED = frozenset({Capability.GUIDED_JSON, Capability.GUIDED_REGEX, Capability.GUIDED_EBNF, Capability.GUIDED_CHOICE})
 
 
 class OpenVinoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`kv_cache_gb` sizes the KV pool in GiB (0: as much as `max_running` full contexts need, at most 2 GiB).
 
-    `max_batched_tokens` is the most tokens of one step (prefill is cut into chunks of it); `max_seq_len` lowers the context;
-    `threads` limits the CPU threads (0: all); `kv_precision` is u8 or f16 or f32.
+    `max_batched_tokens` is the most tokens of one step (prefill is cut into chunks of it); `max_seq_len` lowers the
+    context; `threads` limits the CPU threads (0: all); `kv_precision` is u8 or f16 or f32.
     """
 
     kv_cache_gb: float = 0.0
@@ -114,9 +112,11 @@ class OpenVinoEngine:
         budget = int(self._options.kv_cache_gb * 2**30) or DEFAULT_KV_CACHE_BYTES
         blocks = min(wanted, max(budget // block_bytes, 1))
         guided = (folder / "openvino_tokenizer.xml").is_file()
-        eos = json.loads((folder / "generation_config.json").read_text()).get("eos_token_id") if (
-            folder / "generation_config.json"
-        ).is_file() else config.get("eos_token_id")
+        eos = (
+            json.loads((folder / "generation_config.json").read_text()).get("eos_token_id")
+            if (folder / "generation_config.json").is_file()
+            else config.get("eos_token_id")
+        )
         return EngineInfo(
             name="openvino",
             version=openvino_genai.__version__,
@@ -274,9 +274,7 @@ _FINISH = {_REASON.STOP: FinishReason.STOP, _REASON.LENGTH: FinishReason.LENGTH}
 _GOLDEN = 0x9E3779B97F4A7C15  # spreads the seeds of one request's sequences
 
 
-def _generation_config(
-    request: EngineRequest, index: int, own_stops: frozenset[int]
-) -> tuple[Any, frozenset[int]]:
+def _generation_config(request: EngineRequest, index: int, own_stops: frozenset[int]) -> tuple[Any, frozenset[int]]:
     """OpenVINO's form of the sampling parameters, and the stop tokens that it will not look for itself."""
     sampling = request.sampling
     config = openvino_genai.GenerationConfig()
@@ -329,7 +327,9 @@ def _structured(guide: Guide) -> Any:
 
 
 def _kv_bytes_per_token(config: Mapping[str, Any], precision: str) -> int:
-    """Bytes of keys and values per token: layers × 2 × KV heads × head size × bytes; u8 adds a scale and a zero per head."""
+    """Bytes of keys and values per token: layers × 2 × KV heads × head size × bytes; u8 adds a scale and a zero per
+    head.
+    """
     heads = int(config["num_attention_heads"])
     kv_heads = int(config.get("num_key_value_heads") or heads)
     head_size = int(config.get("head_dim") or config["hidden_size"] // heads)

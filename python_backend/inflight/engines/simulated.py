@@ -1,7 +1,7 @@
 """An engine without weights: a cost model of prefill, decode and KV blocks, and a deterministic token stream.
 
-For load tests of everything around an engine, for capacity planning, and for fault injection. It needs only the directory's
-tokenizer. Options: see `SimulatedOptions`.
+For load tests of everything around an engine, for capacity planning, and for fault injection. It needs only the
+directory's tokenizer. Options: see `SimulatedOptions`.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ _CAPABILITIES = frozenset(
 
 
 class SimulatedOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Times in milliseconds. One step costs `step_ms` + `prefill_us_per_token` × prompt tokens + `decode_us_per_sequence` ×
-    sequences; with `real_time` false steps cost nothing and run as fast as the machine can.
+    """Times in milliseconds. One step costs `step_ms` + `prefill_us_per_token` × prompt tokens +
+    `decode_us_per_sequence` × sequences; with `real_time` false steps cost nothing and run as fast as the machine can.
 
-    `eos_every` ends a sequence after that many tokens (0: only max_tokens does). Faults happen at the step in which the N-th
-    token of the engine's life is made: `crash_at_token` kills the process, `stall_at_token` stops it from returning,
-    `raise_at_token` raises out of `step`. `fail_load` refuses to load with that sentence.
+    `eos_every` ends a sequence after that many tokens (0: only max_tokens does). Faults happen at the step in which
+    the N-th token of the engine's life is made: `crash_at_token` kills the process, `stall_at_token` stops it from
+    returning, `raise_at_token` raises out of `step`. `fail_load` refuses to load with that sentence.
     """
 
     step_ms: float = 5.0
@@ -111,7 +111,7 @@ class SimulatedEngine:
             raise LoadError(self._options.fail_load)
         try:
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 — the library raises nothing narrower
             raise LoadError(f"the simulated engine needs tokenizer.json in the engine directory ({error}).") from None
         special = {token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         self._tokens = [token_id for token_id in range(tokenizer.get_vocab_size()) if token_id not in special]
@@ -154,9 +154,7 @@ class SimulatedEngine:
         outputs: list[EngineOutput] = []
         for sequence in [*self._running, *self._waiting]:
             if sequence.cancelled:
-                outputs.append(
-                    EngineOutput(sequence.request.request_id, sequence.index, [], FinishReason.CANCELLED)
-                )
+                outputs.append(EngineOutput(sequence.request.request_id, sequence.index, [], FinishReason.CANCELLED))
         self._waiting = deque(sequence for sequence in self._waiting if not sequence.cancelled)
         outputs += [self._decode(sequence) for sequence in decoding]
         if outputs:
@@ -217,9 +215,7 @@ class SimulatedEngine:
 
     def _leave(self, ended: set[tuple[int, int]]) -> None:
         self._running = [
-            sequence
-            for sequence in self._running
-            if (sequence.request.request_id, sequence.index) not in ended
+            sequence for sequence in self._running if (sequence.request.request_id, sequence.index) not in ended
         ]
         for request_id, index in ended:
             left = [sequence for sequence in self._of_request[request_id] if sequence.index != index]
@@ -230,9 +226,7 @@ class SimulatedEngine:
 
     def stats(self) -> EngineStats:
         size = self._options.block_size
-        used = sum(
-            -(-(len(sequence.request.token_ids) + sequence.made) // size) for sequence in self._running
-        )
+        used = sum(-(-(len(sequence.request.token_ids) + sequence.made) // size) for sequence in self._running)
         return EngineStats(
             running=len(self._running), waiting=len(self._waiting), blocks_used=used, blocks_max=self._options.blocks
         )

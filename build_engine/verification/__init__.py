@@ -1,0 +1,1 @@
+"""The ``verify`` command: perplexity, KL divergence and greedy agreement of an artifact against its source."""

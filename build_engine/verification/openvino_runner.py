@@ -1,0 +1,44 @@
+"""An exported OpenVINO model, run with the precisions it is served with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+CHUNK = 64
+"""Tokens fed at a time: later chunks read the keys and values of earlier ones from the quantized cache."""
+
+KV_PRECISION = {"int8": "u8", "none": "f32"}
+
+
+class OpenVinoCandidate:
+    """Runs ``openvino_model.xml`` on the CPU; the KV cache has the precision that engine.json names."""
+
+    def __init__(self, directory: Path, kv_cache: str, properties: dict[str, Any] | None = None) -> None:
+        import openvino as ov
+
+        options = {"KV_CACHE_PRECISION": KV_PRECISION[kv_cache], **(properties or {})}
+        self.compiled = ov.Core().compile_model(directory / "openvino_model.xml", "CPU", options)
+        self.names = {name for port in self.compiled.inputs for name in port.get_names()}
+        self.request = self.compiled.create_infer_request()
+
+    def logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """Logits [n, vocabulary] of the tokens ``ids`` [n]."""
+        self.request.reset_state()
+        tokens = ids.numpy().astype(np.int64)[None]
+        rows = []
+        for start in range(0, tokens.shape[1], CHUNK):
+            chunk = tokens[:, start : start + CHUNK]
+            stop = start + chunk.shape[1]
+            inputs = {
+                "input_ids": chunk,
+                "attention_mask": np.ones((1, stop), dtype=np.int64),
+                "position_ids": np.arange(start, stop, dtype=np.int64)[None],
+                "beam_idx": np.zeros(1, dtype=np.int32),
+            }
+            answer = self.request.infer({name: value for name, value in inputs.items() if name in self.names})
+            rows.append(np.array(answer["logits"][0]))
+        return torch.from_numpy(np.concatenate(rows))

@@ -1,0 +1,42 @@
+"""How far an artifact may be from its source, per recipe; beyond it ``verify`` fails."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from inflight.manifest import Verification
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """``perplexity_ratio`` bounds perplexity over the source's; ``mean_kl`` is in nats a token."""
+
+    perplexity_ratio: float
+    mean_kl: float
+
+
+THRESHOLDS: dict[str, Threshold] = {
+    "none": Threshold(1.005, 0.005),
+    "int8": Threshold(1.01, 0.02),
+    "int8-sq": Threshold(1.20, 0.25),
+    "int4": Threshold(1.30, 0.40),
+    "int4-awq": Threshold(1.30, 0.40),
+    "int4-gptq": Threshold(1.30, 0.40),
+    "w4a8-awq": Threshold(1.35, 0.45),
+    "fp8": Threshold(1.04, 0.06),
+    "nvfp4": Threshold(1.35, 0.45),
+}
+
+
+def too_far(recipe: str, measured: Verification) -> str | None:
+    """One phrase that says which threshold is passed, or None."""
+    limit = THRESHOLDS[recipe]
+    ratio = measured.perplexity / measured.reference_perplexity
+    if not ratio <= limit.perplexity_ratio:  # also true for NaN
+        return (
+            f"perplexity {measured.perplexity:.3f} is {100 * (ratio - 1):+.1f} % from the source's "
+            f"{measured.reference_perplexity:.3f}, and {recipe} may be {100 * (limit.perplexity_ratio - 1):+.1f} %"
+        )
+    if not measured.mean_kl <= limit.mean_kl:
+        return f"mean KL divergence {measured.mean_kl:.4f} is above the {limit.mean_kl} that {recipe} may have"
+    return None
