@@ -184,6 +184,10 @@ class Server:
         """The exit status of tritonserver, None while it runs."""
         return self._started().poll()
 
+    def has_ended(self) -> bool:
+        """Whether tritonserver was never started or runs no more."""
+        return self._process is None or self._process.poll() is not None
+
     def is_ready(self) -> bool:
         """Whether the server and every model that it was told to load answer."""
         try:

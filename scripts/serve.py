@@ -2,7 +2,7 @@
 """Starts Triton with this backend and keeps it in the foreground until Ctrl-C or SIGTERM.
 
 Uses the server that scripts/quickstart.sh fetched, or the one of the container it runs in. Exit status: 0 stopped on
-request; 1 could not start; 3 the server ended by itself; 4 the stop took too long and the server was killed.
+request; 1 could not start; 3 the server ended by itself; 4 the stop took too long and was cut short.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from _serverlog import Follower
 from _triton import find_triton
 
 ENDED_BY_ITSELF = 3
-KILLED = 4
+UNCLEAN = 4
 
 
 class StopRequest:
@@ -132,10 +132,14 @@ def end(server: Server, stop: StopRequest, status: int, say: Callable[[str], Non
     signals = stop.count
     if server.processes():
         say("stopping the server (once more to stop at once)")
-    server.stop(hurry=lambda: stop.count > max(signals, 1))
-    if server.killed:
-        print("error: the server did not stop in time and was killed; requests in flight are lost.", file=sys.stderr)
-        return KILLED
+    ended_before = server.has_ended()
+    left = server.stop(hurry=lambda: stop.count > max(signals, 1))
+    if not ended_before and (server.killed or left != 0):
+        print(
+            f"error: the server did not stop in time and was ended; requests in flight are lost: see {server.log}.",
+            file=sys.stderr,
+        )
+        return UNCLEAN
     return status
 
 

@@ -26,11 +26,12 @@ from inflight.delivery import Delivery, LiveStream, Responder
 from inflight.detokenizer import DetokenizerFactory
 from inflight.dispatcher import Dispatcher
 from inflight.engine_link import EngineLink
-from inflight.engines.base import Capability, EngineInfo, EngineRequest, EngineStats
+from inflight.engines.base import EngineInfo, EngineRequest, EngineStats
 from inflight.engines.factory import WorkerSpec, resolve_engine
 from inflight.errors import ErrorCode, LoadError, RequestError, internal, unavailable
 from inflight.fields import read_generation_config
 from inflight.metrics import Flusher, Metrics, Sink
+from inflight.observation import Observation, Snapshot
 from inflight.prompt import PromptBuilder, check_capabilities, engine_request
 from inflight.request import GenerationDefaults, RawRequest, parse_request
 from inflight.stream import Stream
@@ -42,9 +43,6 @@ log = logging.getLogger("inflight.backend")
 PARSE_THREADS = 2  # tokenizing releases the interpreter lock; templates do not
 JOIN_S = 5.0
 LEFTOVER_S = 2.0
-_OUTCOMES = {"invalid_arg": "invalid"} | {
-    code.value: code.value for code in ErrorCode if code is not ErrorCode.INVALID_ARG
-}
 
 
 class Backend:
@@ -76,13 +74,12 @@ class Backend:
         self._ids = itertools.count(1)
         self._draining = False
         self._stats = EngineStats()
-        self._tokens_of_closed = 0
-        self.metrics = Metrics()
-        self._flusher = Flusher(self._flush, config.metrics_interval_ms / 1000)
-        self._sink: Sink | None = None
+        metrics = Metrics()
+        self._observation = Observation(metrics, self._snapshot)
+        self._flusher = Flusher(self._observation.flush, config.metrics_interval_ms / 1000)
         self._warmups_left = warmup_requests
         self._pool = ThreadPoolExecutor(PARSE_THREADS, thread_name_prefix="inflight-parse")
-        self._delivery = Delivery(config.sender_threads, self.metrics)
+        self._delivery = Delivery(config.sender_threads, metrics)
         self._dispatcher = Dispatcher(self._delivery, self._make_queue)
         self._poller = CancellationPoller(self._live_streams, self._delivery.poll_cancelled)
         self._supervisor = Supervisor(
@@ -109,7 +106,7 @@ class Backend:
 
     def export_metrics(self, sink: Sink) -> None:
         """Flush metrics into `sink` from now on."""
-        self._sink = sink
+        self._observation.sink = sink
 
     def ready(self) -> bool:
         """Whether a request sent now would be taken. O(1), takes no lock."""
@@ -215,20 +212,8 @@ class Backend:
         """A stream has had its terminal response."""
         self._live.pop(live.request_id, None)
         if live.counted:
-            self._count(live.stream)
+            self._observation.stream_ended(live.stream)
         self._forget()
-
-    def _count(self, stream: Stream) -> None:
-        metrics, timing, now_ns = self.metrics, stream.timing, time.monotonic_ns()
-        metrics.add("inflight_requests_total", label=_OUTCOMES.get(stream.outcome, stream.outcome))
-        metrics.observe("inflight_request_latency_seconds", (now_ns - timing.arrival_ns) / 1e9)
-        if timing.scheduled_ns:
-            metrics.observe("inflight_queue_time_seconds", (timing.scheduled_ns - timing.arrival_ns) / 1e9)
-        if timing.first_token_ns:
-            metrics.observe("inflight_time_to_first_token_seconds", (timing.first_token_ns - timing.arrival_ns) / 1e9)
-            metrics.add("inflight_prompt_tokens_total", stream.num_input_tokens)
-        with self._accepted_lock:
-            self._tokens_of_closed += stream.output_tokens
 
     def _forget(self) -> None:
         with self._accepted_lock:
@@ -236,7 +221,7 @@ class Backend:
 
     def _refuse(self, raw: RawRequest, responder: Responder, error: RequestError) -> None:
         """Answer a request that never became a stream."""
-        self.metrics.add("inflight_requests_total", label=_OUTCOMES[error.code.value])
+        self._observation.refused(error)
         try:
             responder.fail(error)
         except Exception:
@@ -270,46 +255,22 @@ class Backend:
         """The engine did not take a request."""
         self._dispatcher.on_refused(message)
 
-    # -- numbers -----------------------------------------------------------------------------------------------------
+    # -- for operators -----------------------------------------------------------------------------------------------
 
-    def _flush(self) -> None:
-        """Bring the gauges up to date and tell the sink. On the flusher's thread."""
-        metrics, stats, info = self.metrics, self._stats, self._info
-        waiting, running = self._dispatcher.waiting, self._dispatcher.running
-        metrics.set("inflight_requests_running", running)
-        metrics.set("inflight_requests_waiting", waiting)
-        metrics.set("inflight_engine_up", float(self._supervisor.health is Health.READY))
-        metrics.raise_to("inflight_engine_restarts_total", self._supervisor.restarts)
-        live_tokens = sum(live.stream.output_tokens for live in self._live_streams() if live.counted)
-        metrics.raise_to("inflight_generation_tokens_total", self._tokens_of_closed + live_tokens)
-        for kind, value in (("waiting", waiting), ("active", running), ("max", info.max_running if info else 0)):
-            metrics.set("nv_trt_llm_request_metrics", value, kind)
-        self._set_blocks(stats, info)
-        unknown = set()
-        if stats.reused_tokens_total is None:
-            unknown.add("inflight_prefix_cache_hit_tokens_total")
-        else:
-            metrics.raise_to("inflight_prefix_cache_hit_tokens_total", stats.reused_tokens_total)
-        if info is None or Capability.SPECULATIVE not in info.capabilities:
-            unknown.add("inflight_speculative_tokens_total")
-        metrics.raise_to("inflight_speculative_tokens_total", stats.draft_tokens_total, "draft")
-        metrics.raise_to("inflight_speculative_tokens_total", stats.accepted_tokens_total, "accepted")
-        if self._sink is not None:
-            metrics.flush(self._sink, frozenset(unknown))
-
-    def _set_blocks(self, stats: EngineStats, info: EngineInfo | None) -> None:
-        most = stats.blocks_max or (info.blocks_total if info else 0)
-        ratio = stats.blocks_used / most if most else 0.0
-        self.metrics.set("inflight_kv_cache_usage_ratio", ratio)
-        for kind, value in (
-            ("max", most),
-            ("used", stats.blocks_used),
-            ("free", most - stats.blocks_used),
-            ("tokens_per", info.block_size if info else 0),
-            ("fraction", ratio),
-            ("reserved", self._dispatcher.blocks_reserved),
-        ):
-            self.metrics.set("nv_trt_llm_kv_cache_block_metrics", value, kind)
+    def _snapshot(self) -> Snapshot:
+        """The numbers of this moment, for the metrics."""
+        dispatcher, supervisor = self._dispatcher, self._supervisor
+        streams = [live.stream for live in self._live_streams() if live.counted]
+        return Snapshot(
+            info=self._info,
+            stats=self._stats,
+            up=supervisor.health is Health.READY,
+            restarts=supervisor.restarts,
+            waiting=dispatcher.waiting,
+            running=dispatcher.running,
+            blocks_reserved=dispatcher.blocks_reserved,
+            live_tokens=sum(stream.output_tokens for stream in streams),
+        )
 
     def status(self) -> dict[str, Any]:
         """For operators: what the model is doing."""

@@ -27,6 +27,7 @@ from inflight.watchdog import StatePage
 log = logging.getLogger("inflight.supervisor")
 
 POLL_S = 0.1
+RUN_PREFIX = "inflight-run-"  # then the backend's process id
 EXIT_WAIT_S = 5.0
 
 
@@ -35,7 +36,7 @@ class EngineProcess:
 
     def __init__(self, spec: WorkerSpec) -> None:
         self._spec = spec
-        self._folder = Path(tempfile.mkdtemp(prefix="inflight-"))  # 0700
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{RUN_PREFIX}{os.getpid()}-"))  # 0700
         self._token = secrets.token_hex(32)
         self._process: subprocess.Popen[bytes] | None = None
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -142,6 +143,18 @@ class EngineProcess:
             self.connection.close()
         self.page.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def sweep_run_folders() -> None:
+    """Remove the run folders of this user's backends that were killed before they could."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{RUN_PREFIX}*"):
+        owner = folder.name[len(RUN_PREFIX) :].split("-")[0]
+        try:
+            ours = folder.lstat().st_uid == os.getuid() and owner.isdigit()
+        except OSError:
+            continue
+        if ours and not Path("/proc", owner).exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _python() -> str:

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from inflight import frames
 from inflight.engine_link import EngineLink, LinkHandler, LinkLost
-from inflight.engine_process import EngineProcess
+from inflight.engine_process import EngineProcess, sweep_run_folders
 from inflight.engines.base import EngineInfo
 from inflight.engines.factory import WorkerSpec
 from inflight.errors import LoadError
@@ -92,6 +92,7 @@ class Supervisor:
 
     def _run(self) -> None:
         failures = 0
+        sweep_run_folders()
         while not self._stop.is_set():
             began = time.monotonic()
             try:

@@ -70,7 +70,7 @@ def test_nothing_configured_gives_the_documented_defaults() -> None:
 
 @pytest.mark.parametrize(
     ("name", "nearest"),
-    [("max_runing", "max_running"), ("engine_path", "engine_dir"), ("stall_timeout", "stall_timeout_ms")],
+    [("max_runing", "max_running"), ("engine_directory", "engine_dir"), ("stall_timeout", "stall_timeout_ms")],
 )
 def test_an_unknown_parameter_fails_the_load_with_the_nearest_known_name(name: str, nearest: str) -> None:
     with pytest.raises(LoadError, match=f"{name}.*did you mean {nearest}"):

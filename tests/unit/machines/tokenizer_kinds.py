@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -93,6 +94,24 @@ def word_piece() -> Tokenizer:
 
 KINDS = {"byte_level": byte_level, "byte_fallback": byte_fallback, "metaspace": metaspace, "word_piece": word_piece}
 WITH_BYTE_TABLE = ("byte_level", "byte_fallback", "metaspace")
+
+
+def token_bytes(kind: str, token_ids: Sequence[int]) -> bytes:
+    """The bytes that tokens stand for, special ones left out: a second, plain way to decode the kinds with a byte table."""
+    tokenizer = KINDS[kind]()
+    special = {token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    pieces = [tokenizer.id_to_token(token_id) for token_id in token_ids if token_id not in special]
+    if kind == "byte_level":
+        # An encoded text shows each byte as one character, in the order of the bytes.
+        shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+        hidden = [byte for byte in range(256) if byte not in shown]
+        of_char = {chr(byte): byte for byte in shown} | {chr(256 + place): byte for place, byte in enumerate(hidden)}
+        return b"".join(piece.encode() if " " in piece else bytes(of_char[char] for char in piece) for piece in pieces)
+    if kind == "byte_fallback":
+        return b"".join(
+            bytes([int(piece[3:5], 16)]) if piece in BYTE_TOKENS else piece.replace("▁", " ").encode() for piece in pieces
+        )
+    return "".join(pieces).replace("▁", " ").encode()
 
 
 def _adds_bos(tokenizer: Tokenizer, bos: str) -> processors.TemplateProcessing:

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inflight.detokenizer import DetokenizerFactory
+from inflight.sequence import SequenceText
+from tests.unit.machines.strategies import budget, cuts
+from tests.unit.machines.tokenizer_kinds import KINDS, WITH_BYTE_TABLE, token_bytes
+
+pytestmark = pytest.mark.fast
+
+TEXTS = st.text("The lazy dog.\n🙂é日", min_size=1, max_size=24)
+PROMPT = "a"
+FACTORIES = {kind: DetokenizerFactory(make(), make().get_vocab_size()) for kind, make in KINDS.items()}
+
+
+def sequence(kind: str, stops: Sequence[str]) -> SequenceText:
+    return SequenceText(FACTORIES[kind].make(True, KINDS[kind]().encode(PROMPT).ids), stops)
+
+
+def encode(kind: str, text: str) -> list[int]:
+    return list(KINDS[kind]().encode(text, add_special_tokens=False).ids)
+
+
+def certain_text(kind: str, ids: Sequence[int]) -> str:
+    """The text of the ids after the prompt, without the bytes of an unfinished character at the end."""
+    if kind in WITH_BYTE_TABLE:
+        return token_bytes(kind, ids).decode("utf-8", "ignore")
+    tokenizer = KINDS[kind]()
+    prompt = tokenizer.encode(PROMPT).ids
+    before, whole = tokenizer.decode(prompt), tokenizer.decode([*prompt, *ids])
+    return str(whole[len(before) :])
+
+
+def naive(kind: str, ids: Sequence[int], stops: Sequence[str]) -> tuple[str, int | None]:
+    """(text, how many tokens it took until a stop string was whole), token by token and character by character."""
+    read = ""
+    for used in range(1, len(ids) + 1):
+        text = certain_text(kind, ids[:used])
+        for end in range(len(read) + 1, len(text) + 1):
+            ending = [stop for stop in stops if text[:end].endswith(stop)]
+            if ending:
+                return text[: end - max(map(len, ending))], used
+        read = text
+    return read, None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(data=st.data(), text=TEXTS)
+@budget(80)
+def test_text_and_used_tokens_do_not_depend_on_how_the_tokens_were_cut(kind: str, data: st.DataObject, text: str) -> None:
+    ids = encode(kind, text)
+    shown = certain_text(kind, ids)
+    inside = st.integers(0, max(len(shown) - 1, 0)).flatmap(
+        lambda start: st.integers(1, 6).map(lambda length: shown[start : start + length] or "x")
+    )
+    stops = data.draw(st.lists(inside | st.text("The dog🙂", min_size=1, max_size=4), max_size=3))
+    one = sequence(kind, stops)
+    emitted, used, stopped = "", 0, False
+    for piece in data.draw(cuts(ids)):
+        pushed = one.push(list(piece))
+        emitted += pushed.text
+        used += pushed.tokens_used
+        stopped = pushed.stopped
+        if stopped:
+            break
+        assert pushed.tokens_used == len(piece)
+    if not stopped:
+        emitted += one.finish()
+    expected, end = naive(kind, ids, stops)
+    assert (emitted, stopped) == (expected, end is not None)
+    assert used == (len(ids) if end is None else end)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_behind_the_one_that_completed_the_stop_string_are_not_used(kind: str) -> None:
+    ids = encode(kind, "The lazy dog sleeps. The lazy dog")
+    pushed = sequence(kind, ["dog"]).push(ids)
+    text, used = naive(kind, ids, ["dog"])
+    assert pushed.stopped
+    assert pushed.text == text
+    assert pushed.text.strip() == "The lazy"
+    assert pushed.tokens_used == used
+    assert pushed.tokens_used < len(ids)
+
+
+def test_the_same_token_may_hold_the_end_of_one_stop_string_and_more() -> None:
+    """The token ".\\n" (or its parts) ends the answer at the point; what stands behind it never leaves."""
+    ids = encode("byte_level", "dog.\n\n")
+    pushed = sequence("byte_level", ["."]).push(ids)
+    assert pushed.text == "dog"
+    assert pushed.stopped
+
+
+def test_a_half_character_at_the_end_is_dropped_and_held_text_is_not() -> None:
+    ids = encode("byte_fallback", "the 日")
+    one = sequence("byte_fallback", ["the end"])
+    assert one.push(ids[:-1]).text + one.finish() == certain_text("byte_fallback", ids[:-1])
