@@ -19,6 +19,7 @@ from build_engine.architectures import TARGETS
 from build_engine.build import BuildOptions, build
 from build_engine.console import make_console
 from build_engine.errors import AccuracyFailure, BuilderError, Interrupted, UserMistake
+from build_engine.inspection import inspect
 from build_engine.planning import plan
 from build_engine.planning.gpus import gpu_named, gpu_table, own_gpu
 from build_engine.planning.roofline import Parallel
@@ -58,6 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_plan(commands)
     _add_build(commands)
     _add_verify(commands)
+    _add_inspect(commands)
     return parser
 
 
@@ -166,6 +168,21 @@ def _run_verify(options: argparse.Namespace, arguments: list[str]) -> int:
     if problem:
         raise AccuracyFailure(problem)
     return 0
+
+
+def _add_inspect(commands: argparse._SubParsersAction[_Parser]) -> None:
+    parser = commands.add_parser("inspect", help="what an engine is, and whether it runs here", allow_abbrev=False)
+    parser.add_argument("directory", type=Path, metavar="DIR")
+    parser.add_argument("--benchmark-fusion", action="store_true", help="time decoding with fusions broken (OpenVINO)")
+    parser.add_argument("--json", action="store_true", help="the inspection as JSON on standard output")
+    parser.set_defaults(run=_run_inspect)
+
+
+def _run_inspect(options: argparse.Namespace, arguments: list[str]) -> int:
+    console = make_console(as_json=options.json)
+    found = inspect.inspect(options.directory, benchmark=options.benchmark_fusion, console=console)
+    print(json.dumps(inspect.as_json(found), indent=2) if options.json else inspect.as_text(found))
+    return 0 if found.usable else 1
 
 
 def _positive(text: str) -> int:

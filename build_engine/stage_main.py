@@ -20,6 +20,7 @@ from build_engine.errors import AccuracyFailure, BuilderError, UserMistake
 STAGES = {
     "openvino.export": "build_engine.openvino.export",
     "verify": "build_engine.verification.stage",
+    "inspect.openvino": "build_engine.inspection.openvino_graph",
 }
 """Stage name → module with ``run(spec, report) -> result``."""
 

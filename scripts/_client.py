@@ -40,8 +40,24 @@ _TYPES: dict[str, tuple[str, Any]] = {  # contract type → Triton's wire name, 
     "BOOL": ("BOOL", np.bool_),
 }
 _TYPE_OF = {name: item.type for item in INPUTS for name in (item.name, *item.aliases)}
+_LISTS = frozenset(item.name for item in INPUTS if item.dims == -1)
 
 Value = str | bytes | int | float | bool | Sequence[str] | Sequence[int]
+
+
+def parse_value(name: str, text: str) -> Value:
+    """What `text` means for the input `name` of the contract. Raises `Failure` for an unknown name or a value that does not fit."""
+    if name not in _TYPE_OF:
+        raise Failure(f"{name!r} is not a request parameter: docs/requests.md lists them.")
+    kind = _TYPE_OF[name]
+    try:
+        if kind == "BOOL":
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        if kind == "STRING":
+            return [text] if name in _LISTS else text
+        return float(text) if kind == "FP32" else int(text)
+    except (KeyError, ValueError):
+        raise Failure(f"{name} cannot be {text!r}: its type is {kind}.") from None
 
 
 class Connection:

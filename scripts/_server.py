@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 
 import _shm
+from _control import drain_models
 from _layout import LOGS, MODEL_REPOSITORY
 from _processes import command_line, end_with_parent, kill_all, marked_pids
 from _report import Failure
@@ -82,6 +83,7 @@ class ServerConfig:
     arguments: tuple[str, ...] = ()  # further arguments of tritonserver
     environment: Mapping[str, str] = field(default_factory=dict)
     log: Path | None = None  # None: a fresh file in .cache/logs
+    drain_timeout_s: float | None = None  # what streams get to finish before the stop; None: no drain
     stop_timeout_s: float = 30.0
 
 
@@ -217,24 +219,28 @@ class Server:
             time.sleep(_POLL_S)
         return time.monotonic() - begin
 
-    def drain(self) -> None:
-        """Called before the server is told to stop, while it still serves.
+    def drain(self, hurry: Callable[[], bool] = lambda: False) -> dict[str, dict[str, object]]:
+        """Have every model of this server finish its streams and take no new work; returns each model's answer.
 
-        Triton's stop has no phase of its own in which streams may finish while new work is refused; whoever can order
-        that from the backend overrides this.
+        Triton's own stop has no such phase. Waits `drain_timeout_s` (the models end what is left by then) and a little
+        for the answers, or until `hurry()` is true.
         """
+        limit_s = self.config.drain_timeout_s
+        if limit_s is None:
+            return {}
+        return drain_models(self.stub_pids(), limit_s, hurry)
 
     def stop(self, hurry: Callable[[], bool] = lambda: False) -> int:
-        """Stop the server and return its exit status; waits at most `stop_timeout_s`, or until `hurry()` is true.
+        """Drain, stop the server and return its exit status.
 
-        What is left after that is killed (`killed` says so), and the shared memory it held is removed. Stopping what
+        Waits `stop_timeout_s` at most after the drain, or until `hurry()` is true. What is left after that is killed (`killed` says so), and the shared memory it held is removed. Stopping what
         never started, or stopped before, does nothing.
         """
         if self._process is None:
             return 0
         process = self._process
         if process.poll() is None:
-            self.drain()
+            self.drain(hurry)
             process.terminate()
             give_up = time.monotonic() + self.config.stop_timeout_s
             while process.poll() is None and time.monotonic() < give_up and not hurry():

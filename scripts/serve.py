@@ -84,7 +84,12 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
         help="for scripts: leave the terminal's Ctrl-C to the process that started this one, and stop when it ends",
     )
     parser.add_argument("--ready-timeout", type=float, default=300.0, metavar="S", help="default: %(default)s")
-    parser.add_argument("--stop-timeout", type=float, default=30.0, metavar="S", help="default: %(default)s")
+    parser.add_argument(
+        "--drain-timeout", type=float, default=30.0, metavar="S", help="for streams to finish (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--stop-timeout", type=float, default=30.0, metavar="S", help="for the server after that (default: %(default)s)"
+    )
     own, passed = sys.argv[1:], []
     if "--" in own:
         split = own.index("--")
@@ -155,6 +160,7 @@ def main() -> int:
         host=arguments.host,
         arguments=tuple(passed),
         log=arguments.log.absolute() if arguments.log else None,
+        drain_timeout_s=arguments.drain_timeout,
         stop_timeout_s=arguments.stop_timeout,
     )
     if not config.repository.is_dir():

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 CHUNK = 64
 """Tokens fed at a time: later chunks read the keys and values of earlier ones from the quantized cache."""
 
-KV_PRECISION = {"int8": "u8", "none": "f32"}
+
+def kv_precision(core: Any, kv_cache: str) -> str:
+    """OpenVINO's name for a manifest's ``kv_cache``. ``none`` is the precision that this CPU computes in: paged
+    attention takes no other (bf16 where the CPU has it, else f32).
+    """
+    if kv_cache == "int8":
+        return "u8"
+    return "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
 
 
 class OpenVinoCandidate:
@@ -20,8 +29,9 @@ class OpenVinoCandidate:
     def __init__(self, directory: Path, kv_cache: str, properties: dict[str, Any] | None = None) -> None:
         import openvino as ov
 
-        options = {"KV_CACHE_PRECISION": KV_PRECISION[kv_cache], **(properties or {})}
-        self.compiled = ov.Core().compile_model(directory / "openvino_model.xml", "CPU", options)
+        core = ov.Core()
+        options = {"KV_CACHE_PRECISION": kv_precision(core, kv_cache), **(properties or {})}
+        self.compiled = core.compile_model(directory / "openvino_model.xml", "CPU", options)
         self.names = {name for port in self.compiled.inputs for name in port.get_names()}
         self.request = self.compiled.create_infer_request()
 
@@ -41,4 +51,6 @@ class OpenVinoCandidate:
             }
             answer = self.request.infer({name: value for name, value in inputs.items() if name in self.names})
             rows.append(np.array(answer["logits"][0]))
+        import torch
+
         return torch.from_numpy(np.concatenate(rows))

@@ -22,10 +22,10 @@ class Reference:
         ).eval()
         self.dtype = next(self.model.parameters()).dtype
 
-    @torch.inference_mode()
     def logits(self, ids: torch.Tensor) -> torch.Tensor:
         """Logits [n, vocabulary] of the tokens ``ids`` [n]."""
-        result: torch.Tensor = self.model(ids[None]).logits[0]
+        with torch.inference_mode():
+            result: torch.Tensor = self.model(ids[None]).logits[0]
         return result
 
 

@@ -21,7 +21,7 @@ from build_engine.verification.corpus import Corpus
 from build_engine.verification.thresholds import too_far
 
 DEFAULT_TOKENS = 20_000
-BUILD_TOKENS = 2_048
+BUILD_TOKENS = 1_024
 """``build`` measures on a short text, to tell a broken engine from a good one; ``verify`` measures properly."""
 
 SECONDS_PER_GB_TOKEN = 0.012

@@ -45,6 +45,30 @@ class ModelConfig:
     sender_threads: int = 2
 
 
+# What each parameter means, for docs/requests.md.
+NOTES: dict[str, str] = {
+    "engine_dir": "the engine directory, relative to the model's version folder",
+    "engine": "auto (by the directory's manifest), openvino, tensorrt_llm or simulated",
+    "engine_options": "a JSON object for the engine; see docs/engines.md",
+    "batching_strategy": "inflight (join at any step), dynamic (collect for a window), static (wait for a full batch)",
+    "batching_max_wait_ms": "the window of dynamic and static batching",
+    "max_running": "sequences in the engine at once; 0: the engine's own limit",
+    "max_queue_size": "requests that may wait; further ones are UNAVAILABLE",
+    "max_queue_tokens": "prompt tokens that may wait; 0: no limit but max_queue_size",
+    "default_max_tokens": "max_tokens of a request that names none",
+    "max_tokens_limit": "the most any request gets; 0: no limit but the context",
+    "max_prompt_bytes": "longest prompt, before and after the chat template",
+    "default_deadline_ms": "deadline of a request that names none; 0: none",
+    "stall_timeout_ms": "an engine that makes no progress for this long is started again",
+    "load_timeout_s": "an engine that is not ready after this long has failed",
+    "max_restarts": "after this many restarts without ten minutes of health the model reports not ready",
+    "drain_timeout_ms": "how long a drain lets streams go on",
+    "exclude_input_in_output": "default of the input of that name",
+    "chat_template": "a jinja2 file, relative to the version folder; empty: the engine directory's own",
+    "metrics_interval_ms": "how often metrics are handed to Triton",
+    "sender_threads": "threads that send responses",
+}
+
 # name → (least, most) of the integer parameters
 _RANGES: dict[str, tuple[int, int]] = {
     "batching_max_wait_ms": (0, 60_000),

@@ -180,7 +180,7 @@ def check(
     Raises `ManifestError` with one sentence that says what to rebuild and how.
     """
     manifest = check_whole(directory, target=target, deep=deep)
-    check_packages(Path(directory), manifest, _installed_version if installed is None else installed.get)
+    check_packages(Path(directory), manifest, installed_version if installed is None else installed.get)
     needed = manifest.requires.compute_capability
     if needed and compute_capability and needed != compute_capability:
         raise ManifestError(
@@ -276,7 +276,8 @@ def _is_plain_relative(path: str) -> bool:
     return bool(path) and not pure.is_absolute() and ".." not in pure.parts and "\0" not in path
 
 
-def _installed_version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """The version of a package in this environment, or None."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

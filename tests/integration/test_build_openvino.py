@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +34,11 @@ def build(model: Path, output: Path, *more: str) -> subprocess.CompletedProcess[
     return subprocess.run(
         command(model, output, *more), env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False
     )
+
+
+def tool(*arguments: object) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "build_engine", *map(str, arguments)]
+    return subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +94,56 @@ def test_engine_directory(checkpoint: Path, engine: Path) -> None:
     assert sorted(path.name for path in engine.parent.iterdir() if path.name.startswith(".")) == []
 
 
+def test_build_verified_it(engine: Path) -> None:
+    figures = manifest.read(engine).verification
+    assert figures is not None
+    assert figures.tokens == 1024
+    assert figures.perplexity == pytest.approx(figures.reference_perplexity, rel=0.005)
+    assert figures.mean_kl < 0.005
+    assert figures.greedy_agreement > 0.95
+    assert "pydoc_data.topics" in figures.text
+    assert "PSF-2.0" in figures.text
+
+
+def test_verify_catches_altered_weights(checkpoint: Path, engine: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "engine"
+    shutil.copytree(engine, copy)
+    weights = bytearray((copy / "openvino_model.bin").read_bytes())
+    half = len(weights) // 2 // 64 * 64
+    weights[half : half + 16384] = weights[half + 8192 : half + 16384] + weights[half : half + 8192]
+    (copy / "openvino_model.bin").write_bytes(weights)
+    done = tool("verify", copy, "--reference", checkpoint, "--tokens", "256", "--json")
+    assert done.returncode == 1, done.stderr
+    assert json.loads(done.stdout)["passed"] is False
+    assert "perplexity" in done.stderr or "KL divergence" in done.stderr
+
+
+def test_inspect(engine: Path) -> None:
+    done = tool("inspect", engine, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["whole"]
+    assert found["runs_here"]
+    kinds = {each["kernel"]: each["count"] for each in found["fused"]["absorbed"]}
+    assert kinds["RMS"] == 5  # two a layer and the last
+    assert kinds["RoPE"] == 4  # query and key of each layer
+    assert found["fused"]["kernels_after"] < found["fused"]["operations_before"] / 2
+
+
+def test_inspect_finds_what_is_wrong(engine: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "engine"
+    shutil.copytree(engine, copy)
+    (copy / "tokenizer.json").write_text("{}")
+    described = json.loads((copy / "engine.json").read_text())
+    described["requires"]["packages"]["openvino"] = "2031.1.0"
+    (copy / "engine.json").write_text(json.dumps(described))
+    done = tool("inspect", copy)
+    assert done.returncode == 1
+    assert "NO: " in done.stdout
+    assert "tokenizer.json" in done.stdout
+    assert "built for openvino 2031.1" in done.stdout
+
+
 def test_unquantized_engine_equals_the_source(checkpoint: Path, engine: Path) -> None:
     np.testing.assert_allclose(logits_of(engine, IDS), reference_logits(checkpoint, IDS), atol=2e-3)
 
@@ -103,7 +159,7 @@ def test_a_checkpoint_of_transformers_5_keeps_its_rotary_base(checkpoint: Path, 
     config.pop("rope_scaling", None)
     config["rope_parameters"] = {"rope_type": "default", "rope_theta": base}
     (newer / "config.json").write_text(json.dumps(config))
-    done = build(newer, tmp_path / "engine", "--quantization", "none")
+    done = build(newer, tmp_path / "engine", "--quantization", "none", "--no-verify")
     assert done.returncode == 0, done.stderr
     expected = logits_of(engine, IDS)
     np.testing.assert_allclose(logits_of(tmp_path / "engine", IDS), expected, atol=1e-5)
@@ -116,7 +172,7 @@ def test_quantized_engine_generates(checkpoint: Path, tmp_path: Path, recipe: st
     import openvino as ov
     import openvino_genai as genai
 
-    done = build(checkpoint, tmp_path / "engine", "--quantization", recipe)
+    done = build(checkpoint, tmp_path / "engine", "--quantization", recipe, "--no-verify")
     assert done.returncode == 0, done.stderr
     checked = manifest.check(tmp_path / "engine", deep=True)
     assert checked.quantization.kv_cache == "int8"
@@ -142,7 +198,7 @@ def test_quantized_engine_generates(checkpoint: Path, tmp_path: Path, recipe: st
 
 
 def test_the_same_build_gives_the_same_bytes(checkpoint: Path, engine: Path, tmp_path: Path) -> None:
-    done = build(checkpoint, tmp_path / "engine", "--quantization", "none", "--kv-cache", "none")
+    done = build(checkpoint, tmp_path / "engine", "--quantization", "none", "--kv-cache", "none", "--no-verify")
     assert done.returncode == 0, done.stderr
     first = {entry.path: entry.sha256 for entry in manifest.read(engine).files}
     again = {entry.path: entry.sha256 for entry in manifest.read(tmp_path / "engine").files}
@@ -174,7 +230,7 @@ def test_a_killed_build_is_swept_by_the_next(checkpoint: Path, tmp_path: Path) -
         time.sleep(0.05)
     assert not Path(f"/proc/{child}").exists(), "the stage outlived its parent"
     assert [path.name.split("-")[0] for path in tmp_path.iterdir()] == [".engine.building"]
-    done = build(checkpoint, tmp_path / "engine")
+    done = build(checkpoint, tmp_path / "engine", "--no-verify")
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["engine"]
 

@@ -130,6 +130,25 @@ def test_the_space_between_prompt_and_answer_is_kept(kind: str) -> None:
     assert "".join(pieces(kind, prompt, [[one] for one in whole[len(prompt) :]])) == " dog sleeps"
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "byte_level",
+        "word_piece",
+        *(
+            pytest.param(kind, marks=pytest.mark.xfail(reason="defect D3: the first word of all keeps its ▁ as a space"))
+            for kind in ("byte_fallback", "metaspace")
+        ),
+    ],
+)
+def test_an_answer_to_a_bare_bos_begins_as_the_whole_decode_does(kind: str) -> None:
+    """A prompt given as ids may be nothing but the BOS; then the answer's first word is the first word of all."""
+    tokenizer, _ = factory(kind)
+    bos = tokenizer.encode("").ids
+    output = tokenizer.encode("The dog", add_special_tokens=False).ids
+    assert "".join(pieces(kind, bos, [output])) == added_by(tokenizer, bos, output) == "The dog"
+
+
 @KIND
 def test_an_answer_that_goes_on_within_a_word_gets_no_space(kind: str) -> None:
     tokenizer, _ = factory(kind)

@@ -1,0 +1,47 @@
+"""What follows from the contract tables says what they say."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = pytest.mark.fast
+
+
+def _generated() -> dict[Path, str]:
+    spec = importlib.util.spec_from_file_location("inflight_generate", ROOT / "scripts" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return dict(module.generated())
+
+
+@pytest.mark.parametrize("path", sorted(_generated()), ids=lambda path: path.name + "/" + path.parent.name)
+def test_generated_file_is_up_to_date(path: Path) -> None:
+    assert path.read_text("utf-8") == _generated()[path], "run scripts/generate.py"
+
+
+def test_the_map_names_every_module() -> None:
+    text = (ROOT / "docs" / "map.md").read_text("utf-8")
+    modules = [
+        path.relative_to(ROOT)
+        for folder in ("python_backend", "build_engine", "scripts")
+        for pattern in ("**/*.py", "**/*.sh")
+        for path in (ROOT / folder).glob(pattern)
+        if path.name != "__init__.py" and "__pycache__" not in path.parts
+    ]
+    assert len(modules) > 40
+    missing = [str(path) for path in modules if f"`{path.name}`" not in text]
+    assert not missing, f"docs/map.md does not name {missing}"
+
+
+def test_the_map_names_no_module_that_is_gone() -> None:
+    text = (ROOT / "docs" / "map.md").read_text("utf-8")
+    names = {path.name for folder in ("python_backend", "build_engine", "scripts") for path in (ROOT / folder).rglob("*")}
+    named = {word.strip("`|,. ") for word in text.split() if word.startswith("`") and word.strip("`|,. ").endswith((".py", ".sh"))}
+    assert named - names == set()

@@ -1,0 +1,137 @@
+"""The watchdog on a made-up clock: time that the machine did not give is forgiven, an engine that stands still is found."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inflight.watchdog import StatePage, Watchdog, WorkerState
+from tests.unit.machines.strategies import budget
+
+pytestmark = pytest.mark.fast
+
+TIMEOUT, INTERVAL = 10.0, 0.05
+
+
+@dataclasses.dataclass
+class Machine:
+    """A wall clock that runs on while the machine is paused. `running` is the time that processes really got."""
+
+    now: float = 1000.0
+    next_tick: float = 1000.0
+    beat: float = 1000.0
+    watchdog: Watchdog = dataclasses.field(default_factory=lambda: Watchdog(TIMEOUT, INTERVAL))
+
+    def run(self, seconds: float, beats: bool) -> float | None:
+        """Processes run for `seconds`; seconds until the watchdog found a stall, or None."""
+        end = self.now + seconds
+        began = self.now
+        while self.next_tick <= end:
+            self.now = self.next_tick
+            if beats:
+                self.beat = self.now
+            if self.watchdog.tick(self.now, self.beat):
+                return self.now - began
+            self.next_tick = self.now + INTERVAL
+        self.now = end
+        return None
+
+    def pause(self, seconds: float) -> None:
+        """Nothing runs: the clock goes on, the watchdog's next tick comes late."""
+        self.now += seconds
+        self.next_tick = max(self.next_tick, self.now)
+
+
+SHORT = st.floats(0.0, TIMEOUT * 0.9)
+PAUSES = st.floats(0.0, 100.0)
+
+
+@given(st.lists(st.tuples(SHORT, PAUSES), max_size=8))
+@budget(150)
+def test_pauses_of_any_length_are_no_stall_while_the_engine_beats(segments: list[tuple[float, float]]) -> None:
+    machine = Machine()
+    for seconds, pause in segments:
+        assert machine.run(seconds, beats=True) is None
+        machine.pause(pause)
+    assert machine.run(INTERVAL, beats=True) is None
+
+
+@given(steps=st.lists(st.tuples(SHORT, PAUSES, SHORT), max_size=5))
+@budget(150)
+def test_a_pause_in_the_middle_of_a_long_step_is_forgiven(steps: list[tuple[float, float, float]]) -> None:
+    """Each step takes less than the limit in time that the process had, however long the machine slept in it."""
+    machine = Machine()
+    for before, pause, after in steps:
+        machine.run(INTERVAL, beats=True)
+        whole = min(before + after, TIMEOUT * 0.95)
+        assert machine.run(min(before, whole), beats=False) is None
+        machine.pause(pause)
+        assert machine.run(max(0.0, whole - before), beats=False) is None
+
+
+@given(before=SHORT, pauses=st.lists(st.tuples(SHORT.filter(lambda value: value < 3.0), PAUSES), max_size=3))
+@budget(150)
+def test_an_engine_that_stands_still_is_found_in_time(before: float, pauses: list[tuple[float, float]]) -> None:
+    """Not later than the limit in time that the watchdog itself ran, and not before it."""
+    machine = Machine()
+    assert machine.run(before, beats=True) is None
+    stalled_for = 0.0
+    for seconds, pause in pauses:
+        assert machine.run(seconds, beats=False) is None
+        stalled_for += seconds
+        machine.pause(pause)
+    found = machine.run(2 * TIMEOUT, beats=False)
+    assert found is not None
+    assert stalled_for + found <= TIMEOUT + 3 * INTERVAL + 0.01
+    assert stalled_for + found >= TIMEOUT - 2 * INTERVAL
+
+
+def test_a_whole_group_paused_for_30_s_is_no_stall() -> None:
+    machine = Machine()
+    machine.run(1.0, beats=True)
+    machine.run(3.0, beats=False)
+    machine.pause(30.0)
+    assert machine.run(5.0, beats=False) is None
+    machine.run(1.0, beats=True)
+    assert machine.run(9.0, beats=False) is None
+
+
+def test_four_fold_oversubscription_is_no_stall() -> None:
+    """Every process gets a quarter of the time: a step of 9 s takes 36, and every tick comes late."""
+    watchdog = Watchdog(TIMEOUT, INTERVAL)
+    now = beat = 1000.0
+    assert not watchdog.tick(now, beat)
+    for _ in range(int(36.0 / (4 * INTERVAL))):
+        now += 4 * INTERVAL
+        assert not watchdog.tick(now, beat)
+
+
+def test_time_lost_before_a_beat_does_not_excuse_a_later_stall() -> None:
+    machine = Machine()
+    machine.run(0.5, beats=True)
+    machine.pause(60.0)
+    machine.run(0.5, beats=True)
+    found = machine.run(2 * TIMEOUT, beats=False)
+    assert found is not None
+    assert found <= TIMEOUT + 3 * INTERVAL
+
+
+def test_a_page_tells_the_other_process_what_was_written(tmp_path: Path) -> None:
+    writer = StatePage(tmp_path / "state", create=True)
+    reader = StatePage(tmp_path / "state", create=False)
+    assert reader.read() == (WorkerState.STARTING, 0)
+    for state in WorkerState:
+        writer.write(state, 2**62 + state.value)
+        assert reader.read() == (state, 2**62 + state.value)
+    writer.close()
+    reader.close()
+
+
+def test_a_page_is_never_made_over_another(tmp_path: Path) -> None:
+    StatePage(tmp_path / "state", create=True).close()
+    with pytest.raises(FileExistsError):
+        StatePage(tmp_path / "state", create=True)
