@@ -46,7 +46,7 @@ Value = str | bytes | int | float | bool | Sequence[str] | Sequence[int]
 
 
 def parse_value(name: str, text: str) -> Value:
-    """What `text` means for the input `name` of the contract. Raises `Failure` for an unknown name or a value that does not fit."""
+    """What `text` means for the contract's input `name`. Raises `Failure` for an unknown name or a wrong type."""
     if name not in _TYPE_OF:
         raise Failure(f"{name!r} is not a request parameter: docs/requests.md lists them.")
     kind = _TYPE_OF[name]

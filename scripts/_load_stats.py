@@ -3,23 +3,27 @@
 Tokens are counted, never responses: under load one response carries several. Definitions:
 
 - TTFT: from sending to the first response with a token.
-- ITL (inter-token latency): the time between two responses divided by the tokens of the later one, once for each of these
-  tokens; percentiles are over all tokens.
+- ITL (inter-token latency): the time between two responses divided by the tokens of the later one, once for each of
+  these tokens; percentiles are over all tokens.
 - TPOT (time per output token): per request, from its first response to its last, divided by the tokens after the first
   response.
 - Latency: from sending to the last response.
-- tokens/s and requests/s: what arrived within the steady interval, divided by its length. It begins when the first request
-  after the warm-up is sent and ends when the load drops for good: with a fixed concurrency, when the last requests begin
-  to be fewer than that; with a request rate, when the last request is sent.
+- tokens/s and requests/s: what arrived within the steady interval, divided by its length; a request counts by the share
+  of its tokens that arrived then. The interval begins when the first request after the warm-up is sent and ends when the
+  load drops for good: with a fixed concurrency, when the requests in flight become fewer than that; with a request rate,
+  when the last request is sent.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+
 from _profile_export import Request
 
 _NS_PER_MS = 1e6
@@ -37,9 +41,9 @@ class Percentiles:
 
     @classmethod
     def of(cls, values_ns: Sequence[float], weights: Sequence[int] | None = None) -> Percentiles:
-        """Of nanoseconds, each `weights` times; all NaN for no values. A percentile is one of the values (nearest rank)."""
+        """Of nanoseconds, each `weights` times; all NaN for none. A percentile is one of the values (nearest rank)."""
         if not values_ns:
-            return cls(*[float("nan")] * 4)
+            return cls(math.nan, math.nan, math.nan, math.nan)
         values = np.asarray(values_ns, dtype=float) / _NS_PER_MS
         counts = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=float)
         order = np.argsort(values)
@@ -88,8 +92,8 @@ def summarize(load: str, requests: Sequence[Request], warmup: int, concurrency: 
     measured = requests[warmup:]
     start, end = steady_interval(requests, warmup, concurrency)
     seconds = (end - start) / _NS_PER_S
-    delivered = sum(tokens for request in requests for at, tokens in request.arrivals if start < at <= end)
-    finished = sum(1 for request in requests if start < request.ended <= end)
+    within = [sum(tokens for at, tokens in request.arrivals if start < at <= end) for request in requests]
+    answered = sum(tokens / request.tokens for tokens, request in zip(within, requests, strict=True) if tokens)
     gaps, weights, per_token = _between(measured)
     responses = sum(len(request.arrivals) for request in measured)
     tokens = sum(request.tokens for request in measured)
@@ -99,8 +103,8 @@ def summarize(load: str, requests: Sequence[Request], warmup: int, concurrency: 
         tokens=tokens,
         prompt_tokens=float(np.mean([request.prompt_tokens for request in measured])),
         steady_s=seconds,
-        requests_per_s=finished / seconds,
-        tokens_per_s=delivered / seconds,
+        requests_per_s=answered / seconds,
+        tokens_per_s=sum(within) / seconds,
         tokens_per_response=tokens / responses if responses else 0.0,
         ttft=Percentiles.of([request.ttft for request in measured if request.ttft is not None]),
         itl=Percentiles.of(gaps, weights),
@@ -126,7 +130,7 @@ def _between(requests: Sequence[Request]) -> tuple[list[float], list[int], list[
     per_token: list[float] = []
     for request in requests:
         arrivals = request.arrivals
-        for (before, _), (at, tokens) in zip(arrivals, arrivals[1:], strict=False):
+        for (before, _), (at, tokens) in itertools.pairwise(arrivals):
             gaps.append((at - before) / tokens)
             weights.append(tokens)
         if len(arrivals) > 1:

@@ -57,7 +57,8 @@ def find_perf_analyzer(program: Path | None = None) -> Path:
     on_path = shutil.which("perf_analyzer")
     if on_path is None:
         raise Failure(
-            "there is no perf_analyzer here: run scripts/quickstart.sh, which fetches it, or name one with --perf-analyzer."
+            "there is no perf_analyzer here: run scripts/quickstart.sh, which fetches it, or name one with "
+            "--perf-analyzer."
         )
     return Path(on_path)
 
@@ -73,7 +74,7 @@ def measure(
 ) -> list[Request]:
     """Send every element of `inputs` once, in order, and give the requests by the time they were sent.
 
-    Raises `Failure` when a request fails, when it takes more than `timeout_s` seconds, and when nothing can be measured.
+    Raises `Failure` when a request fails, when it takes more than `timeout_s` seconds, or when nothing can be measured.
     `tick` is called with the seconds so far, about ten times a second.
     """
     with tempfile.TemporaryDirectory(prefix="inflight-load-") as folder:

@@ -1,8 +1,8 @@
 """Reads what perf_analyzer's --profile-export-file holds. Pure.
 
-The file has, for every request, when it was sent, when each response came, and the outputs of each response. perf_analyzer
-lists every output of the model whether the response had it or not, and fills those that were not sent with whatever its memory
-holds: only outputs that the request asked for mean anything, and this module reads no others.
+The file has, for every request, when it was sent, when each response came, and the outputs of each response. It lists
+every output of the model whether the response had it or not, and those that were not sent hold whatever was in
+perf_analyzer's memory: only outputs that the request asked for mean anything, and this module reads no others.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Seeded prompts of a wanted length for load tests. Pure: the same seed gives the same prompts everywhere.
 
-The prompts are runs of common English words, so that tokenizers of any model give about one token a word; how many exactly
-is measured at the server (`scripts/load_test.py` asks it once). No two prompts share a beginning: a prefix cache has nothing
-to reuse, unless a shared prefix is asked for.
+The prompts are runs of common English words, so that tokenizers of any model give about one token a word; how many
+exactly is measured at the server (`scripts/load_test.py` asks it once). No two prompts begin alike, so that a prefix
+cache has nothing to reuse.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-WORDS = tuple(
-    """
+_WORDS = """
     time year people way day man thing woman life child world school state family student group country problem hand
     part place case week company system program question work government number night point home water room mother area
     money story fact month lot right study book eye job word business issue side kind head house service friend father
@@ -25,8 +24,8 @@ WORDS = tuple(
     land product doctor wall patient worker news test movie north love step baby computer type attention film tree
     source hair window culture chance brother energy period course summer plant opportunity term letter condition choice
     rule daughter south husband floor campaign material population call economy hospital church risk fire future bank
-    """.split()
-)
+    """
+WORDS = tuple(_WORDS.split())
 
 
 def prompts(seed: int | str, words: int) -> Iterator[str]:

@@ -75,7 +75,7 @@ def requests_text() -> str:
         "<!-- Written by scripts/generate.py from inflight/contract.py and inflight/config.py. Do not edit. -->\n\n",
         "Exactly one of `text_input`, `messages` and `input_ids` is required. A value may come as a tensor, inside\n",
         "`sampling_parameters` (a JSON object; numbers may be strings) or as a request parameter; that is also the\n",
-        "order of precedence. A name and its alias together, an unknown name, or a value out of range is INVALID_ARG.\n",
+        "order of precedence. A name and its alias together, an unknown name or a value out of range: INVALID_ARG.\n",
         "With `max_batch_size: 1` (model `llm_batched`) every shape has a leading 1.\n\n",
         "## Inputs\n\n| input (alias) | type, dims | default | note |\n|---|---|---|---|\n",
     ]

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Measures a served model under load with the real perf_analyzer: gRPC streaming over a range of concurrencies or rates.
+"""Measures a served model under load with the real perf_analyzer: gRPC streaming at several concurrencies or rates.
 
-Prints a table and writes JSON and CSV. What the figures mean is defined in scripts/_load_stats.py; tokens are counted, not
-responses. Exit status: 0 done, 1 an error (one sentence says which), 130 stopped by Ctrl-C.
+Prints a table and writes JSON and CSV. What the figures mean is defined in scripts/_load_stats.py; tokens are counted,
+not responses. Exit status: 0 done, 1 an error (one sentence says which), 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -276,9 +276,9 @@ def main() -> int:
     """Measure, print, write."""
     arguments = parse()
     results = run(arguments)
-    answers = "to their own end, at most" if arguments.stop_at_eos else "of"
+    length = f"up to {arguments.max_tokens}" if arguments.stop_at_eos else f"{arguments.max_tokens}"
     prompt = sum(result.prompt_tokens for result in results) / len(results)
-    title = f"{arguments.model} at {arguments.url}: prompts of {prompt:.0f} tokens, answers {answers} {arguments.max_tokens} tokens"
+    title = f"{arguments.model} at {arguments.url}: prompts of {prompt:.0f} tokens, answers of {length}"
     Console(width=None if sys.stdout.isatty() else 160).print(table(results, title))
     folder = arguments.output or CACHE / "load_test" / time.strftime("%Y%m%d-%H%M%S")
     write(folder, arguments, results)

@@ -46,6 +46,24 @@ class Responder(Protocol):
         """Whether the client has left. Never called after the terminal response."""
 
 
+class _Gone:
+    """Stands where a responder was. Triton's sender keeps its model loaded for as long as anybody refers to it, so it is
+    dropped with the terminal response, wherever the stream itself may still be referred to.
+    """
+
+    def send(self, stream: Stream, reply: Reply, final: bool) -> None:
+        raise AssertionError("a send after the terminal response")
+
+    def fail(self, error: RequestError) -> None:
+        raise AssertionError("a second terminal response")
+
+    def is_cancelled(self) -> bool:
+        raise AssertionError("a question after the terminal response")
+
+
+_GONE = _Gone()
+
+
 class LiveStream:
     """A stream with its inbox, its responder and the lock that owns both."""
 
@@ -218,6 +236,8 @@ class Delivery:
             log.exception("request %s: sending failed", live.stream.request_id)
             live.closed = True
             taken.abandon = True
+        if live.closed:
+            live.responder = _GONE
         if taken.abandon:
             live.on_abandon(live)
 
