@@ -8,10 +8,10 @@ Tokens are counted, never responses: under load one response carries several. De
 - TPOT (time per output token): per request, from its first response to its last, divided by the tokens after the first
   response.
 - Latency: from sending to the last response.
-- tokens/s and requests/s: what arrived within the steady interval, divided by its length; a request counts by the share
-  of its tokens that arrived then. The interval begins when the first request after the warm-up is sent and ends when the
-  load drops for good: with a fixed concurrency, when the requests in flight become fewer than that; with a request rate,
-  when the last request is sent.
+- tokens/s and requests/s: what arrived within the steady interval, divided by its length; a request counts by the
+  share of its tokens that arrived then. The interval begins when the first request after the warm-up is sent and ends
+  when the load drops for good: with a fixed concurrency, when the requests in flight become fewer than that; with a
+  request rate, when the last request is sent.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Percentiles:
         counts = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=float)
         order = np.argsort(values)
         values, ranks = values[order], np.cumsum(counts[order])
-        picked = [values[np.searchsorted(ranks, share * ranks[-1] - 1e-9)] for share in (0.50, 0.90, 0.99)]
-        return cls(*(float(value) for value in picked), mean=float(np.dot(values, counts[order]) / ranks[-1]))
+        p50, p90, p99 = (float(values[np.searchsorted(ranks, share * ranks[-1] - 1e-9)]) for share in (0.5, 0.9, 0.99))
+        return cls(p50, p90, p99, float(np.dot(values, counts[order]) / ranks[-1]))
 
 
 @dataclass(frozen=True, slots=True)

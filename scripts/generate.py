@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes what follows from the contract tables: the shipped config.pbtxt files, docs/requests.md and docs/metrics.md.
+"""Writes what follows from the code: the shipped config.pbtxt files, docs/requests.md, docs/metrics.md and docs/map.md.
 
 With --check nothing is written and the exit status says whether a file differs; the test suite calls it so.
 """
@@ -7,6 +7,7 @@ With --check nothing is written and the exit status says whether a file differs;
 from __future__ import annotations
 
 import argparse
+import ast
 import dataclasses
 import sys
 from pathlib import Path
@@ -113,6 +114,51 @@ def metrics_text() -> str:
     return "".join(lines)
 
 
+_MAP_HEAD = """\
+# Map
+
+<!-- Written by scripts/generate.py from the first sentence of every module. Do not edit. -->
+
+The way of a request: `model.py` copies it and hands it to `backend.py`; a parse pool makes a `GenerationRequest`
+(`request.py`, `values.py`) and token ids (`prompt.py`); `dispatcher.py` admits it (`admission.py`) and tells the engine
+process (`engine_link.py` ⇄ `engine_worker.py`, `frames.py`); outputs come back into the stream's inbox, and a sender
+thread (`delivery.py`) turns everything buffered into one response (`stream.py`, `sequence.py`, `triton_io.py`).
+`supervisor.py` keeps the engine process alive.
+
+Dependencies point one way: model.py → backend → request/prompt/stream/admission → engines/base; engines know nothing of
+Triton, sockets or text; `build_engine` shares only `manifest.py` with the serving side (checked by import-linter).
+"""
+_MAP_PARTS = (
+    ("python_backend", "Serving: the backend that Triton loads"),
+    ("build_engine", "Building: checkpoints to engines (`python -m build_engine`)"),
+    ("scripts", "Scripts: run, load-test and check"),
+)
+
+
+def map_text() -> str:
+    """docs/map.md: every module with what it is for, in its own words."""
+    lines = [_MAP_HEAD]
+    for part, title in _MAP_PARTS:
+        lines.append(f"\n## {title}\n\n| module | what it is for |\n|---|---|\n")
+        files = [path for pattern in ("*.py", "*.sh") for path in (ROOT / part).rglob(pattern)]
+        for path in sorted(files, key=lambda path: (len(path.relative_to(ROOT).parts), path)):
+            purpose = _purpose(path)
+            if purpose:
+                lines.append(f"| `{path.relative_to(ROOT)}` | {purpose} |\n")
+    return "".join(lines)
+
+
+def _purpose(path: Path) -> str:
+    """The first sentence of a module's docstring, or of a shell script's first comment."""
+    text = path.read_text("utf-8")
+    if path.suffix == ".sh":
+        comments = [line.lstrip("# ").strip() for line in text.splitlines()[1:] if line.startswith("#")]
+        words = " ".join(comments)
+    else:
+        words = " ".join((ast.get_docstring(ast.parse(text)) or "").split("\n\n")[0].split())
+    return words.split(". ")[0].rstrip(".").replace("|", "\\|")
+
+
 def generated() -> dict[Path, str]:
     """Every generated file and its text."""
     return {
@@ -120,6 +166,7 @@ def generated() -> dict[Path, str]:
         ROOT / "model_repository/llm_batched/config.pbtxt": config_text(1, "../../llm/1/engine"),
         ROOT / "docs/requests.md": requests_text(),
         ROOT / "docs/metrics.md": metrics_text(),
+        ROOT / "docs/map.md": map_text(),
     }
 
 

@@ -47,8 +47,8 @@ class Responder(Protocol):
 
 
 class _Gone:
-    """Stands where a responder was. Triton's sender keeps its model loaded for as long as anybody refers to it, so it is
-    dropped with the terminal response, wherever the stream itself may still be referred to.
+    """Stands where a responder was. Triton's sender keeps its model loaded for as long as anybody refers to it, so it
+    is dropped with the terminal response, wherever the stream itself may still be referred to.
     """
 
     def send(self, stream: Stream, reply: Reply, final: bool) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from inflight import fields
 from inflight.config import ModelConfig
 from inflight.engines.base import Guide
-from inflight.errors import invalid
+from inflight.errors import ErrorCode, RequestError, invalid
 from inflight.values import Values
 
 MAX_STOPS = 64
@@ -181,7 +181,8 @@ def _prompt(values: Values, config: ModelConfig) -> tuple[str | None, bytes | No
     given = [name for name in ("text_input", "messages", "input_ids") if values.given(name)]
     if len(given) != 1:
         found = "none was given" if not given else f"{' and '.join(given)} were given"
-        raise invalid("text_input", f", messages or input_ids: exactly one is needed, but {found}")
+        message = f"exactly one of text_input, messages and input_ids is needed, but {found}"
+        raise RequestError(ErrorCode.INVALID_ARG, message, "text_input")
     if given[0] == "input_ids":
         ids = values.integers("input_ids")
         if not ids:

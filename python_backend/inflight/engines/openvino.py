@@ -55,14 +55,15 @@ class OpenVinoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`kv_cache_gb` sizes the KV pool in GiB (0: as much as `max_running` full contexts need, at most 2 GiB).
 
     `max_batched_tokens` is the most tokens of one step (prefill is cut into chunks of it); `max_seq_len` lowers the
-    context; `threads` limits the CPU threads (0: all); `kv_precision` is u8 or f16 or f32.
+    context; `threads` limits the CPU threads (0: all); `kv_precision` overrides the
+    manifest's (u8, bf16, f16 or f32).
     """
 
     kv_cache_gb: float = 0.0
     max_batched_tokens: int = 512
     max_seq_len: int = 0
     threads: int = 0
-    kv_precision: str = "u8"
+    kv_precision: str = ""
     prefix_caching: bool = True
 
 
@@ -94,6 +95,7 @@ class OpenVinoEngine:
         except msgspec.ValidationError as error:
             raise LoadError(f"model parameter engine_options does not fit the openvino engine: {error}.") from None
         config = json.loads((folder / "config.json").read_text())
+        self._precision = self._options.kv_precision or _kv_precision(manifest.quantization.kv_cache)
         self.info = self._plan(folder, manifest, config, max_running or DEFAULT_MAX_RUNNING)
         self._sequences: dict[int, _Sequence] = {}  # by OpenVINO's request id
         self._siblings: dict[int, list[_Sequence]] = {}  # request id → sequences that wait for the first one's prefill
@@ -107,7 +109,7 @@ class OpenVinoEngine:
         max_seq_len = manifest.limits.max_seq_len
         if self._options.max_seq_len:
             max_seq_len = min(max_seq_len, self._options.max_seq_len)
-        block_bytes = BLOCK_SIZE * _kv_bytes_per_token(config, self._options.kv_precision)
+        block_bytes = BLOCK_SIZE * _kv_bytes_per_token(config, self._precision)
         wanted = max_running * math.ceil(max_seq_len / BLOCK_SIZE)
         budget = int(self._options.kv_cache_gb * 2**30) or DEFAULT_KV_CACHE_BYTES
         blocks = min(wanted, max(budget // block_bytes, 1))
@@ -137,7 +139,7 @@ class OpenVinoEngine:
         scheduler.max_num_batched_tokens = self._options.max_batched_tokens
         scheduler.dynamic_split_fuse = True
         scheduler.enable_prefix_caching = self._options.prefix_caching
-        properties: dict[str, Any] = {"KV_CACHE_PRECISION": self._options.kv_precision}
+        properties: dict[str, Any] = {"KV_CACHE_PRECISION": self._precision}
         if self._options.threads:
             properties["INFERENCE_NUM_THREADS"] = self._options.threads
         try:
@@ -324,6 +326,14 @@ def _structured(guide: Guide) -> Any:
         choices = json.loads(guide.text)
         structured.grammar = "root ::= " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
     return structured
+
+
+def _kv_precision(kv_cache: str) -> str:
+    """OpenVINO's name for the manifest's KV-cache precision; "none" is the one this CPU computes in."""
+    if kv_cache == "int8":
+        return "u8"
+    computes_bf16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "bf16" if computes_bf16 else "f32"
 
 
 def _kv_bytes_per_token(config: Mapping[str, Any], precision: str) -> int:
