@@ -38,7 +38,6 @@ class Row:
     bad: list[Any] = dataclasses.field(default_factory=list)
     default: Any = None
     beside: dict[str, Any] = dataclasses.field(default_factory=dict)
-    blames: str = ""  # the name in the message, where it is not the row's own
 
 
 def truth(name: str, attribute: str, default: bool, beside: dict[str, Any] | None = None) -> Row:
@@ -61,7 +60,7 @@ ROWS = [
     Row("length_penalty", "length_penalty", [(1, 1.0), (0.5, 0.5), (-1, -1.0)], ["x"], 1.0, {"beam_width": 2}),
     Row("length_penalty", "length_penalty", [(1, 1.0)], [0.5], 1.0),
     Row("seed", "seed", [(0, 0), (7, 7), (2**64 - 1, 2**64 - 1), ("7", 7)], [-1, 2**64, "x", 1.5]),
-    Row("stop_words", "stops", [(["a", "b"], ("a", "b")), (["", "a", "a"], ("a",)), ([""], ())], [["a"] * 0 + ["x" * 1025]], ()),
+    Row("stop_words", "stops", [(["a", "b"], ("a", "b")), (["", "a", "a"], ("a",)), ([""], ())], [["x" * 1025]], ()),
     Row("bad_words", "bad_words", [(["a"], ("a",)), ([""], ()), (["b", "a", "b"], ("b", "a"))], [["x" * 1025]], ()),
     Row("num_return_sequences", "num_sequences", [(1, 1), (3, 3), ("3", 3)], [0, -1, 129, "x"], 1),
     Row("beam_width", "beam_width", [(1, 1), (4, 4), ("4", 4)], [0, -1, 129, "x"], 1),
@@ -123,28 +122,33 @@ def refusal(form: str, values: dict[str, Any], config: ModelConfig = CONFIG) -> 
     return caught.value
 
 
-GOOD = [(row, value, becomes) for row in ROWS for value, becomes in row.pairs]
-BAD = [(row, value) for row in ROWS for value in row.bad]
+def forms(value: Any) -> list[str]:
+    """The places that can hold such a value: a request parameter cannot be a list."""
+    return ["tensor", "json"] if isinstance(value, list) else ["tensor", "json", "parameter"]
+
+
+GOOD = [
+    pytest.param(form, row, value, becomes, id=f"{row.name}={str(value)[:20]}-{form}")
+    for row in ROWS
+    for value, becomes in row.pairs
+    for form in forms(value)
+]
+BAD = [
+    pytest.param(form, row, value, id=f"{row.name}={str(value)[:20]}-{form}")
+    for row in ROWS
+    for value in row.bad
+    for form in forms(value)
+]
 FORMS = pytest.mark.parametrize("form", ["tensor", "json", "parameter"])
 
 
-def label(row: Row, value: Any) -> str:
-    return f"{row.name}={str(value)[:20]}"
-
-
-@FORMS
-@pytest.mark.parametrize(("row", "value", "becomes"), GOOD, ids=[label(row, value) for row, value, _ in GOOD])
+@pytest.mark.parametrize(("form", "row", "value", "becomes"), GOOD)
 def test_a_value_of_the_contract_arrives(form: str, row: Row, value: Any, becomes: Any) -> None:
-    if form == "parameter" and isinstance(value, list):
-        pytest.skip("a request parameter cannot be a list")
     assert getattr(parse(form, {**row.beside, row.name: value}), row.attribute) == becomes
 
 
-@FORMS
-@pytest.mark.parametrize(("row", "value"), BAD, ids=[label(row, value) for row, value in BAD])
+@pytest.mark.parametrize(("form", "row", "value"), BAD)
 def test_a_value_outside_the_contract_is_refused_by_its_name(form: str, row: Row, value: Any) -> None:
-    if form == "parameter" and isinstance(value, list):
-        pytest.skip("a request parameter cannot be a list")
     error = refusal(form, {**row.beside, row.name: value})
     assert error.parameter == row.name
     assert error.message.startswith(row.name + " ")
@@ -155,15 +159,38 @@ def test_the_default_where_nothing_is_given(row: Row) -> None:
     assert getattr(parse("tensor", {}), row.attribute) == row.default
 
 
-@pytest.mark.parametrize(
-    ("alias", "name"), [(alias, item.name) for item in INPUTS for alias in item.aliases] + list(JSON_ALIASES.items())
-)
+ALIASES = [(alias, item.name) for item in INPUTS for alias in item.aliases] + list(JSON_ALIASES.items())
+
+
+@pytest.mark.parametrize(("alias", "name"), ALIASES)
 def test_an_alias_does_what_its_name_does(alias: str, name: str) -> None:
     row = next(row for row in ROWS if row.name == name)
     for value, becomes in row.pairs:
         assert getattr(parse("json", {**row.beside, alias: value}), row.attribute) == becomes
-    if row.bad:
-        assert refusal("json", {**row.beside, alias: row.bad[0]}).parameter == alias
+
+
+D5 = pytest.mark.xfail(reason="defect D5: the message uses a name that the client did not use")
+
+
+@pytest.mark.parametrize(
+    ("alias", "values"),
+    [
+        pytest.param("stop", {"stop": ["x" * 1025]}, marks=D5),
+        pytest.param("stop", {"stop": [f"s{n}" for n in range(65)]}, marks=D5),
+        pytest.param("min_length", {"min_length": 5, "max_tokens": 4}, marks=D5),
+        pytest.param("n", {"n": 3, "beam_width": 2}, marks=D5),
+        ("min_length", {"min_length": -1}),
+        ("n", {"n": 0}),
+        ("random_seed", {"random_seed": -1}),
+        ("streaming", {"streaming": "perhaps"}),
+        ("return_logprobs", {"return_logprobs": "perhaps"}),
+        ("stop", {"stop": 5}),
+    ],
+)
+def test_a_refusal_uses_the_name_that_the_client_used(alias: str, values: dict[str, Any]) -> None:
+    error = refusal("json", values)
+    assert error.parameter == alias
+    assert error.message.startswith(alias + " ")
 
 
 def test_every_input_of_the_contract_has_its_row_here() -> None:

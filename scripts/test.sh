@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# Runs the checks and tests, after installing whatever of their needs is missing.
+set -euo pipefail
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=scripts/lib/common.sh
+source "$ROOT/scripts/lib/common.sh"
+# shellcheck source=scripts/lib/install.sh
+source "$ROOT/scripts/lib/install.sh"
+
+usage() {
+  cat << 'TEXT'
+Usage: scripts/test.sh [fast|ci|full] [arguments of pytest]
+
+  fast   no server, no model: within two minutes
+  ci     the default: all but the long ones, against a real tritonserver and a real model; within 15 minutes on two
+         cores from nothing, within 8 where everything is installed
+  full   everything
+
+With arguments of pytest (a file, -k, -m …) the linters are left out. $INFLIGHT_PYTHON names the Python to use.
+TEXT
+}
+
+tier=ci
+case ${1:-} in
+  fast | ci | full) tier=$1 && shift ;;
+  -h | --help) usage && exit 0 ;;
+esac
+
+cd "$ROOT"
+failed=()
+summary=()
+
+check() { # check NAME COMMAND...: run it and note how it went
+  local name=$1 begin outcome=ok
+  shift
+  begin=$(now_ms)
+  run "$@" || { outcome=FAILED && failed+=("$name"); }
+  summary+=("$(printf '%-12s %-7s %7s s' "$name" "$outcome" "$(seconds_since "$begin")")")
+}
+
+
+lint() {
+  check ruff "$VENV/bin/ruff" check .
+  check format "$VENV/bin/ruff" format --check .
+  check mypy "$VENV/bin/mypy" --strict python_backend/inflight build_engine scripts
+  check imports "$VENV/bin/lint-imports"
+}
+
+began=$(now_ms)
+choose_python "${INFLIGHT_PYTHON:-}"
+install_system_packages
+check_machine
+lock_installation
+STEPS=2
+[[ $tier == fast ]] || STEPS=5
+step "Python environment (.venv, Python $PYTHON_VERSION)" make_environment
+step "Packages" install_packages serve client build test
+if [[ $tier != fast ]]; then
+  step "Triton Inference Server and perf_analyzer" fetch_triton --perf-analyzer
+  step "Model SmolLM2-135M-Instruct" fetch_model
+  step "Engine (int8)" build_engine int8
+fi
+unlock_installation
+summary+=("$(printf '%-12s %-7s %7s s' install ok "$(seconds_since "$began")")")
+
+(($#)) || lint
+
+case $tier in
+  fast) select=(-m fast) ;;
+  ci) select=(-m "not full") ;;
+  full) select=() ;;
+esac
+# PATH: what the tests start (cmake, perf_analyzer aside) finds the same Python as they have.
+check tests env PATH="$VENV/bin:$PATH" PYTHONNOUSERSITE=1 "$VENV/bin/python" -m pytest --durations=10 \
+  ${select[@]+"${select[@]}"} "$@"
+
+printf '\n%s\n' "--- tier $tier ---"
+printf '%s\n' "${summary[@]}"
+printf '%-20s %7s s\n' total "$(seconds_since "$began")"
+((${#failed[@]} == 0)) || fail "failed: ${failed[*]}."

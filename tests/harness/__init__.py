@@ -1,0 +1,1 @@
+"""What the tests against a real server share: starting servers, speaking to them, looking at what they leave."""

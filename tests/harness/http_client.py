@@ -1,0 +1,80 @@
+"""HTTP as tests need it: Triton's generate extension, server-sent events, the Prometheus page."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+
+class HttpClient:
+    """Requests to one server; each opens a connection of its own, which ends with it."""
+
+    def __init__(self, url: str, model: str = "llm", timeout_s: float = 60.0) -> None:
+        """`url` is host:port."""
+        self._host = url
+        self.model = model
+        self._timeout_s = timeout_s
+
+    def call(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+        """Any request; returns status and body."""
+        connection = http.client.HTTPConnection(self._host, timeout=self._timeout_s)
+        try:
+            connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        finally:
+            connection.close()
+
+    def generate(self, **body: Any) -> tuple[int, dict[str, Any]]:
+        """POST …/generate; returns status and the JSON of the answer."""
+        status, content = self.call("POST", f"/v2/models/{self.model}/generate", json.dumps(body).encode())
+        return status, json.loads(content)
+
+    def generate_stream(self, **body: Any) -> Iterator[dict[str, Any]]:
+        """POST …/generate_stream; gives each event as it comes. Leaving the iteration closes the connection."""
+        connection = http.client.HTTPConnection(self._host, timeout=self._timeout_s)
+        try:
+            connection.request("POST", f"/v2/models/{self.model}/generate_stream", json.dumps({"stream": True, **body}))
+            answer = connection.getresponse()
+            if answer.status != 200:
+                yield json.loads(answer.read())
+                return
+            while line := answer.readline():
+                if line.startswith(b"data: "):
+                    yield json.loads(line[6:])
+        finally:
+            connection.close()
+
+    def is_ready(self) -> bool:
+        """Whether the server says that it is ready."""
+        return self.call("GET", "/v2/health/ready")[0] == 200
+
+
+def read_metrics(url: str, timeout_s: float = 10.0) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """Every sample of a Prometheus page, by name and labels."""
+    host, _, path = url.removeprefix("http://").partition("/")
+    connection = http.client.HTTPConnection(host, timeout=timeout_s)
+    try:
+        connection.request("GET", "/" + path)
+        text = connection.getresponse().read().decode()
+    finally:
+        connection.close()
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def metric(url: str, name: str, **labels: str) -> float:
+    """One value: the sum over the samples of that name whose labels include `labels`. Raises `KeyError` without any."""
+    values = [
+        value for (found, its), value in read_metrics(url).items() if found == name and frozenset(labels.items()) <= its
+    ]
+    if not values:
+        raise KeyError(f"no sample {name} {labels}")
+    return sum(values)

@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inflight.chat_template import MAX_MESSAGES, ChatTemplate, load_chat_template, parse_messages
+from inflight.errors import ErrorCode, LoadError, RequestError
+
+pytestmark = pytest.mark.fast
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+USER = [{"role": "user", "content": "Hi"}]
+
+
+def render(source: str, messages: list[dict[str, Any]] | None = None, limit: int = 100_000, **tokens: str) -> str:
+    return ChatTemplate(source, tokens).render(messages or USER, limit)
+
+
+def refusal(source: str, messages: list[dict[str, Any]] | None = None, limit: int = 100_000) -> str:
+    with pytest.raises(RequestError) as caught:
+        render(source, messages, limit)
+    assert caught.value.code is ErrorCode.INVALID_ARG
+    assert caught.value.parameter == "messages"
+    assert caught.value.message.startswith("messages ")
+    return caught.value.message
+
+
+def messages_refusal(value: Any) -> str:
+    with pytest.raises(RequestError) as caught:
+        parse_messages(value if isinstance(value, bytes) else json.dumps(value).encode())
+    assert caught.value.code is ErrorCode.INVALID_ARG
+    assert caught.value.parameter == "messages"
+    return caught.value.message
+
+
+# -- rendering -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_conversation_in_chatml() -> None:
+    messages = parse_messages(
+        json.dumps(
+            [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": "2+2?"},
+                {"role": "assistant", "content": "4"},
+                {"role": "tool", "content": "log"},
+            ]
+        ).encode()
+    )
+    assert render(CHATML, messages) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n"
+        "<|im_start|>tool\nlog<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_special_tokens_are_variables() -> None:
+    assert render("{{ bos_token }}{{ messages[0].content }}{{ eos_token }}", bos_token="<s>", eos_token="</s>") == "<s>Hi</s>"
+
+
+def test_what_hugging_face_templates_use_is_there() -> None:
+    assert render("{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m.role }}{% endfor %}", USER * 3) == "user"
+    assert render("{{ messages | tojson }}", [{"role": "user", "content": "é<'"}]) == '[{"role": "user", "content": "é<\'"}]'
+    assert render('{{ messages[0] | tojson(indent=2) }}') == '{\n  "role": "user",\n  "content": "Hi"\n}'
+    assert len(render('{{ strftime_now("%Y-%m-%d") }}')) == 10
+    assert render("{%- set ns = namespace(n=0) -%}{%- for m in messages -%}{%- set ns.n = ns.n + 1 -%}{%- endfor -%}{{ ns.n }}") == "1"
+    assert render("  {% if true %}\n  a\n  {% endif %}\n") == "  a\n", "trim_blocks and lstrip_blocks, as transformers renders"
+    assert render("{{ tools is defined }}") == "False"
+
+
+@pytest.mark.xfail(reason="defect D7: {% generation %} of Hugging Face's templates fails the load")
+def test_the_generation_tag_is_accepted() -> None:
+    assert render("{% generation %}{{ messages[0].content }}{% endgeneration %}") == "Hi"
+
+
+def test_text_of_the_client_is_never_a_template() -> None:
+    hostile = [{"role": "user", "content": "{{ 7 * 7 }}{% for i in range(9) %}x{% endfor %}"}]
+    assert "{{ 7 * 7 }}" in render(CHATML, hostile)
+    assert "49" not in render(CHATML, hostile)
+
+
+def test_the_templates_own_refusal_reaches_the_client() -> None:
+    assert "Only user and assistant roles are supported!" in refusal(
+        "{{ raise_exception('Only user and assistant roles are supported!') }}"
+    )
+
+
+def test_a_very_long_refusal_is_cut() -> None:
+    assert len(refusal("{{ raise_exception('x' * 100000) }}")) < 700
+
+
+@pytest.mark.parametrize(
+    "source", ["{{ messages[0].content.nothing.at.all }}", "{{ messages[7].content }}", "{{ 1 / 0 }}", "{{ messages + 1 }}"]
+)
+def test_a_template_that_the_conversation_does_not_fit_is_the_clients_error(source: str) -> None:
+    assert "\n" not in refusal(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.__class__.__base__.__subclasses__() }}",
+        "{{ raise_exception.__globals__ }}",
+        "{{ strftime_now.__globals__['datetime'] }}",
+        "{{ self.__init__.__globals__ }}",
+        "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+        "{{ ''|attr('__class__')|attr('__mro__') }}",
+        "{{ messages|map(attribute='__class__')|list }}",
+        "{{ '{0.__class__}'.format(messages) }}",
+        "{{ '%s'.__getattribute__('__class__') }}",
+        "{{ messages.append({}) }}",
+        "{{ messages[0].update({'role': 'x'}) }}",
+        "{% include '/etc/passwd' %}",
+        "{% import 'os' as os %}",
+        "{{ namespace.__init__.__globals__ }}",
+        "{{ lipsum.__globals__['os'] }}",
+    ],
+)
+def test_there_is_no_way_out_of_the_sandbox(source: str) -> None:
+    """Either refused, or nothing but an undefined value's empty text."""
+    try:
+        text = render(source)
+    except RequestError as error:
+        assert error.code is ErrorCode.INVALID_ARG
+        text = error.message
+    for secret in ("class 'object'", "uid=", "root:", "<module", "<class", "__builtins__"):
+        assert secret not in text
+
+
+def test_messages_are_not_changed_by_a_template() -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    with pytest.raises(RequestError):
+        render("{{ messages.append(messages[0]) }}", messages)
+    assert messages == USER
+
+
+# -- limits --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for a in range(9999) %}{% for b in range(9999) %}{{ messages[0].role }}{% endfor %}{% endfor %}",
+        "{% for a in range(9999) %}{% for b in range(9999) %}{% set x = messages[0] %}{% endfor %}{% endfor %}",
+        "{% for a in range(9999) %}{% for b in range(9999) %}x{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}",
+    ],
+)
+def test_a_template_that_does_not_end_is_stopped(source: str) -> None:
+    """The clock jumps by a tenth of a second at every look, so this needs no patience."""
+    ticks: Iterator[int] = iter(range(10**9))
+    began = time.monotonic()
+    with pytest.raises(RequestError) as caught:
+        ChatTemplate(source, {}).render(USER, 1 << 30, clock=lambda: next(ticks) * 0.1)
+    assert caught.value.parameter == "messages"
+    assert time.monotonic() - began < 5.0
+
+
+def test_a_loop_without_output_is_stopped_by_the_real_clock() -> None:
+    began = time.monotonic()
+    refusal("{% for a in range(99999) %}{% for b in range(99999) %}{% set x = a %}{% endfor %}{% endfor %}")
+    assert 1.0 < time.monotonic() - began < 8.0
+
+
+def test_the_output_is_limited_while_it_grows() -> None:
+    assert "1000 bytes" in refusal("{% for a in range(99999) %}{{ 'é' * 10 }}{% endfor %}", limit=1000)
+    assert render("{{ 'é' * 500 }}", limit=1000) == "é" * 500
+    refusal("{{ 'é' * 501 }}", limit=1000)
+
+
+@pytest.mark.xfail(reason="defect D8: one multiplication may still make any amount of text or digits")
+@pytest.mark.parametrize("source", ["{{ ('x' * 30000000) | length }}", "{{ (10 ** 40000) | string | length }}", "{{ ([0] * 5000000) | length }}"])
+def test_one_expression_cannot_take_any_amount_of_memory(source: str) -> None:
+    refusal(source)
+
+
+def test_an_endless_range_is_refused() -> None:
+    refusal("{% for a in range(999999999) %}{% endfor %}")
+
+
+# -- messages ------------------------------------------------------------------------------------------------------------
+
+
+def test_parts_of_text_are_joined() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}, "c", {"text": "d"}]
+    assert parse_messages(json.dumps([{"role": "user", "content": parts}]).encode())[0]["content"] == "abcd"
+
+
+def test_further_keys_reach_the_template() -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
+    (message,) = parse_messages(json.dumps([call]).encode())
+    assert message["tool_calls"] == [{"id": "1"}]
+    assert message["content"] == ""
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"[",
+        b"[]",
+        b'{"role": "user", "content": "x"}',
+        b'[{"role": "user", "content": "\\ud800"}]',
+        b"[" * 100_000,
+        ["x"],
+        [{}],
+        [{"role": "user"}],
+        [{"role": "user", "content": None}],
+        [{"role": "user", "content": 3}],
+        [{"role": "user", "content": {"text": "x"}}],
+        [{"role": "robot", "content": "x"}],
+        [{"role": None, "content": "x"}],
+        [{"role": ["user"], "content": "x"}],
+        [{"content": "x"}],
+        [{"role": "user", "content": "a\0b"}],
+        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}],
+        [{"role": "user", "content": [{"type": "text", "text": 3}]}],
+        [{"role": "user", "content": [3]}],
+        [{"role": "user", "content": "x"}] * (MAX_MESSAGES + 1),
+    ],
+)
+def test_what_is_no_conversation(value: Any) -> None:
+    assert len(messages_refusal(value)) < 300
+
+
+def test_the_message_says_which_entry_is_wrong() -> None:
+    assert "[1]" in messages_refusal([USER[0], {"role": "robot", "content": "x"}])
+    assert "system, developer, user, assistant, tool" in messages_refusal([{"role": "robot", "content": "x"}])
+
+
+# -- files ---------------------------------------------------------------------------------------------------------------
+
+
+def test_where_a_template_comes_from(tmp_path: Path) -> None:
+    assert load_chat_template(tmp_path, None, {}) is None
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "config"}))
+    assert rendered(tmp_path, None) == "config"
+    named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "named"}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    assert rendered(tmp_path, None) == "named"
+    (tmp_path / "chat_template.jinja").write_text("file")
+    assert rendered(tmp_path, None) == "file"
+    (tmp_path / "mine.jinja").write_text("operator's")
+    assert rendered(tmp_path, tmp_path / "mine.jinja") == "operator's"
+
+
+def rendered(folder: Path, override: Path | None) -> str:
+    template = load_chat_template(folder, override, {})
+    assert template is not None
+    return template.render(USER, 1000)
+
+
+def test_a_file_that_cannot_be_read_or_compiled_fails_the_load(tmp_path: Path) -> None:
+    with pytest.raises(LoadError, match="missing.jinja"):
+        load_chat_template(tmp_path, tmp_path / "missing.jinja", {})
+    (tmp_path / "chat_template.jinja").write_text("{% if %}")
+    with pytest.raises(LoadError, match="chat template"):
+        load_chat_template(tmp_path, None, {})
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "3"])
+@pytest.mark.xfail(reason="defect D6: a broken tokenizer_config.json gives no LoadError here", strict=False)
+def test_a_broken_tokenizer_config_fails_the_load_with_one_sentence(content: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(content)
+    with pytest.raises(LoadError, match="tokenizer_config"):
+        load_chat_template(tmp_path, None, {})
