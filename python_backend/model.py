@@ -21,6 +21,10 @@ from inflight.errors import LoadError, internal
 
 log = logging.getLogger("inflight")
 
+# A sender asks for the interpreter after every round trip to the server. With the default of 5 ms it would wait that
+# long each time behind the thread that reads the engine's tokens, and the delivery of a busy server would stand still.
+SWITCH_INTERVAL_S = 0.0005
+
 
 class TritonPythonModel:
     """One model, one instance, one engine process."""
@@ -39,6 +43,7 @@ class TritonPythonModel:
 
         self._io = triton_io
 
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
         model_config = json.loads(args["model_config"])
         self._batched = int(model_config.get("max_batch_size", 0)) > 0

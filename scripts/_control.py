@@ -13,7 +13,7 @@ from _layout import BACKEND_SOURCE
 if str(BACKEND_SOURCE) not in sys.path:
     sys.path.append(str(BACKEND_SOURCE))
 
-from inflight import control  # noqa: E402
+from inflight import control
 
 
 def drain_models(

@@ -108,7 +108,8 @@ def count_requirements(arguments: Sequence[str]) -> int:
 def main() -> int:
     """Run pip with the arguments of the command line."""
     arguments = sys.argv[1:]
-    run_pip(arguments, f"pip {arguments[0] if arguments else ''}".strip(), count_requirements(arguments))
+    what = "installing Python packages" if arguments[:1] == ["install"] else f"pip {' '.join(arguments[:1])}"
+    run_pip(arguments, what, count_requirements(arguments))
     return 0
 
 

@@ -233,8 +233,9 @@ class Server:
     def stop(self, hurry: Callable[[], bool] = lambda: False) -> int:
         """Drain, stop the server and return its exit status.
 
-        Waits `stop_timeout_s` at most after the drain, or until `hurry()` is true. What is left after that is killed (`killed` says so), and the shared memory it held is removed. Stopping what
-        never started, or stopped before, does nothing.
+        Waits `stop_timeout_s` at most after the drain, or until `hurry()` is true. What is left after that is killed
+        (`killed` says so), and the shared memory it held is removed. Stopping what never started, or stopped before,
+        does nothing.
         """
         if self._process is None:
             return 0

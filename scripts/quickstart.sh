@@ -62,6 +62,12 @@ while (($#)); do
   shift
 done
 
+for port in "$http_port" "$grpc_port" "$metrics_port"; do
+  [[ $port =~ ^[0-9]{1,5}$ ]] && ((10#$port >= 1 && 10#$port <= 65535)) ||
+    fail "'$port' is not a port: it has to be a number from 1 to 65535."
+done
+[[ $max_tokens =~ ^[1-9][0-9]*$ ]] || fail "--max-tokens is '$max_tokens' and has to be a number of at least 1."
+
 SERVER=""
 on_exit() { # the server ends with this script, however the script ends; a second Ctrl-C makes it end at once
   if [[ -n $SERVER ]] && kill -0 "$SERVER" 2> /dev/null; then

@@ -46,6 +46,13 @@ class _StoppedEarly(Exception):
     """A stop was asked for while the server was still starting."""
 
 
+def port(text: str) -> int:
+    """A port number from the command line."""
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: it has to be a number from 1 to 65535")
+    return int(text)
+
+
 def parse() -> tuple[argparse.Namespace, list[str]]:
     """Our options, and after `--` those of tritonserver."""
     parser = argparse.ArgumentParser(
@@ -70,7 +77,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
         variable = f"INFLIGHT_{name.upper()}_PORT"
         parser.add_argument(
             f"--{name}-port",
-            type=int,
+            type=port,
             default=os.environ.get(variable, str(default)),
             help=f"default: ${variable} or {default}",
         )

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from _layout import ENGINE, MODEL_REPOSITORY, WRAPPER
-from _server import Server, ServerConfig
 from hypothesis import HealthCheck, settings
 
+from _layout import ENGINE, MODEL_REPOSITORY, WRAPPER
+from _server import Server, ServerConfig
 from tests.harness.grpc_client import GrpcClient
 from tests.harness.http_client import HttpClient
 from tests.harness.repository import write_model

@@ -117,7 +117,9 @@ class Backend:
         self._draining = True
         self._dispatcher.fail_all(unavailable("the model is being unloaded; send the request to another server"))
         self._wait_for_none(LEFTOVER_S)
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.shutdown(wait=True)  # what is being parsed comes out as streams, which end with the rest
+        self._dispatcher.fail_all(unavailable("the model is being unloaded; send the request to another server"))
+        self._wait_for_none(LEFTOVER_S)
         if self._poller.running:
             self._poller.stop(JOIN_S)
         self._supervisor.stop()
@@ -249,7 +251,7 @@ class Backend:
     def on_outputs(self, message: frames.Outputs) -> None:
         """One iteration."""
         self._stats = message.stats
-        self._dispatcher.on_outputs(message.outputs)
+        self._dispatcher.on_outputs(message)
 
     def on_refused(self, message: frames.Refused) -> None:
         """The engine did not take a request."""

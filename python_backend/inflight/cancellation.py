@@ -17,6 +17,7 @@ log = logging.getLogger("inflight.cancellation")
 
 QUESTIONS_PER_SECOND = 1000
 ROUND_S = 0.02  # the least time between two questions about the same stream
+IDLE_S = 0.1  # how often to look whether there are streams at all
 
 
 class CancellationPoller:
@@ -47,7 +48,8 @@ class CancellationPoller:
     def _run(self) -> None:
         while not self._stop.is_set():
             began = time.monotonic()
-            for asked, live in enumerate(list(self._streams()), 1):
+            streams = list(self._streams())
+            for asked, live in enumerate(streams, 1):
                 try:
                     self._ask(live)
                 except Exception:
@@ -55,4 +57,4 @@ class CancellationPoller:
                 ahead = asked / QUESTIONS_PER_SECOND - (time.monotonic() - began)
                 if ahead > 0.002 and self._stop.wait(ahead):
                     return
-            self._stop.wait(max(ROUND_S - (time.monotonic() - began), 0.001))
+            self._stop.wait(max(ROUND_S - (time.monotonic() - began), 0.001) if streams else IDLE_S)

@@ -16,18 +16,24 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
 import jinja2.sandbox
 import msgspec
 
 from inflight.errors import LoadError, RequestError, invalid
+from inflight.tokenizer import read_tokenizer_config
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_MESSAGES = 4096
 RENDER_SECONDS = 2.0
 
 
+MAX_EXPONENT = 64
+
+
 class TemplateTimeout(Exception):
-    """A template ran for longer than it may."""
+    """A template ran for longer, or would make more, than it may."""
 
 
 class _Rejected(Exception):
@@ -37,12 +43,25 @@ class _Rejected(Exception):
 class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     """A sandbox with a clock. One per rendering, because the deadline is its own."""
 
+    intercepted_binops = frozenset({"*", "**"})
     deadline = float("inf")
     clock: Callable[[], float] = time.monotonic
+    max_bytes = 1 << 20
 
     def _check(self) -> None:
         if self.clock() > self.deadline:
             raise TemplateTimeout
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """One expression must not make any amount of text or digits."""
+        self._check()
+        if operator == "**" and (not isinstance(right, (int, float)) or abs(right) > MAX_EXPONENT):
+            raise TemplateTimeout
+        if operator == "*":
+            for repeated, times in ((left, right), (right, left)):
+                if hasattr(repeated, "__len__") and isinstance(times, int) and len(repeated) * times > self.max_bytes:
+                    raise TemplateTimeout
+        return super().call_binop(context, operator, left, right)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         self._check()
@@ -55,6 +74,16 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def call(self, context: Any, obj: Any, *args: Any, **kwargs: Any) -> Any:
         self._check()
         return super().call(context, obj, *args, **kwargs)
+
+
+class _GenerationTag(jinja2.ext.Extension):
+    """Hugging Face's {% generation %} … {% endgeneration %}: it marks text for training, and here it is just text."""
+
+    tags = {"generation"}  # noqa: RUF012 — jinja2 declares it so
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **_: Any) -> str:
@@ -77,7 +106,9 @@ class ChatTemplate:
             ) from None
 
     def _environment(self, deadline: float, clock: Callable[[], float]) -> _Sandbox:
-        environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
+        environment = _Sandbox(
+            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _GenerationTag]
+        )
         environment.deadline, environment.clock = deadline, clock
         environment.filters["tojson"] = _tojson
 
@@ -98,6 +129,7 @@ class ChatTemplate:
         Raises INVALID_ARG with the template's own message when it refuses the conversation.
         """
         environment = self._environment(clock() + RENDER_SECONDS, clock)
+        environment.max_bytes = max_bytes
         template = environment.from_string(self._source)
         pieces: list[str] = []
         size = 0
@@ -114,7 +146,7 @@ class ChatTemplate:
             raise invalid("messages", f"are refused by the model's chat template: {str(error)[:500]}") from None
         except TemplateTimeout:
             raise invalid(
-                "messages", f"take the model's chat template longer than {RENDER_SECONDS:g} s; send fewer"
+                "messages", "take the model's chat template too long or make too much of it; send less"
             ) from None
         except Exception as error:  # noqa: BLE001 — whatever a template makes of odd messages is the client's to mend
             raise invalid("messages", f"do not fit the model's chat template: {str(error)[:500]}") from None
@@ -135,8 +167,7 @@ def load_chat_template(folder: Path, override: Path | None, special_tokens: Mapp
     file = folder / "chat_template.jinja"
     if file.is_file():
         return ChatTemplate(file.read_text(), special_tokens)
-    config = folder / "tokenizer_config.json"
-    source = json.loads(config.read_text()).get("chat_template") if config.is_file() else None
+    source = read_tokenizer_config(folder).get("chat_template")
     if isinstance(source, list):  # several named templates: the one called "default"
         source = next((item.get("template") for item in source if item.get("name") == "default"), None)
     return ChatTemplate(source, special_tokens) if isinstance(source, str) else None

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from inflight.engines.base import EngineOutput
-from inflight.errors import RequestError, cancelled
+from inflight.errors import RequestError, cancelled, internal
 from inflight.metrics import Metrics
 from inflight.stream import Reply, Stream, Taken
 
@@ -71,6 +71,7 @@ class LiveStream:
         "closed",
         "counted",
         "deadline",
+        "eager",
         "inbox",
         "last_send",
         "lock",
@@ -87,8 +88,11 @@ class LiveStream:
         self.request_id = request_id
         self.stream = stream
         self.responder = responder
-        self.inbox: collections.deque[EngineOutput] = collections.deque()
+        # What the engine said and nobody has looked at: an int is one more token of the first sequence.
+        self.inbox: collections.deque[int | EngineOutput] = collections.deque()
         self.lock = threading.Lock()
+        # Otherwise there is nothing to send and nothing to look for before the end.
+        self.eager = stream.request.stream or bool(stream.request.stops)
         self.queued = False
         self.urgent = True  # the first token never waits
         self.closed = False  # the terminal response has been sent
@@ -134,6 +138,13 @@ class Delivery:
         """One more stream is under way."""
         self._streaming += 1
 
+    def push_token(self, live: LiveStream, token_id: int) -> None:
+        """Put one token of the first sequence into a stream's inbox. Called by the one reader thread; never blocks."""
+        live.inbox.append(token_id)
+        if not live.queued and live.eager:
+            live.queued = True
+            self._ready.put(live)
+
     def push(self, live: LiveStream, output: EngineOutput) -> None:
         """Put an engine output into a stream's inbox. Called by the one reader thread; never blocks."""
         live.inbox.append(output)
@@ -141,16 +152,17 @@ class Delivery:
             live.urgent = live.queued = True
             self._ready.put(live)  # although it may be queued: it must not sit out a gap; a second turn finds nothing
             return
-        if not live.stream.request.stream and not live.stream.request.stops:
-            return  # nothing to send and nothing to look for before the end
-        if not live.queued:
+        if not live.queued and live.eager:
             live.queued = True
             self._ready.put(live)
 
     def fail(self, live: LiveStream, error: RequestError) -> None:
         """End a stream with an error, from any thread, now."""
         with live.lock:
-            self._drain(live)
+            try:
+                self._drain(live)
+            except Exception:
+                log.exception("request %s: its last tokens are lost", live.stream.request_id)
             live.stream.fail(error)
             self._deliver(live)
         self._after(live)
@@ -185,8 +197,18 @@ class Delivery:
                 return
             due = self._pop_due()
             if due is not None:
-                self._send_or_defer(due)
+                self._serve(due)
+            self._serve(live)
+            live = due = None  # while this thread waits it keeps no stream alive
+
+    def _serve(self, live: LiveStream) -> None:
+        """One turn of one stream; its trouble must not end this thread, nor leave its client without an end."""
+        try:
             self._send_or_defer(live)
+        except Exception:
+            log.exception("request %s: delivery failed", live.stream.request_id)
+            live.queued = False
+            self.fail(live, internal(live.stream.request_id))
 
     def _send_or_defer(self, live: LiveStream) -> None:
         now = self._clock()
@@ -221,8 +243,18 @@ class Delivery:
     def _drain(self, live: LiveStream) -> None:
         now_ns = time.monotonic_ns()
         inbox, stream = live.inbox, live.stream
+        tokens: list[int] = []
         while inbox:
-            stream.append(inbox.popleft(), now_ns)
+            item = inbox.popleft()
+            if isinstance(item, int):
+                tokens.append(item)
+                continue
+            if tokens:
+                stream.append(EngineOutput(live.request_id, 0, tokens), now_ns)
+                tokens = []
+            stream.append(item, now_ns)
+        if tokens:
+            stream.append(EngineOutput(live.request_id, 0, tokens), now_ns)
 
     def _deliver(self, live: LiveStream) -> None:
         """Send what the stream gives. Holds the stream's lock."""
@@ -232,14 +264,27 @@ class Delivery:
         try:
             self._send(live, taken)
         except Exception:
-            # Triton has lost the request (its side of the sender is gone); nobody is left to tell.
             log.exception("request %s: sending failed", live.stream.request_id)
-            live.closed = True
+            self._last_words(live)
             taken.abandon = True
-        if live.closed:
-            live.responder = _GONE
+        self._let_go(live)
         if taken.abandon:
             live.on_abandon(live)
+
+    @staticmethod
+    def _let_go(live: LiveStream) -> None:
+        if live.closed:
+            live.responder = _GONE
+
+    def _last_words(self, live: LiveStream) -> None:
+        """After a failed send: end the request if Triton still takes an end. Holds the stream's lock."""
+        live.stream.fail(internal(live.stream.request_id))
+        if not live.closed:
+            live.closed = True
+            try:
+                live.responder.fail(internal(live.stream.request_id))
+            except Exception:
+                log.exception("request %s: Triton takes no end for it", live.stream.request_id)
 
     def _send(self, live: LiveStream, taken: Taken) -> None:
         if taken.error is not None:

@@ -46,22 +46,28 @@ class Detokenizer(Protocol):
 
 
 class ByteDetokenizer:
-    """Decodes through a table of bytes per token id."""
+    """Decodes through a table of bytes per token id. With `strip` one space at the very beginning is left out."""
 
-    __slots__ = ("_decoder", "_table")
+    __slots__ = ("_decoder", "_strip", "_table")
 
-    def __init__(self, table: Sequence[bytes]) -> None:
+    def __init__(self, table: Sequence[bytes], strip: bool = False) -> None:
         self._table = table
+        self._strip = strip
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_ids: Sequence[int]) -> str:
-        return self._decoder.decode(b"".join(map(self._table.__getitem__, token_ids)))
+        text = self._decoder.decode(b"".join(map(self._table.__getitem__, token_ids)))
+        if self._strip and text:
+            self._strip = False
+            return text.removeprefix(" ")
+        return text
 
     def snapshot(self) -> State:
-        return self._decoder.getstate()
+        return self._decoder.getstate(), self._strip
 
     def restore(self, state: State) -> None:
-        self._decoder.setstate(state)
+        decoder_state, self._strip = state
+        self._decoder.setstate(decoder_state)
 
 
 class WindowDetokenizer:
@@ -85,6 +91,9 @@ class WindowDetokenizer:
         self._ids.append(token_id)
         before = self._decode(self._ids[self._start : self._upto])
         after = self._decode(self._ids[self._start :])
+        if after == before:
+            self._ids.pop()  # a token without text is no context either
+            return ""
         if len(after) <= len(before) or after.endswith("\ufffd"):
             return ""
         self._start = max(self._start, self._upto - _WINDOW)
@@ -121,6 +130,9 @@ class DetokenizerFactory:
         table = _byte_table(tokenizer, vocab_size)
         self.exact = table is not None and _agrees(tokenizer, table, self.special_ids)
         self._with_special = table if table is not None and self.exact else []
+        # SentencePiece-style decoders drop the first space of a whole text: ours only of a text that nothing precedes.
+        spaced = next((token_id for token_id, data in enumerate(self._with_special) if data[:1] == b" "), None)
+        self._strips = spaced is not None and not str(tokenizer.decode([spaced])).startswith(" ")
         self._without_special = [
             b"" if token_id in self.special_ids else data for token_id, data in enumerate(self._with_special)
         ]
@@ -128,7 +140,8 @@ class DetokenizerFactory:
     def make(self, skip_special: bool, context: Sequence[int]) -> Detokenizer:
         """A decoder for tokens that follow `context` (the prompt's ids)."""
         if self.exact:
-            return ByteDetokenizer(self._without_special if skip_special else self._with_special)
+            strip = self._strips and not any(map(self._without_special.__getitem__, context))
+            return ByteDetokenizer(self._without_special if skip_special else self._with_special, strip)
         return WindowDetokenizer(self._tokenizer, skip_special, context)
 
 

@@ -6,6 +6,7 @@ Everybody else posts events (a request arrived, one was cancelled, one left the 
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 import logging
@@ -18,7 +19,7 @@ from inflight import frames
 from inflight.admission import AdmissionQueue
 from inflight.delivery import Delivery, LiveStream
 from inflight.engine_link import EngineLink, LinkLost
-from inflight.engines.base import EngineInfo, EngineOutput, EngineRequest
+from inflight.engines.base import EngineInfo, EngineRequest
 from inflight.errors import ErrorCode, RequestError, internal, unavailable
 
 log = logging.getLogger("inflight.dispatcher")
@@ -100,10 +101,14 @@ class Dispatcher:
 
     # -- on the engine's reader thread -------------------------------------------------------------------------------
 
-    def on_outputs(self, outputs: list[EngineOutput]) -> None:
+    def on_outputs(self, message: frames.Outputs) -> None:
         """Give outputs to their streams. Reader thread only."""
-        jobs, push = self._jobs, self._delivery.push
-        for output in outputs:
+        jobs, push, push_token = self._jobs, self._delivery.push, self._delivery.push_token
+        for request_id, token in zip(message.ids, message.tokens, strict=True):
+            job = jobs.get(request_id)
+            if job is not None:
+                push_token(job.live, token)
+        for output in message.outputs:
             job = jobs.get(output.request_id)
             if job is None:
                 continue
@@ -111,8 +116,7 @@ class Dispatcher:
             if output.finish is not None or output.error is not None:
                 job.sequences_left -= 1
                 if not job.sequences_left:
-                    request_id = output.request_id
-                    self._events.put(lambda request_id=request_id: self._release(request_id))  # type: ignore[misc]
+                    self._events.put(functools.partial(self._release, output.request_id))
 
     def on_refused(self, message: frames.Refused) -> None:
         """The engine did not take a request. Reader thread only."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import hmac
 import json
@@ -43,6 +44,7 @@ class EngineProcess:
         self.page = self._prepare()
         self.connection: socket.socket | None = None
         self.buffer = frames.FrameBuffer()
+        self._received: collections.deque[bytes] = collections.deque()  # whole frames that nobody has taken yet
 
     def _prepare(self) -> StatePage:
         (self._folder / "spec.json").write_text(json.dumps(self._spec.to_json()))
@@ -101,17 +103,24 @@ class EngineProcess:
 
     def _receive(self, deadline: float, stopping: Callable[[], bool]) -> frames.FromEngine:
         assert self.connection is not None
-        while True:
-            self._check(deadline, stopping)
+        while not self._received:
             try:
                 data = self.connection.recv(1 << 16)
             except TimeoutError:
+                self._check(deadline, stopping)
                 continue
-            bodies = self.buffer.feed(data)
-            if bodies:
-                return frames.decode_from_engine(bodies[0])
-            if not data:
+            except OSError:
+                data = b""
+            self._received.extend(self.buffer.feed(data))
+            if not data and not self._received:
+                self._check(deadline, stopping)
                 raise LoadError("the engine process closed its connection while it loaded; its log says why.")
+        try:
+            return frames.decode_from_engine(self._received.popleft())
+        except frames.FrameError:
+            raise LoadError(
+                "the engine process does not speak this version's protocol; install Inflight again."
+            ) from None
 
     def _check(self, deadline: float, stopping: Callable[[], bool]) -> None:
         code = self.exit_code()

@@ -127,7 +127,7 @@ class Worker:
                 if not self._active[output.request_id]:
                     del self._active[output.request_id]
         if outputs:
-            self._send(frames.Outputs(outputs, self._engine.stats()))
+            self._send(frames.pack_outputs(outputs, self._engine.stats()))
 
     def _send(self, message: frames.FromEngine) -> None:
         self._connection.sendall(frames.encode(message))

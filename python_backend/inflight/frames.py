@@ -37,10 +37,17 @@ class LoadFailed(msgspec.Struct, tag="load_failed", frozen=True):
 
 
 class Outputs(msgspec.Struct, tag="outputs", frozen=True):
-    """One iteration of the engine."""
+    """One iteration of the engine, as `pack_outputs` makes it.
+
+    The common output, one more token of a request's first sequence and nothing else, travels as an entry of two
+    parallel lists, which decode several times faster than a struct each. Readers take `ids`/`tokens` first, then
+    `outputs`.
+    """
 
     outputs: list[EngineOutput]
     stats: EngineStats
+    ids: list[int] = []
+    tokens: list[int] = []
 
 
 class Refused(msgspec.Struct, tag="refused", frozen=True):
@@ -69,6 +76,31 @@ class Shutdown(msgspec.Struct, tag="shutdown", frozen=True):
 
 FromEngine = Hello | Ready | LoadFailed | Outputs | Refused
 ToEngine = Add | Cancel | Shutdown
+
+
+def pack_outputs(outputs: list[EngineOutput], stats: EngineStats) -> Outputs:
+    """One iteration's frame. Keeps the order of the outputs of each sequence."""
+    ids: list[int] = []
+    tokens: list[int] = []
+    others: list[EngineOutput] = []
+    in_others: set[int] = set()
+    for output in outputs:
+        if (
+            output.finish is None
+            and len(output.token_ids) == 1
+            and not output.sequence_index
+            and output.logprobs is None
+            and output.error is None
+            and output.top_logprobs is None
+            and output.request_id not in in_others
+        ):
+            ids.append(output.request_id)
+            tokens.append(output.token_ids[0])
+        else:
+            others.append(output)
+            in_others.add(output.request_id)
+    return Outputs(others, stats, ids, tokens)
+
 
 _encoder = msgspec.msgpack.Encoder()
 _from_engine = msgspec.msgpack.Decoder(Hello | Ready | LoadFailed | Refused | Outputs)
@@ -115,7 +147,7 @@ def decode_from_engine(body: bytes) -> FromEngine:
     """Raises `FrameError` for anything that is not one of the engine's messages."""
     try:
         message: FromEngine = _from_engine.decode(body)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise FrameError(str(error)) from None
     return message
 
@@ -124,6 +156,6 @@ def decode_to_engine(body: bytes) -> ToEngine:
     """Raises `FrameError` for anything that is not one of the backend's messages."""
     try:
         message: ToEngine = _to_engine.decode(body)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise FrameError(str(error)) from None
     return message

@@ -70,7 +70,7 @@ def check_capabilities(request: GenerationRequest, info: EngineInfo) -> None:
     needs: list[tuple[bool, Capability, str]] = [
         (request.wants_logprobs and not request.top_logprobs, Capability.LOGPROBS, _logprob_name(request)),
         (request.top_logprobs > 0, Capability.TOP_LOGPROBS, "logprobs"),
-        (request.best_of > 1 and request.beam_width == 1, Capability.PARALLEL_SAMPLING, "num_return_sequences"),
+        (request.best_of > 1 and request.beam_width == 1, Capability.PARALLEL_SAMPLING, _sequences_name(request)),
         (request.beam_width > 1, Capability.BEAM_SEARCH, "beam_width"),
         (bool(request.bad_words), Capability.BAD_WORDS, "bad_words"),
         (request.cache_salt is not None, Capability.CACHE_SALT, "cache_salt"),
@@ -78,12 +78,18 @@ def check_capabilities(request: GenerationRequest, info: EngineInfo) -> None:
         (request.min_p > 0.0, Capability.MIN_P, "min_p"),
     ]
     if request.guide is not None:
-        needs.append((True, _GUIDES[request.guide.kind], "guided_decoding_guide_type"))
+        name = "structured_outputs" if "structured_outputs" in request.spelt else "guided_decoding_guide_type"
+        needs.append((True, _GUIDES[request.guide.kind], name))
     for needed, capability, name in needs:
         if needed and capability not in info.capabilities:
-            raise unsupported(name, f"is not supported: the {info.name} engine of this model lacks {capability.value}")
+            shown = request.spelt.get(name, name)
+            raise unsupported(shown, f"is not supported: the {info.name} engine of this model lacks {capability.value}")
     if request.beam_width > max(info.max_beam_width, 1):
         raise invalid("beam_width", f"is {request.beam_width}; this engine allows at most {info.max_beam_width}")
+
+
+def _sequences_name(request: GenerationRequest) -> str:
+    return "num_return_sequences" if request.num_sequences > 1 else "best_of"
 
 
 def _logprob_name(request: GenerationRequest) -> str:

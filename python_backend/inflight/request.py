@@ -51,7 +51,8 @@ class GenerationRequest:
     """One request, checked. Exactly one of `text`, `messages` (JSON) and `input_ids` is set.
 
     `max_tokens` is what was asked for, before the context's room is known. `top_logprobs` is -1 when no
-    log-probabilities are wanted, 0 for those of the chosen tokens. `deadline_ms` 0 is none.
+    log-probabilities are wanted, 0 for those of the chosen tokens. `deadline_ms` 0 is none. `spelt` is what
+    the client called each parameter.
     """
 
     text: str | None
@@ -94,6 +95,7 @@ class GenerationRequest:
     add_special_tokens: bool
     priority: int
     deadline_ms: int
+    spelt: Mapping[str, str]
 
     @property
     def wants_logprobs(self) -> bool:
@@ -110,7 +112,7 @@ def parse_request(raw: RawRequest, config: ModelConfig, defaults: GenerationDefa
         max_tokens = min(max_tokens, config.max_tokens_limit)
     min_tokens = values.integer("min_tokens", 0, 0)
     if min_tokens > max_tokens:
-        raise invalid("min_tokens", f"is {min_tokens}, more than max_tokens ({max_tokens})")
+        raise invalid(values.name("min_tokens"), f"is {min_tokens}, more than max_tokens ({max_tokens})")
     temperature, top_p, top_k, min_p = _sampling(values, defaults)
     beam_width = values.integer("beam_width", 1, 1, MAX_SEQUENCES)
     num_sequences, best_of = _sequences(values, beam_width)
@@ -168,6 +170,7 @@ def parse_request(raw: RawRequest, config: ModelConfig, defaults: GenerationDefa
         add_special_tokens=values.boolean("add_special_tokens", True),
         priority=values.integer("request_priority", 0, -100, 100),
         deadline_ms=_deadline(values, config, raw.timeout_us),
+        spelt=values.spellings(),
     )
     values.refuse_unknown()
     return request
@@ -218,21 +221,21 @@ def _sequences(values: Values, beam_width: int) -> tuple[int, int]:
     count = values.integer("num_return_sequences", 1, 1, MAX_SEQUENCES)
     best_of = values.integer("best_of", count, 1, MAX_SEQUENCES)
     if best_of < count:
-        raise invalid("best_of", f"is {best_of}, less than num_return_sequences ({count})")
+        raise invalid("best_of", f"is {best_of}, less than {values.name('num_return_sequences')} ({count})")
     if beam_width > 1:
         if best_of > count:
             raise invalid("best_of", "and beam_width above 1 exclude each other; use one of them")
         if count > beam_width:
-            raise invalid("num_return_sequences", f"is {count}, more than beam_width ({beam_width})")
+            raise invalid(values.name("num_return_sequences"), f"is {count}, more than beam_width ({beam_width})")
     return count, best_of
 
 
 def _words(values: Values, name: str) -> tuple[str, ...]:
     words = tuple(dict.fromkeys(word for word in values.texts(name) if word))
     if len(words) > MAX_STOPS:
-        raise invalid(name, f"has {len(words)} strings; at most {MAX_STOPS} are allowed")
+        raise invalid(values.name(name), f"has {len(words)} strings; at most {MAX_STOPS} are allowed")
     if any(len(word) > MAX_STOP_CHARS for word in words):
-        raise invalid(name, f"has a string of more than {MAX_STOP_CHARS} characters")
+        raise invalid(values.name(name), f"has a string of more than {MAX_STOP_CHARS} characters")
     return words
 
 

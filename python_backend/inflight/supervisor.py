@@ -23,7 +23,7 @@ from inflight.watchdog import Watchdog, WorkerState
 
 log = logging.getLogger("inflight.supervisor")
 
-WATCH_INTERVAL_S = 0.05
+WATCH_INTERVAL_S = 0.1
 BACK_OFF_S = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 HEALTHY_AFTER_S = 600.0  # a life this long wipes the slate of restarts
 SHUTDOWN_GRACE_S = 3.0

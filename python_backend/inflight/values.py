@@ -85,10 +85,10 @@ class Values:
         """A whole number between `least` and `most`; strings such as "16" are accepted."""
         if name not in self._found:
             return default
-        number = _to_int(self._name(name), self._found[name])
+        number = _to_int(self.name(name), self._found[name])
         if not least <= number <= most:
             limit = f"at least {least}" if number < least else f"at most {most}"
-            raise invalid(self._name(name), f"must be {limit}, but is {number}")
+            raise invalid(self.name(name), f"must be {limit}, but is {number}")
         return number
 
     def optional_integer(self, name: str, least: int) -> int | None:
@@ -101,13 +101,13 @@ class Values:
         """A finite number; strings such as "0.7" are accepted."""
         if name not in self._found:
             return default
-        number = _to_float(self._name(name), self._found[name])
+        number = _to_float(self.name(name), self._found[name])
         if number < least:
-            raise invalid(self._name(name), f"must be at least {least:g}, but is {number:g}")
+            raise invalid(self.name(name), f"must be at least {least:g}, but is {number:g}")
         if number <= above:
-            raise invalid(self._name(name), f"must be above {above:g}, but is {number:g}")
+            raise invalid(self.name(name), f"must be above {above:g}, but is {number:g}")
         if number > most:
-            raise invalid(self._name(name), f"must be at most {most:g}, but is {number:g}")
+            raise invalid(self.name(name), f"must be at most {most:g}, but is {number:g}")
         return number
 
     def boolean(self, name: str, default: bool) -> bool:
@@ -121,15 +121,15 @@ class Values:
             value = {"true": True, "false": False, "1": True, "0": False}.get(value.lower())
         if isinstance(value, (bool, int)) and value in (0, 1):
             return bool(value)
-        raise invalid(self._name(name), "must be true or false")
+        raise invalid(self.name(name), "must be true or false")
 
     def text(self, name: str, max_bytes: int) -> str | None:
         """A string of at most `max_bytes` bytes in UTF-8, or None."""
         if name not in self._found:
             return None
-        text = _to_text(self._name(name), self._found[name])
+        text = _to_text(self.name(name), self._found[name])
         if len(text.encode()) > max_bytes:
-            raise invalid(self._name(name), f"is longer than the {max_bytes} bytes allowed")
+            raise invalid(self.name(name), f"is longer than the {max_bytes} bytes allowed")
         return text
 
     def prompt_text(self, name: str, max_bytes: int) -> str:
@@ -146,28 +146,33 @@ class Values:
         value = self._found.get(name, [])
         items = [value] if isinstance(value, (str, bytes)) else value
         if not isinstance(items, (list, tuple)):
-            raise invalid(self._name(name), "must be a string or a list of strings")
-        return [_to_text(self._name(name), item) for item in items]
+            raise invalid(self.name(name), "must be a string or a list of strings")
+        return [_to_text(self.name(name), item) for item in items]
 
     def integers(self, name: str) -> tuple[int, ...]:
         """A list of whole numbers."""
         value = self._found.get(name, [])
         items = [value] if isinstance(value, int) else value
         if not isinstance(items, (list, tuple)):
-            raise invalid(self._name(name), "must be a list of whole numbers")
+            raise invalid(self.name(name), "must be a list of whole numbers")
         if all(type(item) is int for item in items):
             return tuple(items)
-        return tuple(_to_int(self._name(name), item) for item in items)
+        return tuple(_to_int(self.name(name), item) for item in items)
 
     def json_object(self, name: str) -> dict[str, Any] | None:
         """A nested JSON object, or None."""
         value = self._found.get(name)
         if value is not None and not isinstance(value, dict):
-            raise invalid(self._name(name), "must be a JSON object")
+            raise invalid(self.name(name), "must be a JSON object")
         return value
 
-    def _name(self, canonical: str) -> str:
+    def name(self, canonical: str) -> str:
+        """What the client called it, for messages."""
         return self._spelt.get(canonical, canonical)
+
+    def spellings(self) -> dict[str, str]:
+        """Canonical name → what the client called it, for every name that was given."""
+        return dict(self._spelt)
 
 
 def _is_tritons(name: str) -> bool:
@@ -201,12 +206,17 @@ def _parse_json(value: Any) -> dict[str, Any]:
     return content
 
 
+def _is_plain(text: str) -> bool:
+    """Not one of the spellings of numbers that only Python knows (1_000, other scripts' digits)."""
+    return text.isascii() and "_" not in text
+
+
 def _to_int(name: str, value: Any) -> int:
     if type(value) is int:
         return value
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
-    if isinstance(value, str) and len(value) <= 32:
+    if isinstance(value, str) and len(value) <= 32 and _is_plain(value):
         try:
             return int(value)
         except ValueError:
@@ -220,7 +230,7 @@ def _to_float(name: str, value: Any) -> float:
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     if (isinstance(value, (int, float)) and not isinstance(value, bool)) or (
-        isinstance(value, str) and len(value) <= 64
+        isinstance(value, str) and len(value) <= 64 and _is_plain(value)
     ):
         try:
             number = float(value)

@@ -1,13 +1,13 @@
-"""The bare engine as a process: openvino_genai.ContinuousBatchingPipeline driven directly, without socket, text or Triton.
+"""The bare engine as a process: openvino_genai.ContinuousBatchingPipeline driven directly, no socket, text or Triton.
 
-`python -m bench.bare_worker SPEC_JSON` loads the engine with exactly the settings that the served model uses, says one line
-when it is ready, and then answers one JSON line on standard output for each JSON line on standard input:
+`python -m bench.bare_worker SPEC_JSON` loads the engine with exactly the settings that the served model uses, says one
+line when it is ready, and then answers one JSON line on standard output for each JSON line on standard input:
 
     {"mode": "pipeline", "prompts": [[1, 2], ...], "concurrency": 8, "max_tokens": 64}
     {"requests": [{"sent": s, "arrivals": [[s, tokens], ...], "token_ids": [...]}, ...], "cpu_s": s}
 
-Mode "pipeline" is the bare pipeline; mode "engine" goes through the backend's engine class, which tells what that costs.
-Times are seconds of `time.perf_counter`. End of standard input ends the process.
+Mode "pipeline" is the bare pipeline; mode "engine" goes through the backend's engine class, which tells what that
+costs. Times are seconds of `time.perf_counter`. End of standard input ends the process.
 """
 
 from __future__ import annotations
@@ -77,10 +77,11 @@ def run_pipeline(pipeline: Any, prompts: list[list[int]], concurrency: int, max_
         pipeline.step()
         for index, handle in list(handles.items()):
             token_ids: list[int] = []
+            ended = False
             while handle.can_read():
                 for generated in handle.read().values():
                     token_ids += generated.generated_ids
-            ended = handle.get_status() == openvino_genai.GenerationStatus.FINISHED and not handle.can_read()
+                    ended = generated.finish_reason != openvino_genai.GenerationFinishReason.NONE
             if ended:
                 del handles[index]
             run.got(index, token_ids, ended)
@@ -115,7 +116,7 @@ def main(spec_text: str) -> None:
         task = json.loads(line)
         mode = task.pop("mode")
         before = time.process_time()
-        requests = run_pipeline(engine.pipeline, **task) if mode == "pipeline" else run_engine(engine, **task)
+        requests = run_pipeline(engine._pipeline, **task) if mode == "pipeline" else run_engine(engine, **task)
         print(json.dumps({"requests": requests, "cpu_s": time.process_time() - before}), file=answers, flush=True)
 
 

@@ -11,10 +11,10 @@ from types import TracebackType
 from typing import Any
 
 import grpc
-from _answer import Answer, Response
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
+from _answer import Answer, Response
 from tests.harness.tensors import add_input, outputs
 
 MAX_MESSAGE = 1 << 30

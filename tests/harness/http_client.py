@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
-from prometheus_client.parser import text_string_to_metric_families
+_SAMPLE = re.compile(r"^(?P<name>[A-Za-z_:][\w:]*)(?:\{(?P<labels>.*)\})? (?P<value>\S+)$")
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
 class HttpClient:
@@ -55,7 +57,11 @@ class HttpClient:
 
 
 def read_metrics(url: str, timeout_s: float = 10.0) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """Every sample of a Prometheus page, by name and labels."""
+    """Every sample of a Prometheus page, by name and labels.
+
+    Read by hand: prometheus_client's parser renames counters that do not end in `_total`, as those of the
+    distributions do not.
+    """
     host, _, path = url.removeprefix("http://").partition("/")
     connection = http.client.HTTPConnection(host, timeout=timeout_s)
     try:
@@ -63,10 +69,10 @@ def read_metrics(url: str, timeout_s: float = 10.0) -> dict[tuple[str, frozenset
         text = connection.getresponse().read().decode()
     finally:
         connection.close()
+    samples = (match for line in text.splitlines() if (match := _SAMPLE.match(line)))
     return {
-        (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
+        (sample["name"], frozenset(_LABEL.findall(sample["labels"] or ""))): float(sample["value"])
+        for sample in samples
     }
 
 

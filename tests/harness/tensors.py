@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from inflight.contract import INPUTS
 from tritonclient.grpc import service_pb2 as pb
+
+from inflight.contract import INPUTS
 
 _NUMPY: dict[str, Any] = {
     "BOOL": np.bool_,

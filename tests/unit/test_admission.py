@@ -11,7 +11,9 @@ from tests.unit.machines.strategies import engine_request, info
 pytestmark = pytest.mark.fast
 
 
-def queue_of(strategy: str = "inflight", *, places: int = 4, blocks: int = 64, size: int = 100, tokens: int = 0) -> AdmissionQueue:
+def queue_of(
+    strategy: str = "inflight", *, places: int = 4, blocks: int = 64, size: int = 100, tokens: int = 0
+) -> AdmissionQueue:
     return AdmissionQueue(info(max_running=places, blocks_total=blocks, block_size=16), 0, size, tokens, strategy, 0.05)
 
 

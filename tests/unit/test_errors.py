@@ -2,7 +2,16 @@ from __future__ import annotations
 
 import pytest
 
-from inflight.errors import ErrorCode, RequestError, cancelled, did_you_mean, internal, invalid, unavailable, unsupported
+from inflight.errors import (
+    ErrorCode,
+    RequestError,
+    cancelled,
+    did_you_mean,
+    internal,
+    invalid,
+    unavailable,
+    unsupported,
+)
 
 pytestmark = pytest.mark.fast
 

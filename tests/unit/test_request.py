@@ -1,7 +1,7 @@
 """One row of the contract after the other: what a request's parameter may be and what it becomes.
 
-The rows hold for every place that a value may come from (tensor, `sampling_parameters`, request parameter): each is tried in
-all three.
+The rows hold for every place that a value may come from (tensor, `sampling_parameters`, request parameter): each is
+tried in all three.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ GUIDE = {"guided_decoding_guide_type": "regex", "guided_decoding_guide": "a+"}
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """`attribute` of the request is the second of each pair when the parameter is the first; `bad` is refused by its name."""
+    """The request's `attribute` is the second of a pair when the parameter is the first; `bad` is refused by name."""
 
     name: str
     attribute: str
@@ -41,12 +41,21 @@ class Row:
 
 
 def truth(name: str, attribute: str, default: bool, beside: dict[str, Any] | None = None) -> Row:
-    return Row(name, attribute, [(True, True), (False, False), ("true", True), ("0", False)], ["perhaps", 2], default, beside or {})
+    return Row(
+        name,
+        attribute,
+        [(True, True), (False, False), ("true", True), ("0", False)],
+        ["perhaps", 2],
+        default,
+        beside or {},
+    )
 
 
 ROWS = [
     truth("stream", "stream", False),
-    Row("max_tokens", "max_tokens", [(1, 1), (7, 7), ("16", 16), (2**31 - 1, 2**31 - 1)], [0, -1, "x", 1.5, 2**31], 256),
+    Row(
+        "max_tokens", "max_tokens", [(1, 1), (7, 7), ("16", 16), (2**31 - 1, 2**31 - 1)], [0, -1, "x", 1.5, 2**31], 256
+    ),
     Row("min_tokens", "min_tokens", [(0, 0), (5, 5), ("5", 5)], [-1, "x", 300], 0),
     truth("ignore_eos", "ignore_eos", False),
     Row("end_id", "end_id", [(2, 2), (0, 0), (-1, -1)], [-2, "x"], None),
@@ -81,7 +90,14 @@ ROWS = [
         None,
         {"guided_decoding_guide": "a+"},
     ),
-    Row("guided_decoding_guide", "guide", [("b+", Guide("regex", "b+"))], ["x" * 65537], None, {"guided_decoding_guide_type": "regex"}),
+    Row(
+        "guided_decoding_guide",
+        "guide",
+        [("b+", Guide("regex", "b+"))],
+        ["x" * 65537],
+        None,
+        {"guided_decoding_guide_type": "regex"},
+    ),
     Row("lora_name", "lora_name", [("french", "french")], ["x" * 257], None),
     truth("skip_special_tokens", "skip_special_tokens", True),
     truth("add_special_tokens", "add_special_tokens", True),
@@ -100,7 +116,9 @@ def raw(value: Any) -> list[Any]:
     return [item.encode() if isinstance(item, str) else item for item in items]
 
 
-def parse(form: str, values: dict[str, Any], config: ModelConfig = CONFIG, defaults: GenerationDefaults = NO_DEFAULTS) -> GenerationRequest:
+def parse(
+    form: str, values: dict[str, Any], config: ModelConfig = CONFIG, defaults: GenerationDefaults = NO_DEFAULTS
+) -> GenerationRequest:
     tensors: dict[str, Any] = {}
     parameters: dict[str, Any] = {}
     if not {"text_input", "messages", "input_ids"} & set(values):
@@ -154,7 +172,9 @@ def test_a_value_outside_the_contract_is_refused_by_its_name(form: str, row: Row
     assert error.message.startswith(row.name + " ")
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if row.name != "seed"], ids=[row.name for row in ROWS if row.name != "seed"])
+@pytest.mark.parametrize(
+    "row", [row for row in ROWS if row.name != "seed"], ids=[row.name for row in ROWS if row.name != "seed"]
+)
 def test_the_default_where_nothing_is_given(row: Row) -> None:
     assert getattr(parse("tensor", {}), row.attribute) == row.default
 
@@ -169,16 +189,13 @@ def test_an_alias_does_what_its_name_does(alias: str, name: str) -> None:
         assert getattr(parse("json", {**row.beside, alias: value}), row.attribute) == becomes
 
 
-D5 = pytest.mark.xfail(reason="defect D5: the message uses a name that the client did not use")
-
-
 @pytest.mark.parametrize(
     ("alias", "values"),
     [
-        pytest.param("stop", {"stop": ["x" * 1025]}, marks=D5),
-        pytest.param("stop", {"stop": [f"s{n}" for n in range(65)]}, marks=D5),
-        pytest.param("min_length", {"min_length": 5, "max_tokens": 4}, marks=D5),
-        pytest.param("n", {"n": 3, "beam_width": 2}, marks=D5),
+        ("stop", {"stop": ["x" * 1025]}),
+        ("stop", {"stop": [f"s{n}" for n in range(65)]}),
+        ("min_length", {"min_length": 5, "max_tokens": 4}),
+        ("n", {"n": 3, "beam_width": 2}),
         ("min_length", {"min_length": -1}),
         ("n", {"n": 0}),
         ("random_seed", {"random_seed": -1}),
@@ -197,7 +214,7 @@ def test_every_input_of_the_contract_has_its_row_here() -> None:
     assert {row.name for row in ROWS} | PROMPT_ROWS == {item.name for item in INPUTS}
 
 
-# -- the prompt ----------------------------------------------------------------------------------------------------------
+# -- the prompt ------------------------------------------------------------------------------------------------
 
 
 @FORMS
@@ -259,7 +276,7 @@ def test_an_over_long_prompt_is_refused_before_any_work(values: dict[str, Any]) 
     assert error.parameter == next(iter(values))
 
 
-# -- several parameters together -----------------------------------------------------------------------------------------
+# -- several parameters together -------------------------------------------------------------------------------
 
 
 def test_precedence_is_tensor_then_json_then_parameter() -> None:
@@ -303,9 +320,23 @@ def test_who_narrows_the_choice_without_a_temperature_wants_sampling() -> None:
 def test_defaults_of_generation_config_are_the_weakest() -> None:
     defaults = GenerationDefaults(temperature=0.6, top_p=0.9, top_k=50, min_p=0.02, repetition_penalty=1.1)
     request = parse("tensor", {}, defaults=defaults)
-    assert (request.temperature, request.top_p, request.top_k, request.min_p, request.repetition_penalty) == (0.6, 0.9, 50, 0.02, 1.1)
-    request = parse("json", {"temperature": 0, "top_p": 1, "top_k": -1, "min_p": 0, "repetition_penalty": 1}, defaults=defaults)
-    assert (request.temperature, request.top_p, request.top_k, request.min_p, request.repetition_penalty) == (0.0, 1.0, 0, 0.0, 1.0)
+    assert (request.temperature, request.top_p, request.top_k, request.min_p, request.repetition_penalty) == (
+        0.6,
+        0.9,
+        50,
+        0.02,
+        1.1,
+    )
+    request = parse(
+        "json", {"temperature": 0, "top_p": 1, "top_k": -1, "min_p": 0, "repetition_penalty": 1}, defaults=defaults
+    )
+    assert (request.temperature, request.top_p, request.top_k, request.min_p, request.repetition_penalty) == (
+        0.0,
+        1.0,
+        0,
+        0.0,
+        1.0,
+    )
 
 
 def test_the_models_echo_parameter_is_the_default_of_the_request() -> None:
@@ -318,7 +349,9 @@ def test_the_models_echo_parameter_is_the_default_of_the_request() -> None:
 def test_best_of() -> None:
     assert parse("json", {"n": 2, "best_of": 5}).best_of == 5
     assert parse("json", {"n": 2}).best_of == 2
-    assert parse("json", {"best_of": 3}).top_logprobs == 0, "choosing the best needs the chosen tokens' log-probabilities"
+    assert parse("json", {"best_of": 3}).top_logprobs == 0, (
+        "choosing the best needs the chosen tokens' log-probabilities"
+    )
     assert refusal("json", {"n": 3, "best_of": 2}).parameter == "best_of"
     assert refusal("json", {"best_of": 3, "stream": True}).parameter == "best_of"
     assert refusal("json", {"best_of": 3, "beam_width": 3}).parameter == "best_of"
@@ -357,7 +390,17 @@ def test_structured_outputs_in_vllms_form(structured: dict[str, Any], guide: Gui
 
 @pytest.mark.parametrize(
     "structured",
-    [{}, {"json": {}, "regex": "a"}, {"xml": "a"}, {"regex": 5}, {"grammar": ["x"]}, {"json_object": False}, {"regex": "x" * 65537}, "x", 3],
+    [
+        {},
+        {"json": {}, "regex": "a"},
+        {"xml": "a"},
+        {"regex": 5},
+        {"grammar": ["x"]},
+        {"json_object": False},
+        {"regex": "x" * 65537},
+        "x",
+        3,
+    ],
 )
 def test_structured_outputs_that_are_none(structured: Any) -> None:
     assert refusal("json", {"structured_outputs": structured}).parameter == "structured_outputs"
@@ -407,19 +450,24 @@ def test_what_only_json_knows() -> None:
     assert parse("json", {"stop_token_ids": [3, 4]}).stop_token_ids == (3, 4)
 
 
-# -- anything at all -----------------------------------------------------------------------------------------------------
+# -- anything at all -------------------------------------------------------------------------------------------
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10)
 ANYTHING = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(st.text(max_size=5), SCALARS, max_size=2)
-NAMES = st.sampled_from([item.name for item in INPUTS] + list(JSON_ALIASES) + list(JSON_ONLY) + ["streaming", "min_length"])
+NAMES = st.sampled_from(
+    [item.name for item in INPUTS] + list(JSON_ALIASES) + list(JSON_ONLY) + ["streaming", "min_length"]
+)
 
 
 @given(st.dictionaries(NAMES, ANYTHING, max_size=6))
 @budget(400)
 def test_anything_becomes_a_request_or_one_clear_sentence(values: dict[str, Any]) -> None:
+    refused: RequestError | None = None
     try:
         parse("parameter", values)
     except RequestError as error:
-        assert error.code is ErrorCode.INVALID_ARG
-        assert error.parameter
-        assert error.message.count("\n") == 0
+        refused = error
+    if refused is not None:
+        assert refused.code is ErrorCode.INVALID_ARG
+        assert refused.parameter
+        assert "\n" not in refused.message

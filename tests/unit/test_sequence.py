@@ -52,7 +52,9 @@ def naive(kind: str, ids: Sequence[int], stops: Sequence[str]) -> tuple[str, int
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data(), text=TEXTS)
 @budget(80)
-def test_text_and_used_tokens_do_not_depend_on_how_the_tokens_were_cut(kind: str, data: st.DataObject, text: str) -> None:
+def test_text_and_used_tokens_do_not_depend_on_how_the_tokens_were_cut(
+    kind: str, data: st.DataObject, text: str
+) -> None:
     ids = encode(kind, text)
     shown = certain_text(kind, ids)
     inside = st.integers(0, max(len(shown) - 1, 0)).flatmap(

@@ -17,7 +17,7 @@ STOPS = st.lists(st.text("ab🙂e\u0301", min_size=1, max_size=5), max_size=4)
 
 
 def naive(text: str, stops: Sequence[str]) -> tuple[str, int | None]:
-    """Character by character: (what may be emitted, how many characters were read until the match; None without one)."""
+    """Character by character: (what may be emitted, characters read until the match; None without)."""
     for end in range(1, len(text) + 1):
         ending = [stop for stop in stops if text[:end].endswith(stop)]
         if ending:
@@ -36,7 +36,9 @@ def could_become_a_stop(text: str, stops: Sequence[str]) -> str:
 
 @given(st.data(), TEXTS, STOPS)
 @budget(600)
-def test_any_cut_gives_what_reading_character_by_character_gives(data: st.DataObject, text: str, stops: list[str]) -> None:
+def test_any_cut_gives_what_reading_character_by_character_gives(
+    data: st.DataObject, text: str, stops: list[str]
+) -> None:
     matcher = StopMatcher(stops)
     emitted, stopped, read = "", False, 0
     for piece in data.draw(cuts(text)):

@@ -15,6 +15,10 @@ BOS = {"byte_level": "<|bos|>", "byte_fallback": "<s>", "metaspace": "<s>", "wor
 KIND = pytest.mark.parametrize("kind", KINDS)
 
 
+def bos_id(kind: str) -> int:
+    return int(KINDS[kind]().token_to_id(BOS[kind]))
+
+
 @pytest.fixture
 def tokenizer(kind: str, tmp_path: Path) -> TextTokenizer:
     return TextTokenizer(write_folder(tmp_path, kind))
@@ -23,7 +27,7 @@ def tokenizer(kind: str, tmp_path: Path) -> TextTokenizer:
 @KIND
 def test_a_bos_is_added_once(kind: str, tokenizer: TextTokenizer) -> None:
     ids = tokenizer.encode("The dog", True)
-    assert ids[0] == tokenizer.bos_id
+    assert ids[0] == bos_id(kind)
     assert ids.count(ids[0]) == 1
     assert tokenizer.encode("The dog", False) == ids[1:]
 
@@ -32,19 +36,19 @@ def test_a_bos_is_added_once(kind: str, tokenizer: TextTokenizer) -> None:
 def test_a_text_that_begins_with_bos_does_not_get_a_second(kind: str, tokenizer: TextTokenizer) -> None:
     """What a front end's chat template writes, tokenized again by us."""
     with_bos = tokenizer.encode(BOS[kind] + "The dog", True)
-    assert with_bos.count(tokenizer.bos_id) == 1
-    assert with_bos[0] == tokenizer.bos_id
+    assert with_bos.count(bos_id(kind)) == 1
+    assert with_bos[0] == bos_id(kind)
     assert with_bos == tokenizer.encode(BOS[kind] + "The dog", False)
 
 
 @KIND
 def test_a_bos_alone_is_one_token(kind: str, tokenizer: TextTokenizer) -> None:
-    assert tokenizer.encode(BOS[kind], True) == [tokenizer.bos_id]
+    assert tokenizer.encode(BOS[kind], True) == [bos_id(kind)]
 
 
 @KIND
 def test_two_bos_that_the_client_wrote_stay_two(kind: str, tokenizer: TextTokenizer) -> None:
-    assert tokenizer.encode(BOS[kind] * 2 + "dog", True).count(tokenizer.bos_id) == 2
+    assert tokenizer.encode(BOS[kind] * 2 + "dog", True).count(bos_id(kind)) == 2
 
 
 @KIND
@@ -91,8 +95,6 @@ def test_a_folder_without_tokenizer_config_still_serves(tmp_path: Path) -> None:
 def test_a_broken_file_fails_the_load_with_one_sentence(name: str, content: str, tmp_path: Path) -> None:
     folder = write_folder(tmp_path)
     (folder / name).write_text(content)
-    if name == "tokenizer_config.json" and content in ("[]", "3"):
-        pytest.xfail("defect D6: tokenizer_config.json that is JSON but no object gives AttributeError")
     with pytest.raises(LoadError) as caught:
         TextTokenizer(folder)
     assert name in str(caught.value)

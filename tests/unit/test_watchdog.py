@@ -1,4 +1,4 @@
-"""The watchdog on a made-up clock: time that the machine did not give is forgiven, an engine that stands still is found."""
+"""The watchdog on a made-up clock: time that the machine did not give is forgiven, a stall is found."""
 
 from __future__ import annotations
 

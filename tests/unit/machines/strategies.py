@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -27,16 +28,20 @@ def cuts(draw: st.DrawFn, items: Sequence[T]) -> list[Sequence[T]]:
     """`items` cut into consecutive pieces, empty ones included."""
     places = draw(st.lists(st.integers(0, len(items)), max_size=8).map(sorted))
     borders = [0, *places, len(items)]
-    return [items[start:end] for start, end in zip(borders, borders[1:], strict=False)]
+    return [items[start:end] for start, end in itertools.pairwise(borders)]
 
 
-def request(config: ModelConfig | None = None, defaults: GenerationDefaults | None = None, **values: Any) -> GenerationRequest:
+def request(
+    config: ModelConfig | None = None, defaults: GenerationDefaults | None = None, **values: Any
+) -> GenerationRequest:
     """A parsed request out of plain values; each is given as `sampling_parameters` would give it."""
     parameters = {"text_input": "hi", **values}
     if "messages" in values or "input_ids" in values:
         del parameters["text_input"]
     tensors = {name: list(value) if isinstance(value, (list, tuple)) else [value] for name, value in parameters.items()}
-    tensors = {name: [item.encode() if isinstance(item, str) else item for item in items] for name, items in tensors.items()}
+    tensors = {
+        name: [item.encode() if isinstance(item, str) else item for item in items] for name, items in tensors.items()
+    }
     return parse_request(RawRequest(tensors), config or ModelConfig(), defaults or GenerationDefaults())
 
 

@@ -1,7 +1,7 @@
 """One answer driven by a random schedule, with a plain model beside it that says what must have been sent.
 
-A script fixes what the engine will make of every sequence; a schedule decides in which pieces it arrives, when a sender comes to
-take, and whether the client, a deadline or an error ends it before.
+A script fixes what the engine will make of every sequence; a schedule decides in which pieces it arrives, when a sender
+comes to take, and whether the client, a deadline or an error ends it before.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FACTORY = DetokenizerFactory(KINDS["byte_level"](), KINDS["byte_level"]().get_vo
 
 @dataclasses.dataclass(frozen=True)
 class Script:
-    """What the engine makes of one sequence: its tokens and why it ends. With STOP the last token is the end-of-sequence one."""
+    """What the engine makes of one sequence: its tokens and why it ends. With STOP the last token may be EOS."""
 
     token_ids: tuple[int, ...]
     finish: FinishReason
@@ -67,7 +67,7 @@ class Expected:
 
 
 def expected(script: Script, stops: Sequence[str], echo: str = "", arrived: int | None = None) -> Expected:
-    """The answer of one sequence by decoding what has arrived at once; `arrived` tokens when a deadline ended it there."""
+    """The answer of one sequence, decoded at once; `arrived` tokens of it when a deadline ended it there."""
     upto = len(script.token_ids) if arrived is None else arrived
     whole = arrived is None or upto == len(script.token_ids)
     ids = list(script.token_ids[:upto])

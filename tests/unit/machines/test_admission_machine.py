@@ -48,12 +48,15 @@ class AdmissionMachine(RuleBasedStateMachine):
         full = len(self.waiting) >= QUEUE
         try:
             self.queue.offer(request, self.now)
+            refused = None
         except RequestError as error:
-            assert impossible or full
-            assert error.code is (ErrorCode.INVALID_ARG if impossible else ErrorCode.UNAVAILABLE)
+            refused = error.code
+        if impossible:
+            assert refused is ErrorCode.INVALID_ARG
+        elif full:
+            assert refused is ErrorCode.UNAVAILABLE
         else:
-            assert not impossible
-            assert not full
+            assert refused is None
             self.waiting[self.ids] = (self.now - priority * AGEING_S, self.ids, reservation)
         return self.ids
 

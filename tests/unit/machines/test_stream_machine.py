@@ -1,4 +1,4 @@
-"""Random schedules against one answer: exactly one terminal response, streamed text joined is the unary text, counts are exact."""
+"""Random schedules against one answer: one terminal response, streams that add up to the unary text, exact counts."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from inflight.engines.base import FinishReason
 from inflight.errors import cancelled, unavailable
-from tests.unit.machines.stream_model import EOS, Client, Script, expected, logprob, make_stream
 from tests.unit.machines.strategies import budget
+from tests.unit.machines.stream_model import EOS, Client, Script, expected, logprob, make_stream
 from tests.unit.machines.tokenizer_kinds import KINDS
 
 pytestmark = pytest.mark.fast
 
 TOKENIZER = KINDS["byte_level"]()
-WORDS = st.text("The lazy dog.🙂é", max_size=14).map(lambda text: tuple(TOKENIZER.encode(text, add_special_tokens=False).ids))
+WORDS = st.text("The lazy dog.🙂é", max_size=14).map(
+    lambda text: tuple(TOKENIZER.encode(text, add_special_tokens=False).ids)
+)
 FINISHES = st.sampled_from([FinishReason.STOP, FinishReason.LENGTH])
 STOPS = st.lists(st.text("The lazy dog.🙂", min_size=1, max_size=4), max_size=2)
 

@@ -84,9 +84,7 @@ def word_piece() -> Tokenizer:
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=360, special_tokens=["[UNK]", "[CLS]", "[SEP]"], show_progress=False
-    )
+    trainer = trainers.WordPieceTrainer(vocab_size=360, special_tokens=["[UNK]", "[CLS]", "[SEP]"], show_progress=False)
     tokenizer.train_from_iterator(CORPUS, trainer)
     tokenizer.post_processor = _adds_bos(tokenizer, "[CLS]")
     return tokenizer
@@ -97,7 +95,7 @@ WITH_BYTE_TABLE = ("byte_level", "byte_fallback", "metaspace")
 
 
 def token_bytes(kind: str, token_ids: Sequence[int]) -> bytes:
-    """The bytes that tokens stand for, special ones left out: a second, plain way to decode the kinds with a byte table."""
+    """The bytes that tokens stand for, special ones left out: a second, plain way to decode all kinds but WordPiece."""
     tokenizer = KINDS[kind]()
     special = {token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     pieces = [tokenizer.id_to_token(token_id) for token_id in token_ids if token_id not in special]
@@ -109,7 +107,8 @@ def token_bytes(kind: str, token_ids: Sequence[int]) -> bytes:
         return b"".join(piece.encode() if " " in piece else bytes(of_char[char] for char in piece) for piece in pieces)
     if kind == "byte_fallback":
         return b"".join(
-            bytes([int(piece[3:5], 16)]) if piece in BYTE_TOKENS else piece.replace("▁", " ").encode() for piece in pieces
+            bytes([int(piece[3:5], 16)]) if piece in BYTE_TOKENS else piece.replace("▁", " ").encode()
+            for piece in pieces
         )
     return "".join(pieces).replace("▁", " ").encode()
 

@@ -1,0 +1,1 @@
+"""The TensorRT-LLM target: calibrate and quantize, write and correct the checkpoint, read it back, compile."""

@@ -1,0 +1,211 @@
+"""One server of a test's own, with everything that has to be looked at when it is attacked.
+
+A rig has a private folder of control sockets, so that its drains and questions reach no other server of this machine.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import _shm
+import psutil
+from _server import Server, ServerConfig
+from prometheus_client.parser import text_string_to_metric_families
+
+from inflight import control
+from inflight.engine_process import RUN_PREFIX
+from tests.harness.repository import write_model
+
+READY_TIMEOUT_S = 120.0
+SETTLE_S = 20.0
+
+Samples = dict[tuple[str, str], float]
+
+
+class Rig:
+    """A running server. `models` maps names to the parameters of their config.pbtxt; all of them are loaded."""
+
+    def __init__(
+        self,
+        folder: Path,
+        models: Mapping[str, Mapping[str, Any]] | None = None,
+        *,
+        pbtxt: str = "",
+        **config: Any,
+    ) -> None:
+        self.folder = folder
+        self.repository = folder / "repository"
+        self.control = Path(tempfile.mkdtemp(prefix="inflight-rel-"))  # short: a socket's path has 108 bytes at most
+        self.models = {"llm": {}} if models is None else models
+        for name, parameters in self.models.items():
+            write_model(self.repository, name, {"engine": "simulated", **parameters}, config=pbtxt)
+        environment = {"INFLIGHT_CONTROL_DIR": str(self.control), **config.pop("environment", {})}
+        settings = {"models": tuple(self.models), "log": folder / "tritonserver.log", "stop_timeout_s": 20.0, **config}
+        self.server = Server(ServerConfig(repository=self.repository, environment=environment, **settings))
+
+    def __enter__(self) -> Rig:
+        self.server.start()
+        self.server.wait_ready(READY_TIMEOUT_S)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.server.stop()
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove the folder of the control sockets."""
+        for path in self.control.glob("*"):
+            path.unlink(missing_ok=True)
+        self.control.rmdir()
+
+    # -- what it says ------------------------------------------------------------------------------------------------
+
+    @property
+    def grpc(self) -> str:
+        """host:port of gRPC."""
+        return self.server.grpc_url
+
+    @property
+    def http(self) -> str:
+        """host:port of HTTP."""
+        return self.server.http_url
+
+    def ask(self, command: str, model: str = "llm", timeout_s: float = 10.0, **arguments: Any) -> dict[str, Any]:
+        """One command over the model's control socket."""
+        (path,) = self.control.glob(f"{model}-*.sock")
+        return control.ask(path, {"command": command, **arguments}, timeout_s)
+
+    def status(self, model: str = "llm") -> dict[str, Any]:
+        """What the model says it is doing."""
+        return self.ask("status", model)
+
+    def metrics(self, model: str = "llm") -> Samples:
+        """(family and suffix, value of the label besides model and version) → value, of our families."""
+        import urllib.request
+
+        with urllib.request.urlopen(self.server.metrics_url, timeout=10) as answer:
+            return parse_samples(answer.read().decode(), model)
+
+    def flushed(self, model: str = "llm", interval_s: float = 0.5) -> Samples:
+        """The metrics once a flush has surely come by."""
+        time.sleep(2 * interval_s + 0.2)
+        return self.metrics(model)
+
+    # -- what it is --------------------------------------------------------------------------------------------------
+
+    def stub_pid(self) -> int:
+        """The process that runs our Python; only where there is one model."""
+        (pid,) = self.server.stub_pids()
+        return pid
+
+    def engine_pid(self, model: str = "llm") -> int:
+        """The engine process, as the supervisor knows it."""
+        return int(self.status(model)["engine_pid"])
+
+    def signal_engine(self, number: signal.Signals, model: str = "llm") -> float:
+        """Send a signal to the engine; the monotonic time just before."""
+        pid = self.engine_pid(model)
+        now = time.monotonic()
+        os.kill(pid, number)
+        return now
+
+    def resident_bytes(self) -> dict[str, int]:
+        """Resident memory of server, stub and engine."""
+        pids = {"server": self.server_pid(), "stub": self.stub_pid(), "engine": self.engine_pid()}
+        return {name: psutil.Process(pid).memory_info().rss for name, pid in pids.items()}
+
+    def server_pid(self) -> int:
+        """The process of tritonserver itself; `Server.pid` may be that of a wrapper."""
+        return self.server.pid
+
+    # -- waiting -----------------------------------------------------------------------------------------------------
+
+    def until(self, condition: Callable[[], Any], timeout_s: float = SETTLE_S, every_s: float = 0.02) -> float:
+        """Seconds until `condition` was true. Raises `TimeoutError` with the last status when it never is."""
+        began = time.monotonic()
+        while not condition():
+            if time.monotonic() - began > timeout_s:
+                raise TimeoutError(f"not within {timeout_s} s; status {self.status()}")
+            time.sleep(every_s)
+        return time.monotonic() - began
+
+    def until_healthy(self, timeout_s: float = 60.0, restarts: int = 0) -> float:
+        """Seconds until the engine is up (again), after at least `restarts` restarts."""
+
+        def healthy() -> bool:
+            status = self.status()
+            return bool(status["health"] == "ready" and status["restarts"] >= restarts)
+
+        return self.until(healthy, timeout_s)
+
+    def at_rest(self) -> dict[str, Any]:
+        """Wait until nothing is under way; the status then."""
+        self.until(lambda: not self.status()["under_way"] and not self.status()["running"])
+        return self.status()
+
+    def assert_nothing_left(self, model: str = "llm") -> str:
+        """Nothing runs, waits or is reserved, by the control socket and by /metrics; a phrase for the report."""
+        self.until(lambda: not any(self.status(model)[name] for name in ("under_way", "running", "waiting")))
+        status = self.status(model)
+        assert status["blocks_reserved"] == 0, status
+        samples = self.flushed(model)
+        for name, label in (
+            ("inflight_requests_running", ""),
+            ("inflight_requests_waiting", ""),
+            ("inflight_kv_cache_usage_ratio", ""),
+            ("nv_trt_llm_kv_cache_block_metrics", "used"),
+            ("nv_trt_llm_kv_cache_block_metrics", "reserved"),
+            ("nv_trt_llm_request_metrics", "waiting"),
+            ("nv_trt_llm_request_metrics", "active"),
+        ):
+            assert samples[name, label] == 0.0, (name, label, samples[name, label])
+        return "left over: 0 running, 0 waiting, 0 blocks"
+
+
+def parse_samples(text: str, model: str = "llm") -> Samples:
+    """Our samples of a Prometheus page, checked for its format by prometheus_client."""
+    samples: Samples = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = dict(sample.labels)
+            if labels.pop("model", None) != model or not sample.name.startswith(("inflight_", "nv_trt_llm_")):
+                continue
+            labels.pop("version", None)
+            assert len(labels) <= 1, sample
+            key = (sample.name, next(iter(labels.values()), ""))
+            assert key not in samples, f"{key} twice"
+            samples[key] = sample.value
+    return samples
+
+
+def leftovers(server: Server, regions_before: set[Path], folders_before: set[Path]) -> list[str]:
+    """What a stopped server has left: processes, shared memory, run folders."""
+    found = [f"process {pid}" for pid in server.processes()]
+    found += [str(path) for path in set(_shm.regions()) - regions_before if not _in_use(path)]
+    found += [str(path) for path in run_folders() - folders_before if not _owner_lives(path)]
+    return found
+
+
+def run_folders() -> set[Path]:
+    """The engines' run folders of this machine."""
+    return set(Path(tempfile.gettempdir()).glob(f"{RUN_PREFIX}*"))
+
+
+def _owner_lives(folder: Path) -> bool:
+    return Path("/proc", folder.name[len(RUN_PREFIX) :].split("-")[0]).exists()
+
+
+def _in_use(region: Path) -> bool:
+    """Whether some living process (of another test's server) holds the region."""
+    from _processes import holds_any, living_pids
+
+    return any(holds_any(pid, {str(region)}) for pid in living_pids())
