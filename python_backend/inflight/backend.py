@@ -29,8 +29,8 @@ from inflight.engine_link import EngineLink
 from inflight.engines.base import EngineInfo, EngineRequest, EngineStats
 from inflight.engines.factory import WorkerSpec, resolve_engine
 from inflight.errors import ErrorCode, LoadError, RequestError, internal, unavailable
-from inflight.fields import read_generation_config
 from inflight.metrics import Flusher, Metrics, Sink
+from inflight.model_files import read_json_object
 from inflight.observation import Observation, Snapshot
 from inflight.prompt import PromptBuilder, check_capabilities, engine_request
 from inflight.request import GenerationDefaults, RawRequest, parse_request
@@ -79,7 +79,7 @@ class Backend:
         self._flusher = Flusher(self._observation.flush, config.metrics_interval_ms / 1000)
         self._warmups_left = warmup_requests
         self._pool = ThreadPoolExecutor(PARSE_THREADS, thread_name_prefix="inflight-parse")
-        self._delivery = Delivery(config.sender_threads, metrics)
+        self._delivery = Delivery(config.sender_threads, metrics, self._live.__len__)
         self._dispatcher = Dispatcher(self._delivery, self._make_queue)
         self._poller = CancellationPoller(self._live_streams, self._delivery.poll_cancelled)
         self._supervisor = Supervisor(
@@ -179,7 +179,6 @@ class Backend:
             return
         live.counted = not warmup
         self._live[live.request_id] = live
-        self._delivery.opened()
         self._dispatcher.submit(live, request)
 
     def _make(self, raw: RawRequest, responder: Responder, arrival_ns: int) -> tuple[LiveStream, EngineRequest]:
@@ -332,7 +331,7 @@ def new_request_id() -> str:
 
 def _generation_defaults(folder: Path) -> GenerationDefaults:
     """Sampling defaults of the checkpoint. `do_sample: false` (or its absence) means greedy, as in transformers."""
-    content = read_generation_config(folder)
+    content = read_json_object(folder, "generation_config.json")
     repetition_penalty = _number(content, "repetition_penalty")
     if not content.get("do_sample", False):
         return GenerationDefaults(repetition_penalty=repetition_penalty)

@@ -22,7 +22,7 @@ import jinja2.sandbox
 import msgspec
 
 from inflight.errors import LoadError, RequestError, invalid
-from inflight.tokenizer import read_tokenizer_config
+from inflight.model_files import read_json_object
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_MESSAGES = 4096
@@ -167,7 +167,7 @@ def load_chat_template(folder: Path, override: Path | None, special_tokens: Mapp
     file = folder / "chat_template.jinja"
     if file.is_file():
         return ChatTemplate(file.read_text(), special_tokens)
-    source = read_tokenizer_config(folder).get("chat_template")
+    source = read_json_object(folder, "tokenizer_config.json").get("chat_template")
     if isinstance(source, list):  # several named templates: the one called "default"
         source = next((item.get("template") for item in source if item.get("name") == "default"), None)
     return ChatTemplate(source, special_tokens) if isinstance(source, str) else None

@@ -110,14 +110,20 @@ def _nothing(_: LiveStream) -> None:
 class Delivery:
     """The sender threads and the queue of streams that have something to say."""
 
-    def __init__(self, threads: int, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        threads: int,
+        metrics: Metrics,
+        live_count: Callable[[], int],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._metrics = metrics
+        self._live_count = live_count
         self._clock = clock
         self._ready: queue.SimpleQueue[LiveStream | None] = queue.SimpleQueue()
         self._deferred: list[tuple[float, int, LiveStream]] = []
         self._deferred_lock = threading.Lock()
         self._order = itertools.count()
-        self._streaming = 0  # streams that are being sent to; approximate, only the gap depends on it
         self._threads = [
             threading.Thread(target=self._run, name=f"inflight-send-{number}", daemon=True) for number in range(threads)
         ]
@@ -133,10 +139,6 @@ class Delivery:
             self._ready.put(None)
         for thread in self._threads:
             thread.join(timeout_s)
-
-    def opened(self) -> None:
-        """One more stream is under way."""
-        self._streaming += 1
 
     def push_token(self, live: LiveStream, token_id: int) -> None:
         """Put one token of the first sequence into a stream's inbox. Called by the one reader thread; never blocks."""
@@ -228,7 +230,7 @@ class Delivery:
         self._after(live)
 
     def _gap(self) -> float:
-        return min(MAX_GAP_S, self._streaming * SEND_COST_S / SEND_SHARE)
+        return min(MAX_GAP_S, self._live_count() * SEND_COST_S / SEND_SHARE)
 
     def _next_due(self) -> float:
         with self._deferred_lock:
@@ -316,5 +318,4 @@ class Delivery:
         with live.lock:
             callback, live.on_closed = live.on_closed, _nothing
         if callback is not _nothing:
-            self._streaming -= 1
             callback(live)

@@ -20,7 +20,7 @@ from inflight.admission import AdmissionQueue
 from inflight.delivery import Delivery, LiveStream
 from inflight.engine_link import EngineLink, LinkLost
 from inflight.engines.base import EngineInfo, EngineRequest
-from inflight.errors import ErrorCode, RequestError, internal, unavailable
+from inflight.errors import ErrorCode, RequestError, unavailable
 
 log = logging.getLogger("inflight.dispatcher")
 
@@ -205,8 +205,7 @@ class Dispatcher:
         if job is None:
             return
         if message.parameter is None:
-            log.error("request %s: the engine refused it: %s", job.live.stream.request_id, message.message)
-            error = internal(job.live.stream.request_id)
+            error = RequestError(ErrorCode.INVALID_ARG, f"the engine refuses this request: {message.message}")
         else:
             error = RequestError(ErrorCode.INVALID_ARG, f"{message.parameter} {message.message}", message.parameter)
         self._delivery.fail(job.live, error)

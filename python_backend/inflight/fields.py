@@ -1,14 +1,13 @@
-"""Structured values inside a request: vLLM's `structured_outputs`, and generation_config.json."""
+"""Structured values inside a request: vLLM's `structured_outputs`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from inflight.engines.base import Guide
-from inflight.errors import LoadError, invalid
+from inflight.errors import invalid
 
 # vLLM's key → our kind of guide
 _STRUCTURED = {
@@ -36,18 +35,3 @@ def guide_from_structured_outputs(value: Mapping[str, Any], max_bytes: int) -> G
     if len(text.encode()) > max_bytes:
         raise invalid("structured_outputs", f"is larger than the {max_bytes} bytes allowed")
     return Guide(kind, text)
-
-
-def read_generation_config(folder: Path) -> Mapping[str, Any]:
-    """generation_config.json of an engine directory; empty when there is none. Raises `LoadError` when it is broken."""
-    try:
-        content = json.loads((folder / "generation_config.json").read_text())
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise LoadError(
-            f"generation_config.json of the engine directory is not JSON ({error}); build the engine again."
-        ) from None
-    if not isinstance(content, dict):
-        raise LoadError("generation_config.json of the engine directory is not an object; build the engine again.")
-    return content

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from inflight.errors import LoadError, invalid
+from inflight.model_files import read_json_object
 
 
 class TextTokenizer:
@@ -25,7 +25,7 @@ class TextTokenizer:
             ) from None
         self.library.no_truncation()
         self.library.no_padding()
-        self.special_tokens = _special_tokens(read_tokenizer_config(folder))
+        self.special_tokens = _special_tokens(read_json_object(folder, "tokenizer_config.json"))
         bos = self.special_tokens.get("bos_token")
         bos_id = self.library.token_to_id(bos) if bos else None
         added = self.library.encode("", add_special_tokens=True).ids
@@ -47,21 +47,6 @@ class TextTokenizer:
         if least < 0 or most >= vocab_size:
             wrong = least if least < 0 else most
             raise invalid("input_ids", f"holds {wrong}, but token ids of this model go from 0 to {vocab_size - 1}")
-
-
-def read_tokenizer_config(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json of an engine directory; empty when there is none. Raises `LoadError` when it is broken."""
-    try:
-        config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise LoadError(
-            f"tokenizer_config.json of the engine directory is not JSON ({error}); build the engine again."
-        ) from None
-    if not isinstance(config, dict):
-        raise LoadError("tokenizer_config.json of the engine directory is not an object; build the engine again.")
-    return config
 
 
 def _special_tokens(config: dict[str, Any]) -> dict[str, str]:

@@ -86,14 +86,14 @@ class Load:
         stub = self._stubs[self._next % len(self._stubs)]
         self._next += 1
         end = End("")
+        closing = asyncio.Event()
 
         async def outgoing() -> AsyncIterator[pb.ModelInferRequest]:
             yield request
             await closing.wait()  # half-closing would let the server end the stream before an error comes
 
-        closing = asyncio.Event()
-        call = stub.ModelStreamInfer(outgoing(), metadata=[("triton_grpc_error", "true")])
-        task = asyncio.ensure_future(_read(call, end, leave_when, pause))
+        call = stub.ModelStreamInfer(outgoing(), metadata=[] if getattr(self, "plain", False) else [("triton_grpc_error", "true")])
+        task = asyncio.ensure_future(_read(call, closing, end, leave_when, pause))
         limit = self._limit_s if leave_after_s is None else leave_after_s
         try:
             done, _ = await asyncio.wait({task}, timeout=limit)
@@ -115,6 +115,7 @@ class Load:
 
 async def _read(
     call: Any,
+    closing: asyncio.Event,
     end: End,
     leave_when: Callable[[End], bool] | None,
     pause: Callable[[End], Awaitable[None]] | None,
@@ -127,13 +128,15 @@ async def _read(
             _take(message.infer_response, end)
             if end.finals:
                 end.how = end.how or "final"
-                return
+                closing.set()  # and read on: a second final response would be seen
+                continue
             if leave_when is not None and leave_when(end):
                 end.how = LEFT
                 return
             if pause is not None:
                 await pause(end)
-        end.how, end.message = "closed", "the server ended the stream without a final response"
+        if not end.finals:
+            end.how, end.message = "closed", "the server ended the stream without a final response"
     except grpc.aio.AioRpcError as error:
         end.how, end.message = error.code().name, str(error.details())
 

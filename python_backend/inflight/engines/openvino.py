@@ -32,6 +32,7 @@ from inflight.engines.base import (
 )
 from inflight.errors import LoadError
 from inflight.manifest import Manifest, ManifestError, check
+from inflight.model_files import read_json_object
 
 BLOCK_SIZE = 32  # tokens per KV block of OpenVINO's CPU plugin
 DEFAULT_MAX_RUNNING = 64
@@ -94,7 +95,7 @@ class OpenVinoEngine:
             self._options = msgspec.convert(dict(options), OpenVinoOptions)
         except msgspec.ValidationError as error:
             raise LoadError(f"model parameter engine_options does not fit the openvino engine: {error}.") from None
-        config = json.loads((folder / "config.json").read_text())
+        config = read_json_object(folder, "config.json")
         self._precision = self._options.kv_precision or _kv_precision(manifest.quantization.kv_cache)
         self.info = self._plan(folder, manifest, config, max_running or DEFAULT_MAX_RUNNING)
         self._sequences: dict[int, _Sequence] = {}  # by OpenVINO's request id
@@ -114,11 +115,7 @@ class OpenVinoEngine:
         budget = int(self._options.kv_cache_gb * 2**30) or DEFAULT_KV_CACHE_BYTES
         blocks = min(wanted, max(budget // block_bytes, 1))
         guided = (folder / "openvino_tokenizer.xml").is_file()
-        eos = (
-            json.loads((folder / "generation_config.json").read_text()).get("eos_token_id")
-            if (folder / "generation_config.json").is_file()
-            else config.get("eos_token_id")
-        )
+        eos = read_json_object(folder, "generation_config.json").get("eos_token_id", config.get("eos_token_id"))
         return EngineInfo(
             name="openvino",
             version=openvino_genai.__version__,
@@ -159,7 +156,7 @@ class OpenVinoEngine:
         self._of_request[request.request_id] = []
         try:
             self._submit(sequences[0], prompt)
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, TypeError) as error:
             del self._of_request[request.request_id]
             raise EngineRefusal(_last_line(error)) from None
         if len(sequences) > 1:
@@ -243,14 +240,14 @@ class OpenVinoEngine:
     def _collect_beams(self, own_id: int, sequence: _Sequence, outputs: list[EngineOutput]) -> None:
         """Beams come once, at the end, best first."""
         beams = sorted(sequence.handle.read().values(), key=lambda beam: -beam.score)
-        for index, beam in enumerate(beams[: sequence.config.num_return_sequences]):
+        wanted = sequence.config.num_return_sequences
+        for index, beam in enumerate(beams[:wanted]):
             finish = _FINISH.get(beam.finish_reason, FinishReason.STOP)
             logprobs = list(beam.generated_log_probs) if sequence.config.logprobs > 0 else None
-            outputs.append(
-                EngineOutput(
-                    sequence.request_id, index, list(beam.generated_ids), finish, logprobs=logprobs, score=beam.score
-                )
-            )
+            ids = list(beam.generated_ids)
+            outputs.append(EngineOutput(sequence.request_id, index, ids, finish, logprobs=logprobs, score=beam.score))
+        for index in range(len(beams), wanted):  # every sequence ends, found or not
+            outputs.append(EngineOutput(sequence.request_id, index, [], FinishReason.STOP))
         self._end(own_id, sequence)
 
     def _end(self, own_id: int, sequence: _Sequence) -> None:
