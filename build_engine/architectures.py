@@ -32,11 +32,11 @@ SUPPORTED: dict[str, Support] = {
         Support("MistralForCausalLM", "llama", _ALL),
         Support("Qwen2ForCausalLM", "qwen2", _ALL),
         Support("Qwen3ForCausalLM", "qwen3", _ALL),
-        Support("Gemma2ForCausalLM", "gemma2", _ALL),
-        Support("Gemma3ForCausalLM", "gemma3", _ALL),
-        Support("Phi3ForCausalLM", "phi3", _ALL),
         Support("MixtralForCausalLM", "mixtral", _ALL),
-        Support("Qwen2MoeForCausalLM", "qwen2_moe", _NO_ENGINE),
+        Support("Qwen2MoeForCausalLM", "qwen2_moe", _ALL),
+        Support("Gemma2ForCausalLM", "gemma2", _NO_ENGINE),
+        Support("Gemma3ForCausalLM", "gemma3", _NO_ENGINE),
+        Support("Phi3ForCausalLM", "phi3", _NO_ENGINE),
         Support("Qwen3MoeForCausalLM", "qwen3_moe", _NO_ENGINE),
     )
 }

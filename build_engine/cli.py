@@ -16,14 +16,16 @@ import msgspec
 
 from build_engine import __version__, source
 from build_engine.architectures import TARGETS
-from build_engine.build import BuildOptions, build
+from build_engine.build import build, compile_engine
 from build_engine.console import make_console
 from build_engine.errors import AccuracyFailure, BuilderError, Interrupted, UserMistake
 from build_engine.inspection import inspect
+from build_engine.job import BuildOptions
 from build_engine.planning import plan
 from build_engine.planning.gpus import gpu_named, gpu_table, own_gpu
 from build_engine.planning.roofline import Parallel
 from build_engine.quantization import KV_CACHES, RECIPES
+from build_engine.tensorrt.compile import SPECULATIVE
 from build_engine.verification.verify import BUILD_TOKENS, DEFAULT_TOKENS, as_text, verify
 
 
@@ -58,6 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_plan(commands)
     _add_build(commands)
+    _add_compile(commands)
     _add_verify(commands)
     _add_inspect(commands)
     return parser
@@ -113,6 +116,19 @@ def _add_build(commands: argparse._SubParsersAction[_Parser]) -> None:
     parser.add_argument("--kv-cache", choices=KV_CACHES, default="auto", help="default: auto")
     parser.add_argument("--max-seq-len", type=_positive, metavar="TOKENS", help="default: the model's own limit")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    trt = parser.add_argument_group("TensorRT-LLM")
+    trt.add_argument("--tensor-parallel", type=_positive, default=1, metavar="N")
+    trt.add_argument("--pipeline-parallel", type=_positive, default=1, metavar="N")
+    trt.add_argument("--max-batch-size", type=_positive, metavar="N", help="default: 256")
+    trt.add_argument("--max-input-len", type=_positive, metavar="TOKENS", help="default: the sequence less one")
+    trt.add_argument("--max-num-tokens", type=_positive, metavar="N", help="tokens a step (default: 8192)")
+    trt.add_argument("--max-beam-width", type=_positive, metavar="N", help="default: 1")
+    trt.add_argument("--speculative", choices=tuple(SPECULATIVE), default="none")
+    trt.add_argument("--max-draft-len", type=_positive, default=0, metavar="TOKENS")
+    trt.add_argument("--stop-after", choices=("checkpoint",), help="end before trtllm-build and say how to run it")
+    trt.add_argument("--smoothquant-alpha", type=_share, metavar="A", help="0 to 1, for int8-sq (default: 0.5)")
+    trt.add_argument("--calibration-text", type=Path, metavar="FILE", help="default: a packaged English text")
+    trt.add_argument("--calibration-tokens", type=_positive, metavar="N", help="default: 8192")
     parser.add_argument("--force", action="store_true", help="replace an engine that is already there")
     parser.add_argument(
         "--verify",
@@ -132,12 +148,43 @@ def _run_build(options: argparse.Namespace, arguments: list[str]) -> int:
         quantization=options.quantization,
         output=options.output,
         kv_cache=options.kv_cache,
+        parallel=Parallel(options.tensor_parallel, options.pipeline_parallel),
+        max_batch_size=options.max_batch_size,
+        max_input_len=options.max_input_len,
         max_seq_len=options.max_seq_len,
+        max_num_tokens=options.max_num_tokens,
+        max_beam_width=options.max_beam_width,
+        speculative=options.speculative,
+        max_draft_len=options.max_draft_len,
+        stop_after=options.stop_after,
+        smoothquant_alpha=options.smoothquant_alpha,
+        calibration_text=options.calibration_text,
+        calibration_tokens=options.calibration_tokens,
         force=options.force,
         verify_tokens=BUILD_TOKENS if options.verify else 0,
-        command=shlex.join(["python", "-m", "build_engine", *arguments]),
+        command=_command_line(arguments),
     )
     build(asked, console)
+    return 0
+
+
+def _add_compile(commands: argparse._SubParsersAction[_Parser]) -> None:
+    parser = commands.add_parser("compile", help="compile a TensorRT-LLM checkpoint on a GPU host", allow_abbrev=False)
+    parser.add_argument("directory", type=Path, metavar="DIR", help="what build --stop-after checkpoint wrote")
+    parser.add_argument("--output", type=Path, required=True, metavar="ENGINE")
+    parser.add_argument("--force", action="store_true", help="replace an engine that is already there")
+    parser.add_argument("--json", action="store_true", help="progress as JSON lines")
+    parser.set_defaults(run=_run_compile)
+
+
+def _run_compile(options: argparse.Namespace, arguments: list[str]) -> int:
+    compile_engine(
+        options.directory,
+        options.output,
+        force=options.force,
+        command=_command_line(arguments),
+        console=make_console(as_json=options.json),
+    )
     return 0
 
 
@@ -183,6 +230,17 @@ def _run_inspect(options: argparse.Namespace, arguments: list[str]) -> int:
     found = inspect.inspect(options.directory, benchmark=options.benchmark_fusion, console=console)
     print(json.dumps(inspect.as_json(found), indent=2) if options.json else inspect.as_text(found))
     return 0 if found.usable else 1
+
+
+def _command_line(arguments: list[str]) -> str:
+    return shlex.join(["python", "-m", "build_engine", *arguments])
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
 
 
 def _positive(text: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,3 +128,19 @@ def stage(source: Source, directory: Path) -> Path:
     config.pop("auto_map", None)
     (directory / hf_config.CONFIG_NAME).write_text(json.dumps(config, indent=2), encoding="utf-8")
     return directory
+
+
+def copy_tokenizer(origin: Source, directory: Path, *, with_config: bool) -> None:
+    """Copy the tokenizer, its templates and ``generation_config.json`` beside an engine; ``config.json`` on demand.
+
+    Raises `UserMistake` when the checkpoint has no ``tokenizer.json``, which is what the server reads.
+    """
+    for name in ("generation_config.json", *TOKENIZER_FILES, *(["config.json"] if with_config else [])):
+        path = origin.directory / name
+        if path.is_file():
+            shutil.copyfile(path, directory / name)
+    if not (directory / "tokenizer.json").is_file():
+        raise UserMistake(
+            f"{origin.name} has no tokenizer.json: save its tokenizer once with "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        )

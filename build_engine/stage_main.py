@@ -19,6 +19,7 @@ from build_engine.errors import AccuracyFailure, BuilderError, UserMistake
 
 STAGES = {
     "openvino.export": "build_engine.openvino.export",
+    "tensorrt.checkpoint": "build_engine.tensorrt.quantize",
     "verify": "build_engine.verification.stage",
     "inspect.openvino": "build_engine.inspection.openvino_graph",
 }

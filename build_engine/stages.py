@@ -78,7 +78,7 @@ def run_stage(
             status = -9
         finally:
             os.close(read_end)
-            _end(child)
+            end_process(child)
     if outcome is None:
         raise StageFailure(_died(title, status, log))
     if "error" in outcome:
@@ -118,8 +118,8 @@ def _follow(descriptor: int, step: Any, console: Console) -> dict[str, Any] | No
         step.update(fraction, note)
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """Make sure that the child and what it started are gone."""
+def end_process(child: subprocess.Popen[bytes]) -> None:
+    """Make sure that a child that leads its own session, and all that it started, are gone."""
     if child.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, 15)

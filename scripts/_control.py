@@ -21,15 +21,15 @@ def drain_models(
 ) -> dict[str, dict[str, object]]:
     """Drain the models that run in the processes `stub_pids`, all at the same time.
 
-    Streams get `timeout_s` seconds to finish. Returns each socket's answer, or {"error": reason}; a model without a
-    socket has none. Comes back early when `hurry()` is true.
+    Streams get `timeout_s` seconds to finish, then the engines end. Returns each socket's answer, or {"error":
+    reason}; a model without a socket has none. Comes back early when `hurry()` is true.
     """
     wanted = set(stub_pids)
     answers: dict[str, dict[str, object]] = {}
 
     def ask(name: str) -> None:
         try:
-            request = {"command": "drain", "timeout_ms": int(timeout_s * 1000)}
+            request = {"command": "drain", "timeout_ms": int(timeout_s * 1000), "stop": True}
             answers[name] = control.ask(folder / f"{name}.sock", request, timeout_s + control.ANSWER_WAIT_S)
         except (OSError, ValueError) as error:
             answers[name] = {"error": str(error) or "no answer"}

@@ -12,6 +12,7 @@ import sys
 from collections import deque
 from collections.abc import Sequence
 
+from _layout import LOGS
 from _report import Failure, Progress, run_main
 
 _WORKING_ON = re.compile(r"^\s*(?:Collecting|Processing|Downloading|Using cached|Obtaining)\s+(\S+)(.*)$")
@@ -56,7 +57,7 @@ def explain(output: str, what: str) -> str:
         )
     lines = [line.strip() for line in output.splitlines() if "ERROR" in line or "error:" in line]
     last = re.sub(r"^ERROR:\s*", "", lines[-1]) if lines else "it printed no reason"
-    return f"{what} failed: {last}"
+    return f"{what} failed: {last.rstrip('.')}."
 
 
 def run_pip(arguments: Sequence[str], what: str, expected: int = 0) -> None:
@@ -65,17 +66,28 @@ def run_pip(arguments: Sequence[str], what: str, expected: int = 0) -> None:
     `what` names the work in the sentence of a failure; `expected` is the number of packages, for the progress line
     (0: not known). Raises `Failure` when pip fails.
     """
+    LOGS.mkdir(parents=True, exist_ok=True)
+    log = LOGS / "pip.log"
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "--retries", "2", *arguments]
     progress = Progress()
     tail: deque[str] = deque(maxlen=400)
     seen = 0
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True, errors="replace"
-    ) as pip:
+    with (
+        log.open("w", encoding="utf-8") as whole,
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            errors="replace",
+        ) as pip,
+    ):
         if pip.stdout is None:
             raise RuntimeError("pip was started without a pipe")
         try:
             for line in pip.stdout:
+                whole.write(line)
                 tail.append(line)
                 seen += bool(_STARTS_PACKAGE.match(line))
                 counter = f"{min(seen, expected)}/{expected}" if expected else f"{seen}"
@@ -92,7 +104,7 @@ def run_pip(arguments: Sequence[str], what: str, expected: int = 0) -> None:
             progress.clear()
         status = pip.wait()
     if status != 0:
-        raise Failure(explain("".join(tail), what))
+        raise Failure(f"{explain(''.join(tail), what)} (Whole output: {log})")
 
 
 def count_requirements(arguments: Sequence[str]) -> int:

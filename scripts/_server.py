@@ -28,6 +28,7 @@ from _triton import Triton, find_triton
 _MARK = "INFLIGHT_SERVER_ID"  # in the environment of everything that a server starts
 _POLL_S = 0.1
 _KEPT_LOGS = 20
+_DRAINED_STOP_S = 6.0  # what the stop of a server without work gets; 3 s are usual
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,7 @@ class Server:
         """Nothing is started yet. Raises `Failure` when no server is installed or the models do not exist."""
         self.config = config
         self.ports = config.ports or Ports.free()
+        self.drained = False  # whether every request had ended before the server was told to stop
         self.killed = False  # whether stopping it took SIGKILL
         self._triton = triton or find_triton()
         self._process: subprocess.Popen[bytes] | None = None
@@ -241,9 +243,16 @@ class Server:
             return 0
         process = self._process
         if process.poll() is None:
-            self.drain(hurry)
+            answers = self.drain(hurry)
             process.terminate()
-            give_up = time.monotonic() + self.config.stop_timeout_s
+            # With every model drained and its engine ended there is nothing to wait for. Triton 24.10 may wait all the
+            # same: its gRPC side never lets go of a request whose stream the client cancels right after the final
+            # response, and that request keeps the model from unloading.
+            self.drained = bool(answers) and all(answer.get("left") == 0 for answer in answers.values())
+            limit_s = self.config.stop_timeout_s
+            if self.drained:
+                limit_s = min(limit_s, _DRAINED_STOP_S)
+            give_up = time.monotonic() + limit_s
             while process.poll() is None and time.monotonic() < give_up and not hurry():
                 time.sleep(_POLL_S / 2)
         # The stub looks for its parent every 0.3 s and the engine process for the stub: they end by themselves.

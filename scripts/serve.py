@@ -146,7 +146,7 @@ def end(server: Server, stop: StopRequest, status: int, say: Callable[[str], Non
         say("stopping the server (once more to stop at once)")
     ended_before = server.has_ended()
     left = server.stop(hurry=lambda: stop.count > max(signals, 1))
-    if not ended_before and (server.killed or left != 0):
+    if not ended_before and not server.drained and (server.killed or left != 0):
         print(
             f"error: the server did not stop in time and was ended; requests in flight are lost: see {server.log}.",
             file=sys.stderr,

@@ -136,12 +136,12 @@ class Checkpoint:
             return self._fp8(rank, module, shape, vector)
         if algo == "W8A8_SQ_PER_CHANNEL":
             weight = self._typed(rank, f"{module}.weight", shape, torch.int8).float()
-            scale = self._positive(rank, f"{module}.weights_scaling_factor", (out_features,))
+            scale = self.positive(rank, f"{module}.weights_scaling_factor", (out_features,))
             return Shard(
                 weight * scale[:, None],
                 vector,
-                self._positive(rank, f"{module}.prequant_scaling_factor", (in_features,)),
-                self._positive(rank, f"{module}.activation_scaling_factor", (1,)),
+                self.positive(rank, f"{module}.prequant_scaling_factor", (in_features,)),
+                self.positive(rank, f"{module}.activation_scaling_factor", (1,)),
                 "int8",
             )
         if algo in ("W4A16_AWQ", "W4A8_AWQ"):
@@ -151,10 +151,10 @@ class Checkpoint:
     def _fp8(self, rank: int, module: str, shape: tuple[int, ...], bias: torch.Tensor | None) -> Shard:
         weight = self._typed(rank, f"{module}.weight", shape, torch.float8_e4m3fn).float()
         if len(shape) == 3:
-            scale = self._positive(rank, f"{module}.weights_scaling_factor", (shape[0], 1))[:, :, None]
+            scale = self.positive(rank, f"{module}.weights_scaling_factor", (shape[0], 1))[:, :, None]
         else:
-            scale = self._positive(rank, f"{module}.weights_scaling_factor", (1,))
-        activation = self._positive(rank, f"{module}.activation_scaling_factor", (1,))
+            scale = self.positive(rank, f"{module}.weights_scaling_factor", (1,))
+        activation = self.positive(rank, f"{module}.activation_scaling_factor", (1,))
         return Shard(weight * scale, bias, None, activation, "fp8")
 
     def _awq(self, rank: int, module: str, shape: tuple[int, ...], bias: torch.Tensor | None, algo: str) -> Shard:
@@ -162,13 +162,13 @@ class Checkpoint:
         *stack, out_features, in_features = shape
         packed = self._typed(rank, f"{module}.weight", (*stack, out_features // 2, in_features), torch.int8)
         grouped = (*stack, out_features, in_features // group)
-        scale = self._positive(rank, f"{module}.weights_scaling_factor", grouped)
+        scale = self.positive(rank, f"{module}.weights_scaling_factor", grouped)
         weight = unpack_int4(packed) * scale.repeat_interleave(group, dim=-1)
-        prequant = self._positive(rank, f"{module}.prequant_scaling_factor", (in_features,))
+        prequant = self.positive(rank, f"{module}.prequant_scaling_factor", (in_features,))
         if algo == "W4A16_AWQ":
             return Shard(weight, bias, prequant)
-        second = self._positive(rank, f"{module}.weights_scaling_factor_2", (1,))
-        activation = self._positive(rank, f"{module}.activation_scaling_factor", (1,))
+        second = self.positive(rank, f"{module}.weights_scaling_factor_2", (1,))
+        activation = self.positive(rank, f"{module}.activation_scaling_factor", (1,))
         return Shard(fp8(weight / second) * second, bias, prequant, activation, "fp8")
 
     def _typed(self, rank: int, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -181,7 +181,8 @@ class Checkpoint:
             raise StageFailure(f"{name} of rank {rank} is {found.dtype} instead of {dtype}")
         return found
 
-    def _positive(self, rank: int, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    def positive(self, rank: int, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """One tensor of scales, which must all be positive numbers."""
         found = self.take(rank, name, shape).float()
         if not bool(torch.isfinite(found).all()) or not bool((found > 0).all()):
             raise StageFailure(f"{name} of rank {rank} has scales that are not positive numbers")

@@ -44,7 +44,7 @@ class Layer:
     up: list[Shard]
     down: list[Shard]
     experts: Experts | None
-    kv_scales: list[torch.Tensor]
+    kv_scales: list[tuple[torch.Tensor, torch.Tensor]]
     window: int | None
 
 
@@ -102,7 +102,6 @@ class CheckpointCandidate:
         mlp_bias = bool(config.get("mlp_bias", False))
         experts = self._experts(checkpoint, config["moe"], base, ranks, linears) if config.get("moe") else None
         dense_mlp = experts is None
-        kv_name = f"{base}.attention.kv_cache_scaling_factor"
         windows = (config.get("runtime_defaults") or {}).get("max_attention_window")
         return Layer(
             input_norm=norm("input_layernorm", hidden),
@@ -115,7 +114,7 @@ class CheckpointCandidate:
             up=linears("mlp.gate", width, hidden, bias=mlp_bias) if dense_mlp else [],
             down=linears("mlp.proj", hidden, width, bias=mlp_bias) if dense_mlp else [],
             experts=experts,
-            kv_scales=[checkpoint.take(rank, kv_name, (1,)).float() for rank in ranks] if self.kv_algo else [],
+            kv_scales=[kv_scales(checkpoint, rank, f"{base}.attention") for rank in ranks] if self.kv_algo else [],
             window=windows[index % len(windows)] if windows else None,
         )
 
@@ -172,7 +171,9 @@ class CheckpointCandidate:
                 query, key = self._norm(query, layer.query_norm), self._norm(key, layer.key_norm)
             query, key = rotate(query, rotation), rotate(key, rotation)
             if self.kv_algo:
-                key, value = (self._round_kv(part, layer.kv_scales[rank]) for part in (key, value))
+                key, value = (
+                    self._round_kv(part, scale) for part, scale in zip((key, value), layer.kv_scales[rank], strict=True)
+                )
             repeat = self.heads // self.kv_heads
             mixed = functional.scaled_dot_product_attention(
                 query.transpose(0, 1),
@@ -220,6 +221,15 @@ class CheckpointCandidate:
         return total
 
 
+def kv_scales(checkpoint: Checkpoint, rank: int, attention: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The scales of cached keys and values: one for both, and where newer exporters write them one for each."""
+    both = checkpoint.positive(rank, f"{attention}.kv_cache_scaling_factor", (1,))
+    names = (f"{attention}.k_cache_scaling_factor", f"{attention}.v_cache_scaling_factor")
+    if not all(checkpoint.has(rank, name) for name in names):
+        return both, both
+    return checkpoint.positive(rank, names[0], (1,)), checkpoint.positive(rank, names[1], (1,))
+
+
 def rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Rotary embedding of x [n, heads, size], the two halves of a head being the pairs (GPT-NeoX form)."""
     cosine, sine = rotation[0][:, None], rotation[1][:, None]
@@ -255,8 +265,8 @@ def rope_frequencies(config: Mapping[str, Any]) -> tuple[torch.Tensor, float]:
 
         start, stop = max(math.floor(dimension(fast)), 0), min(math.ceil(dimension(slow)), size - 1)
         ramp = ((torch.arange(size // 2) - start) / max(stop - start, 0.001)).clamp(0, 1)
-        attention = scaling.get("attention_factor") or 0.1 * math.log(factor) + 1.0
-        return (plain * (1 - ramp) + plain / factor * ramp).float(), float(attention)
+        attention = float(scaling.get("attention_factor") or 0.1 * math.log(factor) + 1.0)
+        return (plain * (1 - ramp) + plain / factor * ramp).float(), attention
     raise StageFailure(f"rotary_scaling of type {kind} is not one that can be read back")
 
 

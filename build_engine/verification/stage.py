@@ -30,8 +30,8 @@ def run(spec: dict[str, Any], report: Report) -> dict[str, Any]:
     from build_engine.verification.reference import Reference, windows
 
     report(None, "loading the source")
-    directory, staged = Path(spec["directory"]), Path(spec["staged"])
-    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    staged = Path(spec["staged"])
+    tokenizer = Tokenizer.from_file(spec["tokenizer"])
     ids = tokenizer.encode(spec["text"], add_special_tokens=False).ids
     prefix = tokenizer.encode("").ids
     if len(ids) < 2 * len(prefix) + 2:
@@ -70,4 +70,8 @@ def load_candidate(spec: dict[str, Any]) -> Any:
         from build_engine.verification.openvino_runner import OpenVinoCandidate
 
         return OpenVinoCandidate(Path(spec["directory"]), spec["kv_cache"])
+    if spec["target"] == "tensorrt_llm":
+        from build_engine.tensorrt.runner import CheckpointCandidate
+
+        return CheckpointCandidate(Path(spec["directory"]))
     raise UserMistake(f"{spec['target']} artifacts cannot be verified")

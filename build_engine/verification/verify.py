@@ -30,9 +30,10 @@ SECONDS_PER_GB_TOKEN = 0.012
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """What is verified: a directory with the engine's files, and what its manifest says or will say."""
+    """What is verified: the directory of the tokenizer, that of the weights, and what the manifest says or will say."""
 
     directory: Path
+    weights: Path
     target: manifest.Target
     quantization: manifest.Quantization
     max_seq_len: int
@@ -43,7 +44,8 @@ def measure(
 ) -> tuple[manifest.Verification, dict[str, Any]]:
     """Run the comparison; returns the manifest's figures and everything the stage measured."""
     spec = {
-        "directory": str(artifact.directory.resolve()),
+        "tokenizer": str(artifact.directory.resolve() / "tokenizer.json"),
+        "directory": str(artifact.weights.resolve()),
         "target": artifact.target,
         "kv_cache": artifact.quantization.kv_cache,
         "max_seq_len": artifact.max_seq_len,
@@ -63,7 +65,7 @@ def measure(
         greedy_agreement=round(result["greedy_agreement"], 4),
         text=f"{text.name}, sha256 {text.sha256[:16]}",
         tokens=result["tokens"],
-        size_ratio=round(weight_bytes(artifact.directory) / origin.weight_bytes, 4),
+        size_ratio=round(weight_bytes(artifact.weights) / origin.weight_bytes, 4),
     )
     return figures, result
 
@@ -88,10 +90,13 @@ def verify(
         described = manifest.check_whole(directory)
     except manifest.ManifestError as error:
         raise UserMistake(str(error)) from None
+    if described.target == "tensorrt_llm" and described.stage == "engine":
+        raise UserMistake(f"{directory} is compiled and runs on its GPU only: verify the checkpoint it was made from")
     origin = source.resolve(model)
     if origin.sha256() != described.source.sha256:
         console.warn(f"{model} is not the very checkpoint that this was built from ({described.source.name})")
-    artifact = Artifact(directory, described.target, described.quantization, described.limits.max_seq_len)
+    weights = directory / "checkpoint" if described.stage == "checkpoint" else directory
+    artifact = Artifact(directory, weights, described.target, described.quantization, described.limits.max_seq_len)
     work = Path(tempfile.mkdtemp(prefix="build_engine-"))
     try:
         staged = source.stage(origin, work / "staged")

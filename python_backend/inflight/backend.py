@@ -115,10 +115,8 @@ class Backend:
     def stop(self) -> None:
         """End every request that is left, then the engine and all threads."""
         self._draining = True
-        self._dispatcher.fail_all(unavailable("the model is being unloaded; send the request to another server"))
-        self._wait_for_none(LEFTOVER_S)
+        self._dispatcher.close(unavailable("the model is being unloaded; send the request to another server"))
         self._pool.shutdown(wait=True)  # what is being parsed comes out as streams, which end with the rest
-        self._dispatcher.fail_all(unavailable("the model is being unloaded; send the request to another server"))
         self._wait_for_none(LEFTOVER_S)
         if self._poller.running:
             self._poller.stop(JOIN_S)
@@ -212,9 +210,9 @@ class Backend:
     def _closed(self, live: LiveStream) -> None:
         """A stream has had its terminal response."""
         self._live.pop(live.request_id, None)
+        self._forget()
         if live.counted:
             self._observation.stream_ended(live.stream)
-        self._forget()
 
     def _forget(self) -> None:
         with self._accepted_lock:
@@ -295,9 +293,14 @@ class Backend:
         self._wait_for_none(limit / 1000)
         left = self._accepted
         if left:
-            self._dispatcher.fail_all(unavailable("the server is draining; send the request to another server"))
+            self._dispatcher.close(unavailable("the server is draining; send the request to another server"))
             self._wait_for_none(LEFTOVER_S)
         return {"drained": True, "finished": at_start - left, "ended": left, "left": self._accepted}
+
+    def retire(self) -> None:
+        """After a drain: end the engine in order, whatever becomes of this process (docs/operating.md)."""
+        self._supervisor.stop()
+        self._flusher.stop(JOIN_S)
 
     def _wait_for_none(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s

@@ -108,13 +108,19 @@ class Operable(Protocol):
     def drain(self, timeout_ms: int | None) -> dict[str, Any]:
         """No new work; finish; end the rest."""
 
+    def retire(self) -> None:
+        """End the engine in order."""
+
 
 def open_control(name: str, backend: Operable) -> ControlServer | None:
     """Start the control socket of one model; a server that cannot have one runs without."""
 
     def drain(request: Mapping[str, Any]) -> dict[str, Any]:
         timeout = request.get("timeout_ms")
-        return backend.drain(timeout if isinstance(timeout, int) and timeout >= 0 else None)
+        answer = backend.drain(timeout if isinstance(timeout, int) and timeout >= 0 else None)
+        if request.get("stop") is True:
+            backend.retire()
+        return answer
 
     try:
         server = ControlServer(name, {"status": lambda _: backend.status(), "drain": drain})
@@ -169,8 +175,9 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m inflight.control", description="Speak to the running models.")
     parser.add_argument("command", choices=("status", "drain"))
     parser.add_argument("--timeout-ms", type=int, default=None, help="how long streams may go on (drain)")
+    parser.add_argument("--stop", action="store_true", help="end the engines too, once drained")
     options = parser.parse_args(arguments)
-    request: dict[str, Any] = {"command": options.command}
+    request: dict[str, Any] = {"command": options.command, "stop": options.stop}
     if options.timeout_ms is not None:
         request["timeout_ms"] = options.timeout_ms
     wait = (options.timeout_ms or 3_600_000) / 1000 if options.command == "drain" else 0.0

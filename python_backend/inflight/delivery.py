@@ -72,7 +72,9 @@ class LiveStream:
         "counted",
         "deadline",
         "eager",
+        "first_ns",
         "inbox",
+        "last_ns",
         "last_send",
         "lock",
         "on_abandon",
@@ -98,6 +100,8 @@ class LiveStream:
         self.closed = False  # the terminal response has been sent
         self.counted = True  # in the metrics; a warm-up is not
         self.last_send = 0.0
+        self.first_ns = 0  # when the engine's first and latest tokens came in; 0 is not yet
+        self.last_ns = 0
         self.deadline: float | None = None
         self.on_abandon: Callable[[LiveStream], None] = _nothing
         self.on_closed: Callable[[LiveStream], None] = _nothing
@@ -140,16 +144,23 @@ class Delivery:
         for thread in self._threads:
             thread.join(timeout_s)
 
-    def push_token(self, live: LiveStream, token_id: int) -> None:
+    def push_token(self, live: LiveStream, token_id: int, now_ns: int) -> None:
         """Put one token of the first sequence into a stream's inbox. Called by the one reader thread; never blocks."""
         live.inbox.append(token_id)
+        live.last_ns = now_ns
+        if not live.first_ns:
+            live.first_ns = now_ns
         if not live.queued and live.eager:
             live.queued = True
             self._ready.put(live)
 
-    def push(self, live: LiveStream, output: EngineOutput) -> None:
+    def push(self, live: LiveStream, output: EngineOutput, now_ns: int) -> None:
         """Put an engine output into a stream's inbox. Called by the one reader thread; never blocks."""
         live.inbox.append(output)
+        if output.token_ids:
+            live.last_ns = now_ns
+            if not live.first_ns:
+                live.first_ns = now_ns
         if output.finish is not None or output.error is not None:
             live.urgent = live.queued = True
             self._ready.put(live)  # although it may be queued: it must not sit out a gap; a second turn finds nothing
@@ -160,20 +171,20 @@ class Delivery:
 
     def fail(self, live: LiveStream, error: RequestError) -> None:
         """End a stream with an error, from any thread, now."""
-        with live.lock:
-            try:
-                self._drain(live)
-            except Exception:
-                log.exception("request %s: its last tokens are lost", live.stream.request_id)
-            live.stream.fail(error)
-            self._deliver(live)
-        self._after(live)
+        self._end(live, lambda stream: stream.fail(error))
 
     def end_by_deadline(self, live: LiveStream) -> None:
         """End a running stream with the text it has."""
+        self._end(live, Stream.end_by_deadline)
+
+    def _end(self, live: LiveStream, how: Callable[[Stream], None]) -> None:
         with live.lock:
-            self._drain(live)
-            live.stream.end_by_deadline()
+            try:
+                self._drain(live)
+                how(live.stream)
+            except Exception:
+                log.exception("request %s: its last tokens are lost", live.stream.request_id)
+                live.stream.fail(internal(live.stream.request_id))
             self._deliver(live)
         self._after(live)
 
@@ -243,8 +254,8 @@ class Delivery:
         return None
 
     def _drain(self, live: LiveStream) -> None:
-        now_ns = time.monotonic_ns()
         inbox, stream = live.inbox, live.stream
+        now_ns = live.last_ns
         tokens: list[int] = []
         while inbox:
             item = inbox.popleft()
@@ -257,20 +268,23 @@ class Delivery:
             stream.append(item, now_ns)
         if tokens:
             stream.append(EngineOutput(live.request_id, 0, tokens), now_ns)
+        if stream.timing.first_token_ns:
+            stream.timing.first_token_ns = live.first_ns  # not when we looked
 
     def _deliver(self, live: LiveStream) -> None:
         """Send what the stream gives. Holds the stream's lock."""
         if live.closed:
             return
-        taken = live.stream.take()
+        abandon = True
         try:
+            taken = live.stream.take()
             self._send(live, taken)
+            abandon = taken.abandon
         except Exception:
             log.exception("request %s: sending failed", live.stream.request_id)
             self._last_words(live)
-            taken.abandon = True
         self._let_go(live)
-        if taken.abandon:
+        if abandon:
             live.on_abandon(live)
 
     @staticmethod
@@ -280,7 +294,7 @@ class Delivery:
 
     def _last_words(self, live: LiveStream) -> None:
         """After a failed send: end the request if Triton still takes an end. Holds the stream's lock."""
-        live.stream.fail(internal(live.stream.request_id))
+        live.stream.break_off()
         if not live.closed:
             live.closed = True
             try:

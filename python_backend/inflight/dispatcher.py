@@ -20,7 +20,7 @@ from inflight.admission import AdmissionQueue
 from inflight.delivery import Delivery, LiveStream
 from inflight.engine_link import EngineLink, LinkLost
 from inflight.engines.base import EngineInfo, EngineRequest
-from inflight.errors import ErrorCode, RequestError, unavailable
+from inflight.errors import ErrorCode, RequestError, invalid, unavailable
 
 log = logging.getLogger("inflight.dispatcher")
 
@@ -49,6 +49,7 @@ class Dispatcher:
         self._jobs: dict[int, _Job] = {}  # written by our thread, read by the engine's reader
         self._queue: AdmissionQueue | None = None
         self._link: EngineLink | None = None
+        self._closed: RequestError | None = None
         self._deadlines: list[tuple[float, int, LiveStream]] = []
         self._order = itertools.count()
         self._thread = threading.Thread(target=self._run, name="inflight-dispatch", daemon=True)
@@ -95,24 +96,24 @@ class Dispatcher:
         """The engine is gone. Every stream that was in it, or waited for it, ends UNAVAILABLE."""
         self._events.put(lambda: self._engine_down(reason))
 
-    def fail_all(self, error: RequestError) -> None:
-        """End everything with `error` (drain, finalize)."""
-        self._events.put(lambda: self._fail_all(error))
+    def close(self, error: RequestError) -> None:
+        """End everything with `error` (drain, finalize), and what is still on its way here as well."""
+        self._events.put(lambda: self._close(error))
 
     # -- on the engine's reader thread -------------------------------------------------------------------------------
 
     def on_outputs(self, message: frames.Outputs) -> None:
         """Give outputs to their streams. Reader thread only."""
-        jobs, push, push_token = self._jobs, self._delivery.push, self._delivery.push_token
+        jobs, push, push_token, now_ns = self._jobs, self._delivery.push, self._delivery.push_token, time.monotonic_ns()
         for request_id, token in zip(message.ids, message.tokens, strict=True):
             job = jobs.get(request_id)
             if job is not None:
-                push_token(job.live, token)
+                push_token(job.live, token, now_ns)
         for output in message.outputs:
             job = jobs.get(output.request_id)
             if job is None:
                 continue
-            push(job.live, output)
+            push(job.live, output, now_ns)
             if output.finish is not None or output.error is not None:
                 job.sequences_left -= 1
                 if not job.sequences_left:
@@ -155,8 +156,9 @@ class Dispatcher:
         return wait
 
     def _submit(self, live: LiveStream, request: EngineRequest) -> None:
-        if self._queue is None:
-            self._delivery.fail(live, unavailable("the engine is restarting; try again in a few seconds"))
+        if self._closed is not None or self._queue is None:
+            restarting = unavailable("the engine is restarting; try again in a few seconds")
+            self._delivery.fail(live, self._closed or restarting)
             return
         try:
             self._queue.offer(request, time.monotonic())
@@ -178,7 +180,11 @@ class Dispatcher:
         for request_id in self._queue.take(time.monotonic()):
             job = self._jobs[request_id]
             job.live.stream.timing.scheduled_ns = time.monotonic_ns()
-            self._say(frames.Add(job.request))
+            try:
+                self._say(frames.Add(job.request))
+            except frames.FrameError:  # larger than any frame; nothing was sent
+                self._delivery.fail(job.live, invalid("input_ids", "are too many for one request"))
+                self._release(request_id)
 
     def _say(self, message: frames.ToEngine) -> None:
         """Tell the engine. A lost link is the supervisor's to notice and to report."""
@@ -235,10 +241,18 @@ class Dispatcher:
         self._queue = None
         self._fail_all(unavailable(f"{reason} and is being restarted; try again in a few seconds"))
 
+    def _close(self, error: RequestError) -> None:
+        self._closed = error
+        self._fail_all(error)
+
     def _fail_all(self, error: RequestError) -> None:
-        jobs, self._jobs = self._jobs, {}
-        for job in jobs.values():
-            self._delivery.fail(job.live, error)
-            if self._queue is not None and not self._queue.withdraw(job.request.request_id):
-                self._jobs[job.request.request_id] = job  # still in the engine: its release will come
-                self._say(frames.Cancel(job.request.request_id))
+        """End every stream. What the engine still has stays a job until its terminal outputs release it."""
+        for request_id, job in list(self._jobs.items()):
+            try:
+                self._delivery.fail(job.live, error)
+            except Exception:
+                log.exception("request %s: ending it failed", job.live.stream.request_id)
+            if self._queue is None or self._queue.withdraw(request_id):
+                self._jobs.pop(request_id, None)
+            else:
+                self._say(frames.Cancel(request_id))

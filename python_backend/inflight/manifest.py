@@ -101,8 +101,11 @@ class Built(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """``stage`` is ``checkpoint`` for a TensorRT-LLM checkpoint that still has to be compiled on a GPU host."""
+
     schema: int = SCHEMA_VERSION
     target: Target
+    stage: Literal["checkpoint", "engine"] = "engine"
     source: Source
     quantization: Quantization
     parallelism: Parallelism
@@ -180,6 +183,11 @@ def check(
     Raises `ManifestError` with one sentence that says what to rebuild and how.
     """
     manifest = check_whole(directory, target=target, deep=deep)
+    if manifest.stage != "engine":
+        raise ManifestError(
+            f"the engine in {directory} has not been compiled yet: run "
+            f"python -m build_engine compile {directory} --output ENGINE on the GPU host"
+        )
     check_packages(Path(directory), manifest, installed_version if installed is None else installed.get)
     needed = manifest.requires.compute_capability
     if needed and compute_capability and needed != compute_capability:

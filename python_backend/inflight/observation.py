@@ -58,13 +58,15 @@ class Observation:
 
     def flush(self) -> None:
         """Bring the gauges up to date and tell the sink."""
+        with self._lock:
+            tokens_of_ended = self._tokens_of_ended  # first: a stream that ends meanwhile must not be counted twice
         metrics, now = self._metrics, self._snapshot()
         stats, info = now.stats, now.info
         metrics.set("inflight_requests_running", now.running)
         metrics.set("inflight_requests_waiting", now.waiting)
         metrics.set("inflight_engine_up", float(now.up))
         metrics.raise_to("inflight_engine_restarts_total", now.restarts)
-        metrics.raise_to("inflight_generation_tokens_total", self._tokens_of_ended + now.live_tokens)
+        metrics.raise_to("inflight_generation_tokens_total", tokens_of_ended + now.live_tokens)
         most_running = info.max_running if info is not None else 0
         for kind, value in (("waiting", now.waiting), ("active", now.running), ("max", most_running)):
             metrics.set("nv_trt_llm_request_metrics", value, kind)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from inflight.detokenizer import Detokenizer
 from inflight.engines.base import EngineOutput, FinishReason
-from inflight.errors import RequestError, internal
+from inflight.errors import ErrorCode, RequestError, internal
 from inflight.prompt import Prompt
 from inflight.request import GenerationRequest
 from inflight.sequence import SequenceText
@@ -151,8 +151,12 @@ class Stream:
 
     def fail(self, error: RequestError) -> None:
         """End with an error. The first one wins; a stream that has ended keeps its end."""
-        if not self.done and self._error is None:
+        if not self.done and not self.ended:
             self._error = error
+
+    def break_off(self) -> None:
+        """Nothing more can be told to the client: done, as an internal error."""
+        self.done, self.outcome = True, ErrorCode.INTERNAL.value
 
     def end_by_deadline(self) -> None:
         """End every sequence with the text it has so far."""

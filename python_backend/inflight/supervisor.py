@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import logging
+import math
 import threading
 import time
 from typing import Protocol
@@ -73,6 +74,7 @@ class Supervisor:
         self.reason = "the engine is starting"
         self.restarts = 0
         self.engine_pid = 0
+        self._ready_at = math.inf  # when this life's engine was ready
         self._thread = threading.Thread(target=self._run, name="inflight-supervisor", daemon=True)
 
     def start(self) -> None:
@@ -94,7 +96,7 @@ class Supervisor:
         failures = 0
         sweep_run_folders()
         while not self._stop.is_set():
-            began = time.monotonic()
+            self._ready_at = math.inf
             try:
                 reason = self._one_life()
             except LoadError as error:
@@ -111,7 +113,8 @@ class Supervisor:
                     break
             if self._stop.is_set():
                 break
-            failures = 1 if time.monotonic() - began > HEALTHY_AFTER_S else failures + 1
+            healthy = time.monotonic() - self._ready_at > HEALTHY_AFTER_S
+            failures = 1 if healthy else failures + 1
             if failures > self._max_restarts:
                 self.health, self.reason = Health.FAILED, f"{reason}, and it was restarted {self._max_restarts} times"
                 log.error("giving up: %s; reload the model or restart the server", self.reason)
@@ -136,6 +139,7 @@ class Supervisor:
             link = EngineLink(process.connection, process.buffer, self._observer)
             link.start()
             self.engine_pid = process.pid
+            self._ready_at = time.monotonic()
             self._observer.on_engine_up(link, info)
             self.health, self.reason = Health.READY, ""
             log.info("engine %s %s is ready (process %d)", info.name, info.version, process.pid)
@@ -162,7 +166,7 @@ class Supervisor:
             if process.exit_code() is not None:
                 return f"the engine process {process.pid} ended with exit code {process.exit_code()}"
             state, beat_ns = process.page.read()
-            if state is not WorkerState.STARTING and watchdog.tick(time.monotonic(), beat_ns / 1e9):
+            if state is not WorkerState.STARTING and beat_ns and watchdog.tick(time.monotonic(), beat_ns / 1e9):
                 return f"the engine process {process.pid} stalled (no progress for {self._stall_timeout:g} s)"
         return "the server is stopping"
 

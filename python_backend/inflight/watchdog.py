@@ -9,10 +9,8 @@ from __future__ import annotations
 import dataclasses
 import enum
 import mmap
-import struct
 from pathlib import Path
 
-_SLOT = struct.Struct("<q")
 _SIZE = 4096
 
 
@@ -27,7 +25,8 @@ class WorkerState(enum.Enum):
 class StatePage:
     """A memory-mapped file with two 8-byte slots, state and time of the last beat. One process writes, the other reads.
 
-    Each slot is aligned and written at once, so a reader never sees half a value.
+    The slots are written through a memoryview of native 8-byte items, which is one store each: a reader never sees half
+    a value. (`struct.pack_into` will not do: it clears the bytes first and then writes them one by one.)
     """
 
     def __init__(self, path: Path, *, create: bool) -> None:
@@ -35,20 +34,20 @@ class StatePage:
             if create:
                 file.truncate(_SIZE)
             self._map = mmap.mmap(file.fileno(), _SIZE)
+        self._slots = memoryview(self._map).cast("q")
 
     def write(self, state: WorkerState, now_ns: int) -> None:
         """Record what is being done since `now_ns` (monotonic)."""
-        _SLOT.pack_into(self._map, 0, state.value)
-        _SLOT.pack_into(self._map, 8, now_ns)
+        self._slots[1] = now_ns
+        self._slots[0] = state.value
 
     def read(self) -> tuple[WorkerState, int]:
         """(state, monotonic ns of the last beat; 0 before the first)."""
-        (state,) = _SLOT.unpack_from(self._map, 0)
-        (beat,) = _SLOT.unpack_from(self._map, 8)
-        return WorkerState(state), beat
+        return WorkerState(self._slots[0]), self._slots[1]
 
     def close(self) -> None:
         """Unmap; the file is the owner's to remove."""
+        self._slots.release()
         self._map.close()
 
 

@@ -133,7 +133,9 @@ install_project() { # the packages inflight and build_engine, as they lie in thi
   local wanted
   wanted=$(_project_fingerprint)
   is_stamped project "$wanted" && return
-  "$VENV/bin/python" -c 'import setuptools' 2> /dev/null || _install "$(_pin setuptools)"
+  # A new environment of Python 3.10 or 3.11 comes with one that is too old for pyproject.toml.
+  "$VENV/bin/python" -c 'import setuptools; raise SystemExit(int(setuptools.__version__.split(".")[0]) < 77)' 2> /dev/null ||
+    _install "$(_pin setuptools)"
   _install --quiet --no-build-isolation --editable "$ROOT"
   stamp project "$wanted"
 }

@@ -48,7 +48,12 @@ def make_request(model: str = "llm", **inputs: Any) -> pb.ModelInferRequest:
     """A streaming request with the inputs given; `parameters` are request parameters."""
     request = pb.ModelInferRequest(model_name=model)
     parameters = {"triton_enable_empty_final_response": True, **inputs.pop("parameters", {})}
-    for name, value in {"stream": True, "return_num_output_tokens": True, "return_finish_reason": True, **inputs}.items():
+    for name, value in {
+        "stream": True,
+        "return_num_output_tokens": True,
+        "return_finish_reason": True,
+        **inputs,
+    }.items():
         if value is not None:
             add_input(request, name, value)
     for name, value in parameters.items():
@@ -60,11 +65,13 @@ def make_request(model: str = "llm", **inputs: Any) -> pb.ModelInferRequest:
 class Load:
     """Channels to one server. Use inside a running loop, as an async context manager."""
 
-    def __init__(self, url: str, channels: int = 4, limit_s: float = 60.0) -> None:
+    def __init__(self, url: str, channels: int = 4, limit_s: float = 60.0, status: bool = True) -> None:
+        """With `status` an error comes with its gRPC status; without, as a message alone, as most clients see it."""
         self._channels = [grpc.aio.insecure_channel(url, options=OPTIONS) for _ in range(channels)]
         self._stubs = [service_pb2_grpc.GRPCInferenceServiceStub(channel) for channel in self._channels]
         self._next = 0
         self._limit_s = limit_s
+        self._metadata = [("triton_grpc_error", "true")] if status else []
 
     async def __aenter__(self) -> Load:
         return self
@@ -92,7 +99,7 @@ class Load:
             yield request
             await closing.wait()  # half-closing would let the server end the stream before an error comes
 
-        call = stub.ModelStreamInfer(outgoing(), metadata=[] if getattr(self, "plain", False) else [("triton_grpc_error", "true")])
+        call = stub.ModelStreamInfer(outgoing(), metadata=self._metadata)
         task = asyncio.ensure_future(_read(call, closing, end, leave_when, pause))
         limit = self._limit_s if leave_after_s is None else leave_after_s
         try:
@@ -100,7 +107,7 @@ class Load:
             if not done:
                 end.how = SILENT if leave_after_s is None else LEFT
         finally:
-            end.at = time.monotonic()
+            end.at = end.at or time.monotonic()
             closing.set()
             if end.how in (LEFT, SILENT) or not task.done():
                 call.cancel()
@@ -150,7 +157,9 @@ def _take(answer: pb.ModelInferResponse, end: End) -> None:
     reasons = [reason.decode() for reason in values.get("finish_reason", []) if reason]
     if reasons:
         end.how = reasons[-1]
-    end.finals += answer.parameters["triton_final_response"].bool_param
+    if answer.parameters["triton_final_response"].bool_param:
+        end.finals += 1
+        end.at = time.monotonic()
 
 
 def tally(ends: Iterable[End]) -> str:

@@ -14,11 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import _shm
 import psutil
-from _server import Server, ServerConfig
 from prometheus_client.parser import text_string_to_metric_families
 
+import _shm
+from _server import Server, ServerConfig
 from inflight import control
 from inflight.engine_process import RUN_PREFIX
 from tests.harness.repository import write_model
@@ -181,10 +181,18 @@ def parse_samples(text: str, model: str = "llm") -> Samples:
                 continue
             labels.pop("version", None)
             assert len(labels) <= 1, sample
-            key = (sample.name, next(iter(labels.values()), ""))
+            key = (_as_exported(sample.name), next(iter(labels.values()), ""))
             assert key not in samples, f"{key} twice"
             samples[key] = sample.value
     return samples
+
+
+def _as_exported(name: str) -> str:
+    """The parser puts `_total` behind every counter; those of a distribution are exported without."""
+    for suffix in ("_bucket", "_sum", "_count"):
+        if name.endswith(f"{suffix}_total"):
+            return name[: -len("_total")]
+    return name
 
 
 def leftovers(server: Server, regions_before: set[Path], folders_before: set[Path]) -> list[str]:

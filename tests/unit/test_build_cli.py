@@ -61,7 +61,7 @@ def test_no_disk_is_said_before_any_work(
 ) -> None:
     model = checkpoint(tmp_path / "m")
     monkeypatch.setattr("build_engine.preflight.DISK_MARGIN", 1 << 60)
-    monkeypatch.setattr("build_engine.build.run_stage", lambda *_, **__: pytest.fail("work was begun"))
+    monkeypatch.setattr("build_engine.openvino.target.run_stage", lambda *_, **__: pytest.fail("work was begun"))
     assert "of disk under" in mistake(capsys, "build", model, "--target", "openvino", "--output", tmp_path / "e")
 
 

@@ -103,7 +103,9 @@ def test_random_bytes_that_are_no_text_become_replacement_characters_and_spare_t
     got = "".join(pieces(kind, tokenizer.encode("a").ids, [ids]))
     whole = token_bytes(kind, ids).decode("utf-8", "replace")
     assert whole.startswith(got)
-    assert whole[len(got) :] in ("", "\ufffd"), "only the bytes of one unfinished character may be missing"
+    missing = whole[len(got) :]  # Python counts an impossible beginning such as ED A0 as one replacement per byte
+    assert len(missing) <= 3, "only the bytes of one unfinished character may be missing"
+    assert set(missing) <= {"\ufffd"}
 
 
 @EXACT

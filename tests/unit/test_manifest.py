@@ -58,7 +58,7 @@ def test_contract_keys(tmp_path: Path) -> None:
     make_engine(tmp_path)
     data = json.loads((tmp_path / "engine.json").read_text())
     assert set(data) == {
-        *("schema", "target", "source", "quantization", "parallelism", "limits", "requires"),
+        *("schema", "target", "stage", "source", "quantization", "parallelism", "limits", "requires"),
         *("verification", "files", "built"),
     }
     assert set(data["source"]) == {"name", "architecture", "sha256"}
@@ -134,6 +134,12 @@ def test_compiled_engine_needs_the_exact_release_and_gpu(tmp_path: Path) -> None
     manifest.check(tmp_path, installed=packages, compute_capability="9.0")
     assert "1.2.0 is installed" in failure(tmp_path, installed={"tensorrt_llm": "1.2.0"})
     assert "compute capability 9.0" in failure(tmp_path, installed=packages, compute_capability="8.9")
+
+
+def test_a_checkpoint_has_to_be_compiled_first(tmp_path: Path) -> None:
+    make_engine(tmp_path, target="tensorrt_llm", stage="checkpoint")
+    assert manifest.check_whole(tmp_path).stage == "checkpoint"
+    assert "python -m build_engine compile" in failure(tmp_path)
 
 
 def test_other_target(tmp_path: Path) -> None:

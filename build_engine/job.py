@@ -1,0 +1,81 @@
+"""What a build passes to its target, and what it gets back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import inflight.manifest as manifest
+from build_engine.console import Console
+from build_engine.planning.roofline import Parallel
+from build_engine.quantization import Recipe
+from build_engine.source import Source
+
+Details = dict[str, str | int | float | bool | None]
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """The options of one build, as given on the command line; None means the target's default."""
+
+    model: str
+    target: str
+    quantization: str
+    output: Path
+    kv_cache: str = "auto"
+    parallel: Parallel = field(default_factory=Parallel)
+    max_batch_size: int | None = None
+    max_input_len: int | None = None
+    max_seq_len: int | None = None
+    max_num_tokens: int | None = None
+    max_beam_width: int | None = None
+    speculative: str = "none"
+    max_draft_len: int = 0
+    stop_after: str | None = None
+    smoothquant_alpha: float | None = None
+    calibration_text: Path | None = None
+    calibration_tokens: int | None = None
+    force: bool = False
+    verify_tokens: int = 0
+    command: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One build at work: ``output`` is filled, ``scratch`` is thrown away, ``staged`` is what exporters read."""
+
+    options: BuildOptions
+    origin: Source
+    recipe: Recipe
+    kv_cache: str
+    max_seq_len: int
+    output: Path
+    scratch: Path
+    staged: Path
+    log: Path
+    console: Console
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a target made of a job, for the manifest; ``advice`` is said after the build."""
+
+    target: manifest.Target
+    quantization: manifest.Quantization
+    limits: manifest.Limits
+    requires: manifest.Requires
+    verification: manifest.Verification | None
+    details: Details
+    parallelism: manifest.Parallelism = field(default_factory=manifest.Parallelism)
+    stage: str = "engine"
+    advice: str | None = None
+
+
+class Target(Protocol):
+    """Checks everything it can before any work, then builds."""
+
+    def prepare(self, options: BuildOptions, origin: Source, recipe: Recipe, kv_cache: str) -> Callable[[Job], Outcome]:
+        """Raise `UserMistake` for what cannot be built; return what builds it."""
+        ...

@@ -1,0 +1,95 @@
+"""Build for OpenVINO: export, compress, verify."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import inflight.manifest as manifest
+from build_engine import preflight
+from build_engine.errors import UserMistake
+from build_engine.job import BuildOptions, Job, Outcome
+from build_engine.openvino import recipes
+from build_engine.openvino.recipes import Compression
+from build_engine.quantization import Recipe
+from build_engine.source import Source
+from build_engine.stages import run_stage
+from build_engine.verification import corpus
+from build_engine.verification.verify import Artifact, measure, require
+
+EXPORT_BASE_S, EXPORT_S_PER_GB = 9.0, 60.0
+"""Expected time of the export: a constant for imports and so much per GB of weights (2 cores, int8)."""
+
+NOT_HERE = (
+    ("max_batch_size", "--max-batch-size"),
+    ("max_input_len", "--max-input-len"),
+    ("max_num_tokens", "--max-num-tokens"),
+    ("max_beam_width", "--max-beam-width"),
+    ("stop_after", "--stop-after"),
+    ("smoothquant_alpha", "--smoothquant-alpha"),
+    ("calibration_text", "--calibration-text"),
+    ("calibration_tokens", "--calibration-tokens"),
+)
+"""Options that an OpenVINO engine has no place for: it takes its limits when it is served."""
+
+
+def prepare(options: BuildOptions, origin: Source, recipe: Recipe, kv_cache: str) -> Callable[[Job], Outcome]:
+    """Check options, shapes, disk and memory; raises `UserMistake`."""
+    for name, flag in NOT_HERE:
+        if getattr(options, name) is not None:
+            raise UserMistake(f"{flag} is not for --target openvino: it concerns TensorRT-LLM only")
+    if options.parallel.gpus > 1:
+        raise UserMistake("--target openvino builds for one machine: leave out the parallel options")
+    if options.speculative != "none":
+        raise UserMistake("--speculative is not for --target openvino: speculative decoding is set where it is served")
+    if origin.config.prequantized:
+        method = origin.config.prequantized.get("quant_method", "unknown method")
+        raise UserMistake(
+            f"{origin.name} is quantized already ({method}) and openvino cannot carry that through: "
+            "give the checkpoint it was made from"
+        )
+    compression = recipes.compression_for(recipe, origin.config)
+    preflight.check_disk(options.output, 2 * origin.weight_bytes, "this build")
+    preflight.check_memory(preflight.MEMORY_BASE + round(2.5 * origin.weight_bytes), "this build")
+    return lambda job: build(job, compression)
+
+
+def build(job: Job, compression: Compression | None) -> Outcome:
+    """Export into ``job.output``."""
+    result = run_stage(
+        "openvino.export",
+        {
+            "staged": str(job.staged),
+            "output": str(job.output),
+            "scratch": str(job.scratch),
+            "compression": compression.arguments if compression else None,
+        },
+        console=job.console,
+        log=job.log,
+        title=f"exporting to OpenVINO ({job.recipe.name})",
+        expected_s=EXPORT_BASE_S + EXPORT_S_PER_GB * job.origin.weight_bytes / 1e9,
+    )
+    if result["tokenizer_problem"]:
+        job.console.warn(
+            f"{result['tokenizer_problem']}: no OpenVINO tokenizer models were written, so guided decoding "
+            "needs a tokenizer from elsewhere; everything else works"
+        )
+    quantization = manifest.Quantization(
+        recipe=job.recipe.name,
+        algorithm=compression.algorithm if compression else f"none ({job.origin.config.dtype})",
+        kv_cache=job.kv_cache,
+        details=dict(compression.arguments) if compression else {},
+    )
+    figures = None
+    if job.options.verify_tokens:
+        artifact = Artifact(job.output, job.output, "openvino", quantization, job.max_seq_len)
+        text = corpus.evaluation()
+        figures, _ = measure(artifact, job.origin, job.staged, text, job.options.verify_tokens, job.console, job.log)
+        require(job.recipe.name, figures)
+    return Outcome(
+        target="openvino",
+        quantization=quantization,
+        limits=manifest.Limits(max_seq_len=job.max_seq_len),
+        requires=manifest.Requires(packages={"openvino": result["packages"]["openvino"]}),
+        verification=figures,
+        details={**result["packages"], "peak_memory_bytes": result["peak_bytes"]},
+    )

@@ -1,0 +1,183 @@
+"""Build for TensorRT-LLM: quantize and write the checkpoint, prove it, compile it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import inflight.manifest as manifest
+from build_engine import preflight
+from build_engine.console import Console
+from build_engine.errors import StageFailure, UserMistake
+from build_engine.inspection.inspect import compute_capabilities
+from build_engine.job import BuildOptions, Details, Job, Outcome
+from build_engine.planning.plan import check_parallel
+from build_engine.quantization import Recipe
+from build_engine.source import Source
+from build_engine.stages import run_stage
+from build_engine.tensorrt import compile as compiler
+from build_engine.tensorrt import recipes
+from build_engine.tensorrt.compile import CompileLimits
+from build_engine.verification import corpus
+from build_engine.verification.verify import Artifact, measure, require
+
+CHECKPOINT = "checkpoint"
+FLAGS_FILE = "trtllm-build.json"
+"""Beside the checkpoint's own files: the flags that the compile step is to use."""
+
+DEFAULT_LIMITS = CompileLimits(
+    max_batch_size=256, max_input_len=0, max_seq_len=0, max_num_tokens=8192, max_beam_width=1
+)
+DEFAULT_ALPHA = 0.5
+DEFAULT_CALIBRATION_TOKENS = 8192
+QUANTIZE_BASE_S, QUANTIZE_S_PER_GB = 20.0, 60.0
+
+
+def prepare(options: BuildOptions, origin: Source, recipe: Recipe, kv_cache: str) -> Callable[[Job], Outcome]:
+    """Check model, splits, limits, disk, memory and the compiler; raises `UserMistake` before any work."""
+    if options.stop_after not in (None, CHECKPOINT):
+        raise UserMistake(f"--stop-after {options.stop_after} is unknown: it can be {CHECKPOINT}")
+    if origin.config.prequantized:
+        method = origin.config.prequantized.get("quant_method", "unknown method")
+        raise UserMistake(
+            f"{origin.name} is quantized already ({method}) and tensorrt-llm engines cannot carry that through here: "
+            "give the checkpoint it was made from"
+        )
+    if options.smoothquant_alpha is not None and recipe.name != "int8-sq":
+        raise UserMistake("--smoothquant-alpha goes with --quantization int8-sq only")
+    check_parallel(origin.config, options.parallel)
+    recipes.check_model(origin.config, recipe, options.parallel)
+    group = recipes.group_size(origin.config, recipe, options.parallel)
+    limits = limits_for(options, origin)
+    compiler.check_limits(limits)
+    if options.stop_after is None:
+        compiler.find_program()
+    preflight.check_disk(options.output, 2 * origin.weight_bytes, "this build")
+    preflight.check_memory(preflight.MEMORY_BASE + round(2.5 * origin.weight_bytes), "this build")
+    return lambda job: build(job, group, limits)
+
+
+def limits_for(options: BuildOptions, origin: Source) -> CompileLimits:
+    """The limits asked for, with defaults where nothing was."""
+    max_seq_len = options.max_seq_len or min(origin.config.max_position_embeddings, 8192)
+    return CompileLimits(
+        max_batch_size=options.max_batch_size or DEFAULT_LIMITS.max_batch_size,
+        max_input_len=options.max_input_len or max_seq_len - 1,
+        max_seq_len=max_seq_len,
+        max_num_tokens=options.max_num_tokens or DEFAULT_LIMITS.max_num_tokens,
+        max_beam_width=options.max_beam_width or DEFAULT_LIMITS.max_beam_width,
+        speculative=options.speculative,
+        max_draft_len=options.max_draft_len,
+    )
+
+
+def build(job: Job, group: int | None, limits: CompileLimits) -> Outcome:
+    """Fill ``job.output`` with a checkpoint, and with engines unless the build stops after that."""
+    options, origin = job.options, job.origin
+    checkpoint = job.output / CHECKPOINT
+    checkpoint.mkdir()
+    alpha = options.smoothquant_alpha or DEFAULT_ALPHA
+    text = corpus.from_file(options.calibration_text) if options.calibration_text else corpus.calibration()
+    result = run_stage(
+        "tensorrt.checkpoint",
+        {
+            "staged": str(job.staged),
+            "output": str(checkpoint),
+            "recipe": job.recipe.name,
+            "kv_cache": job.kv_cache,
+            "tensor": options.parallel.tensor,
+            "pipeline": options.parallel.pipeline,
+            "group_size": group,
+            "alpha": alpha,
+            "tokenizer": str(job.output / "tokenizer.json"),
+            "calibration_text": text.text,
+            "calibration_tokens": options.calibration_tokens or DEFAULT_CALIBRATION_TOKENS,
+            "max_seq_len": limits.max_seq_len,
+        },
+        console=job.console,
+        log=job.log,
+        title=f"quantizing for TensorRT-LLM ({job.recipe.name})",
+        expected_s=QUANTIZE_BASE_S + QUANTIZE_S_PER_GB * origin.weight_bytes / 1e9,
+    )
+    quantization = describe(job, group, alpha, text.name, result["calibration_tokens"])
+    figures = None
+    if options.verify_tokens:
+        artifact = Artifact(job.output, checkpoint, "tensorrt_llm", quantization, limits.max_seq_len)
+        evaluation = corpus.evaluation()
+        figures, _ = measure(artifact, origin, job.staged, evaluation, options.verify_tokens, job.console, job.log)
+        require(job.recipe.name, figures)
+    details: Details = {**result["packages"], "peak_memory_bytes": result["peak_bytes"]}
+    details["corrections"] = "; ".join(result["corrections"])
+    flags = compiler.choose_flags(origin.config, job.recipe.name, job.kv_cache, options.parallel, limits)
+    recorded = {"flags": flags, "limits": asdict(limits)}
+    (checkpoint / FLAGS_FILE).write_text(json.dumps(recorded, indent=2) + "\n", encoding="utf-8")
+    outcome = Outcome(
+        target="tensorrt_llm",
+        stage="checkpoint",
+        quantization=quantization,
+        limits=manifest_limits(limits),
+        parallelism=manifest.Parallelism(tensor=options.parallel.tensor, pipeline=options.parallel.pipeline),
+        requires=manifest.Requires(),
+        verification=figures,
+        details=details,
+    )
+    if options.stop_after == CHECKPOINT:
+        words = compiler.command(f"{options.output}/{CHECKPOINT}", "ENGINE", flags)
+        advice = (
+            f"on the GPU host: python -m build_engine compile {options.output} --output ENGINE\n"
+            f"which runs: {' '.join(words)}"
+        )
+        return replace(outcome, advice=advice)
+    requires = compile_checkpoint(checkpoint, job.output, flags, options.parallel.gpus, job.console, job.log)
+    shutil.rmtree(checkpoint)
+    return replace(outcome, stage="engine", requires=requires)
+
+
+def describe(job: Job, group: int | None, alpha: float, text: str, tokens: int) -> manifest.Quantization:
+    """What was done, for the manifest."""
+    recipe = recipes.RECIPES[job.recipe.name]
+    details: Details = {"quant_algo": recipe.algo, "kv_cache_quant_algo": recipes.KV_ALGOS[job.kv_cache]}
+    algorithm = recipe.algo or f"none ({job.origin.config.dtype})"
+    if recipe.at_load:
+        algorithm += ", quantized by TensorRT-LLM as it compiles"
+    if group:
+        details["group_size"] = group
+        algorithm += f", group {group}"
+    if job.recipe.name == "int8-sq":
+        details["smoothquant_alpha"] = alpha
+        algorithm += f", alpha {alpha:g}"
+    if tokens:
+        details["calibration_text"], details["calibration_tokens"] = text, tokens
+    return manifest.Quantization(recipe=job.recipe.name, algorithm=algorithm, kv_cache=job.kv_cache, details=details)
+
+
+def manifest_limits(limits: CompileLimits) -> manifest.Limits:
+    return manifest.Limits(
+        max_seq_len=limits.max_seq_len,
+        max_batch_size=limits.max_batch_size,
+        max_input_len=limits.max_input_len,
+        max_num_tokens=limits.max_num_tokens,
+        max_beam_width=limits.max_beam_width,
+    )
+
+
+def compile_checkpoint(
+    checkpoint: Path, output: Path, flags: dict[str, str], world_size: int, console: Console, log: Path
+) -> manifest.Requires:
+    """Compile into ``output`` and return what the engine needs: this release, and this GPU's capability."""
+    compiler.run_compiler(checkpoint, output, flags, world_size=world_size, console=console, log=log)
+    try:
+        written = json.loads((output / "config.json").read_text(encoding="utf-8"))
+        version = str(written["version"])
+        mapping = written["pretrained_config"]["mapping"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise StageFailure(f"trtllm-build wrote a config.json that is no engine's (log: {log})") from None
+    if int(mapping["world_size"]) != world_size:
+        raise StageFailure(f"trtllm-build compiled for {mapping['world_size']} ranks instead of {world_size}")
+    capabilities = compute_capabilities()
+    return manifest.Requires(
+        packages={"tensorrt_llm": version}, compute_capability=capabilities[0] if capabilities else None
+    )

@@ -1,0 +1,142 @@
+"""Random schedules against the whole core of one model: whatever clients, engine and Triton do, and in whichever order
+the threads come to it, every request ends exactly once, nothing stays reserved, and the counters are right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from inflight.config import BATCHING_STRATEGIES
+from tests.unit.machines.delivery_model import World
+from tests.unit.machines.strategies import budget
+
+pytestmark = pytest.mark.fast
+
+PACES = st.lists(st.sampled_from([0, 1, 1, 2]), min_size=1, max_size=4)
+
+
+def pace_of(choices: list[int]) -> Callable[[int], int]:
+    return lambda request_id: choices[request_id % len(choices)]
+
+
+class DeliveryMachine(RuleBasedStateMachine):
+    """Each rule is one turn of one thread, or something that the outside world does."""
+
+    @initialize(strategy=st.sampled_from(BATCHING_STRATEGIES))
+    def begin(self, strategy: str) -> None:
+        self.world = World(batching_strategy=strategy)
+
+    # -- the outside world ---------------------------------------------------------------------------------------------
+
+    @rule(
+        stream=st.booleans(),
+        max_tokens=st.integers(0, 9),
+        sequences=st.integers(1, 2),
+        prompt=st.sampled_from(["hello", "hello " * 12, ""]),
+        stop=st.sampled_from(["", "cd", "zz"]),
+        deadline_ms=st.sampled_from([0, 30, 400]),
+        priority=st.sampled_from([-100, 0, 100]),
+    )
+    def a_request_arrives(
+        self, stream: bool, max_tokens: int, sequences: int, prompt: str, stop: str, deadline_ms: int, priority: int
+    ) -> None:
+        values = {"deadline_ms": deadline_ms} if deadline_ms else {}
+        self.world.request_arrives(
+            text_input=prompt,
+            stream=stream,
+            max_tokens=max_tokens,
+            num_return_sequences=sequences,
+            request_priority=priority,
+            stop_words=[stop] if stop else [],
+            **values,
+        )
+
+    @rule(which=st.integers(0, 30))
+    def a_client_leaves(self, which: int) -> None:
+        if self.world.records:
+            self.world.records[which % len(self.world.records)].gone = True
+
+    @rule(which=st.integers(0, 30), times=st.sampled_from([1, 1, 2, -1]))
+    def triton_fails_to_send(self, which: int, times: int) -> None:
+        record = self.world.records[which % len(self.world.records)] if self.world.records else None
+        if record is not None and not record.terminals:
+            record.breaks = times
+
+    @rule(seconds=st.sampled_from([0.001, 0.01, 0.1, 1.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.world.clock.sleep(seconds)
+
+    @precondition(lambda self: not self.world.engine.lost)
+    @rule()
+    def the_engine_is_lost(self) -> None:
+        self.world.engine_is_lost()
+
+    @precondition(lambda self: self.world.engine.lost)
+    @rule()
+    def an_engine_comes_up(self) -> None:
+        self.world.engine_comes_up()
+
+    @precondition(lambda self: not self.world.engine.lost)
+    @rule(which=st.integers(0, 5), parameter=st.sampled_from([None, "guided_decoding_guide"]))
+    def the_engine_refuses(self, which: int, parameter: str | None) -> None:
+        self.world.engine_refuses(which, parameter)
+
+    # -- threads -------------------------------------------------------------------------------------------------------
+
+    @rule(which=st.integers(0, 5))
+    def a_parse_thread_runs(self, which: int) -> None:
+        self.world.parse_thread(which)
+
+    @rule(times=st.integers(1, 4))
+    def the_dispatcher_runs(self, times: int) -> None:
+        for _ in range(times):
+            self.world.dispatcher_thread()
+
+    @rule(choices=PACES, times=st.integers(1, 3))
+    def the_engine_steps(self, choices: list[int], times: int) -> None:
+        for _ in range(times):
+            self.world.engine_steps(pace_of(choices))
+
+    @rule(choices=PACES)
+    def the_engine_will_step_while_somebody_sends(self, choices: list[int]) -> None:
+        self.world.pending_steps = [pace_of(choices)]
+
+    @rule(times=st.integers(1, 4))
+    def a_sender_runs(self, times: int) -> None:
+        for _ in range(times):
+            self.world.sender_thread()
+
+    @rule()
+    def the_poller_runs(self) -> None:
+        self.world.poller_thread()
+
+    @rule()
+    def the_metrics_are_flushed(self) -> None:
+        self.world.backend._observation.flush()
+
+    # -- what must hold ------------------------------------------------------------------------------------------------
+
+    @invariant()
+    def never_a_word_after_the_end(self) -> None:
+        if hasattr(self, "world"):
+            assert not self.world.violations()
+            assert all(record.terminals <= 1 for record in self.world.records)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "world"):
+            return
+        try:
+            self.world.settle()
+            self.world.check_ends()
+            self.world.check_counters()
+        finally:
+            self.world.close()
+
+
+TestDeliveryMachine = DeliveryMachine.TestCase
+TestDeliveryMachine.settings = settings(budget(120), stateful_step_count=40)
