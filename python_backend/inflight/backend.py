@@ -22,7 +22,7 @@ from inflight.admission import AdmissionQueue
 from inflight.cancellation import CancellationPoller
 from inflight.chat_template import load_chat_template
 from inflight.config import ModelConfig
-from inflight.delivery import Delivery, LiveStream, Responder
+from inflight.delivery import Delivery, LiveStream, Responder, answer_error
 from inflight.detokenizer import DetokenizerFactory
 from inflight.dispatcher import Dispatcher
 from inflight.engine_link import EngineLink
@@ -221,10 +221,7 @@ class Backend:
     def _refuse(self, raw: RawRequest, responder: Responder, error: RequestError) -> None:
         """Answer a request that never became a stream."""
         self._observation.refused(error)
-        try:
-            responder.fail(error)
-        except Exception:
-            log.exception("request %s: answering failed", raw.request_id)
+        answer_error(responder, error, raw.request_id)
         if error.code is ErrorCode.INTERNAL:
             log.error("request %s ended with an internal error", raw.request_id)
 

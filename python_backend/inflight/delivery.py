@@ -31,6 +31,7 @@ log = logging.getLogger("inflight.delivery")
 SEND_COST_S = 130e-6  # CPU of one response over stub and server, measured (docs/performance.md)
 SEND_SHARE = 0.10  # of one core, spent on sending at most while tokens wait for each other
 MAX_GAP_S = 0.1
+RETRY_S = (0.02, 0.1, 0.5)  # waits between attempts to tell Triton of an end
 
 
 class Responder(Protocol):
@@ -44,6 +45,21 @@ class Responder(Protocol):
 
     def is_cancelled(self) -> bool:
         """Whether the client has left. Never called after the terminal response."""
+
+
+def answer_error(responder: Responder, error: RequestError, request_id: str) -> None:
+    """The terminal error of a request, tried a few times: without one its client would wait for ever.
+
+    A send fails when shared memory is short, which passes when other responses have been read.
+    """
+    for wait_s in (*RETRY_S, 0.0):
+        try:
+            responder.fail(error)
+        except Exception:
+            log.exception("request %s: Triton does not take its end", request_id)
+            time.sleep(wait_s)
+        else:
+            return
 
 
 class _Gone:
@@ -297,10 +313,7 @@ class Delivery:
         live.stream.break_off()
         if not live.closed:
             live.closed = True
-            try:
-                live.responder.fail(internal(live.stream.request_id))
-            except Exception:
-                log.exception("request %s: Triton takes no end for it", live.stream.request_id)
+            answer_error(live.responder, internal(live.stream.request_id), live.stream.request_id)
 
     def _send(self, live: LiveStream, taken: Taken) -> None:
         if taken.error is not None:

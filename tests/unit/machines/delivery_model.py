@@ -8,6 +8,8 @@ sender is inside Triton's `send`, the engine may go on (`World.meanwhile`): that
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
 import queue
 import tempfile
 import weakref
@@ -211,21 +213,31 @@ class CountingSink:
         self.values[name, next(iter(labels.values()), "")] = value
 
 
+@functools.cache
+def version_folder() -> Path:
+    """A version folder with an engine directory that holds a tokenizer; removed when the process ends."""
+    _folders.append(tempfile.TemporaryDirectory())
+    folder = Path(_folders[-1].name)
+    (folder / "engine").mkdir()
+    KINDS["byte_level"]().save(str(folder / "engine" / "tokenizer.json"))
+    return folder
+
+
+_folders: list[tempfile.TemporaryDirectory[str]] = []
+
+
 class World:
     """One model under test. Every method named after a thread does one turn of it."""
 
     def __init__(self, **changes: Any) -> None:
+        logging.disable(logging.CRITICAL)  # tracebacks by the thousand: what goes wrong here goes wrong on purpose
         self.clock = FakeClock()
         modules = ("dispatcher", "delivery", "backend", "observation")
         self._patches = [mock.patch(f"inflight.{module}.time", self.clock) for module in modules]
         for patch in self._patches:
             patch.start()
-        self._folder = tempfile.TemporaryDirectory()
-        engine_dir = Path(self._folder.name) / "engine"
-        engine_dir.mkdir()
-        KINDS["byte_level"]().save(str(engine_dir / "tokenizer.json"))
         config = ModelConfig(engine="simulated", max_queue_size=MAX_QUEUE, batching_max_wait_ms=20, **changes)
-        self.backend = Backend(config, Path(self._folder.name))
+        self.backend = Backend(config, version_folder())
         self.pool = FakePool()
         self.backend._pool = self.pool  # type: ignore[assignment]
         self.delivery, self.dispatcher = self.backend._delivery, self.backend._dispatcher
@@ -242,7 +254,7 @@ class World:
         """Undo the patches."""
         for patch in self._patches:
             patch.stop()
-        self._folder.cleanup()
+        logging.disable(logging.NOTSET)
 
     # -- edges -------------------------------------------------------------------------------------------------------
 
@@ -276,6 +288,8 @@ class World:
     def engine_is_lost(self) -> None:
         """The supervisor has noticed a dead engine."""
         self.engine.lost = True
+        self.engine.requests.clear()
+        self.engine.made.clear()
         self.backend._supervisor.health = Health.RESTARTING
         self.backend.on_engine_down("the engine was lost")
 
