@@ -55,6 +55,7 @@ class OutputDirectory:
 
     def commit(self) -> None:
         """Make the filled directory the output; with ``force`` an old one is exchanged atomically and then removed."""
+        _open_permissions(self.path)
         _sync_tree(self.path)
         if self.output.exists():
             check_free(self.output, force=self.force)
@@ -115,6 +116,15 @@ def _exchange(new: Path, old: Path) -> None:
             raise OSError(code, os.strerror(code), str(old))
     old.rename(new.with_name("replaced"))
     new.rename(old)
+
+
+def _open_permissions(directory: Path) -> None:
+    """Give every file the permissions of an ordinary one: some libraries write theirs for the owner only."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in directory.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~mask)
 
 
 def _sync_tree(directory: Path) -> None:

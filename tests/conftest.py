@@ -55,7 +55,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A real tritonserver with the real model `llm`, shared by all tests that leave it as they found it."""
     require_installation()
     log = tmp_path_factory.mktemp("server") / "tritonserver.log"
-    with Server(ServerConfig(repository=MODEL_REPOSITORY, models=("llm",), log=log)) as running:
+    config = ServerConfig(repository=MODEL_REPOSITORY, models=("llm",), log=log, drain_timeout_s=0.0)
+    with Server(config) as running:
         running.wait_ready(READY_TIMEOUT_S)
         yield running
 
@@ -89,7 +90,12 @@ def make_server(tmp_path: Path) -> Iterator[MakeServer]:
         repository = tmp_path / f"repository{number}"
         for name, parameters in (models or {"llm": {}}).items():
             write_model(repository, name, {"engine": engine, **parameters}, max_batch_size=int(batched), config=pbtxt)
-        settings_ = {"models": tuple(models or ["llm"]), "log": tmp_path / f"tritonserver{number}.log", **config}
+        settings_ = {
+            "models": tuple(models or ["llm"]),
+            "log": tmp_path / f"tritonserver{number}.log",
+            "drain_timeout_s": 0.0,
+            **config,
+        }
         server = Server(ServerConfig(repository=repository, **settings_))
         started.append(server)
         server.start()

@@ -29,6 +29,21 @@ UNQUANTIZED = (
 )
 """TensorRT-LLM's own default for layers that stay as they are."""
 
+DEFAULTS = {
+    (qwen, key): value
+    for qwen in (False, True)
+    for key, value in (
+        ("attn_bias", qwen),
+        ("mlp_bias", False),
+        ("rotary_base", 10_000.0),
+        ("rotary_scaling", None),
+        ("tie_word_embeddings", False),
+        ("share_embedding_table", False),
+        ("qk_layernorm", False),
+    )
+}
+"""What TensorRT-LLM takes for a missing key, by whether the model is a Qwen: other values must be written."""
+
 MOE_NONE, MOE_RENORMALIZE = 0, 1
 
 
@@ -136,7 +151,7 @@ def correct(
     differences = []
     for key, value in wanted.items():
         if key not in written:
-            if value not in (None, False):
+            if value != DEFAULTS.get((config.model_type.startswith("qwen"), key)):
                 differences.append(f"{key}: missing, now {value}")
         elif not _same(written[key], value):
             differences.append(f"{key}: {written[key]}, now {value}")

@@ -242,7 +242,7 @@ def rope_frequencies(config: Mapping[str, Any]) -> tuple[torch.Tensor, float]:
 
     Sources: linear interpolation (Chen et al. 2023), "by parts" interpolation of Llama 3.1, YaRN (Peng et al. 2023).
     """
-    size, base = config["head_size"], float(config.get("rotary_base", 10_000.0))
+    size, base = int(config["head_size"]), float(config.get("rotary_base", 10_000.0))
     plain = base ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
     scaling = config.get("rotary_scaling")
     if not scaling:

@@ -168,6 +168,9 @@ def compile_checkpoint(
     checkpoint: Path, output: Path, flags: dict[str, str], world_size: int, console: Console, log: Path
 ) -> manifest.Requires:
     """Compile into ``output`` and return what the engine needs: this release, and this GPU's capability."""
+    capabilities = compute_capabilities()
+    workers = max(1, min(world_size, len(capabilities)))  # ranks that are compiled at a time need a GPU each
+    flags = {**flags, "workers": str(workers)}
     compiler.run_compiler(checkpoint, output, flags, world_size=world_size, console=console, log=log)
     try:
         written = json.loads((output / "config.json").read_text(encoding="utf-8"))
@@ -177,7 +180,6 @@ def compile_checkpoint(
         raise StageFailure(f"trtllm-build wrote a config.json that is no engine's (log: {log})") from None
     if int(mapping["world_size"]) != world_size:
         raise StageFailure(f"trtllm-build compiled for {mapping['world_size']} ranks instead of {world_size}")
-    capabilities = compute_capabilities()
     return manifest.Requires(
         packages={"tensorrt_llm": version}, compute_capability=capabilities[0] if capabilities else None
     )

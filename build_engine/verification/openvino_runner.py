@@ -30,7 +30,9 @@ class OpenVinoCandidate:
         import openvino as ov
 
         core = ov.Core()
-        options = {"KV_CACHE_PRECISION": kv_precision(core, kv_cache), **(properties or {})}
+        # Keys by token, as the server runs them (inflight/engines/openvino.py says why).
+        served = {"KV_CACHE_PRECISION": kv_precision(core, kv_cache), "KEY_CACHE_QUANT_MODE": "BY_TOKEN"}
+        options = {**served, **(properties or {})}
         self.compiled = core.compile_model(directory / "openvino_model.xml", "CPU", options)
         self.names = {name for port in self.compiled.inputs for name in port.get_names()}
         self.request = self.compiled.create_infer_request()

@@ -40,6 +40,7 @@ def run(spec: dict[str, Any], report: Report) -> dict[str, Any]:
     reference = Reference(staged, spec["weight_bytes"])
     report(None, "loading the artifact")
     candidate = load_candidate(spec)
+    weight_error, worst_weight = compare_weights(candidate, reference, spec["target"])
     total = Accumulator()
     seconds = {"source": 0.0, "artifact": 0.0}
     for window in windows(ids, prefix, size, spec["tokens"]):
@@ -59,9 +60,20 @@ def run(spec: dict[str, Any], report: Report) -> dict[str, Any]:
         "worst_kl": total.worst_divergence,
         "greedy_agreement": total.agreement,
         "tokens": total.tokens,
+        "weight_error": weight_error,
+        "worst_weight": worst_weight,
         "source_seconds": round(seconds["source"], 2),
         "artifact_seconds": round(seconds["artifact"], 2),
     }
+
+
+def compare_weights(candidate: Any, reference: Any, target: str) -> tuple[float | None, str]:
+    """The largest relative error of a layer's weights, and its name; None where weights cannot be read back."""
+    if target != "tensorrt_llm":
+        return None, ""
+    from build_engine.tensorrt.weights import worst_weight
+
+    return worst_weight(candidate, reference.model.state_dict())
 
 
 def load_candidate(spec: dict[str, Any]) -> Any:

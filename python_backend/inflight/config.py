@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from inflight.errors import LoadError, did_you_mean
+from inflight.trtllm_parameters import PARAMETERS, take_parameters
 
 ENGINES = ("auto", "openvino", "tensorrt_llm", "simulated")
 BATCHING_STRATEGIES = ("inflight", "dynamic", "static")
@@ -96,12 +97,19 @@ def parse_model_config(parameters: Mapping[str, str]) -> ModelConfig:
     """
     fields = {field.name: field for field in dataclasses.fields(ModelConfig)}
     values: dict[str, Any] = {}
-    for name, text in parameters.items():
+    ours, for_engine = take_parameters(parameters)
+    for name, text in ours.items():
         if name in TRITON_OWN:
             continue
         if name not in fields:
-            raise LoadError(f"unknown model parameter {name!r} in config.pbtxt{did_you_mean(name, fields)}.")
+            near = did_you_mean(name, [*fields, *PARAMETERS])
+            raise LoadError(f"unknown model parameter {name!r} in config.pbtxt{near}.")
         values[name] = _parse_value(name, text.strip())
+    if for_engine:
+        twice = sorted(set(for_engine) & set(values.get("engine_options", {})))
+        if twice:
+            raise LoadError(f"model parameter {twice[0]} stands in engine_options as well; keep one of them.")
+        values["engine_options"] = {**values.get("engine_options", {}), **for_engine}
     return ModelConfig(**values)
 
 

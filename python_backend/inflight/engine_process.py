@@ -70,7 +70,7 @@ class EngineProcess:
         paths = [str(Path(__file__).resolve().parent.parent), *filter(None, [environment.get("PYTHONPATH")])]
         environment["PYTHONPATH"] = os.pathsep.join(paths)
         self._process = subprocess.Popen(
-            [_python(), "-m", "inflight.engine_worker", str(self._folder)],
+            self._command(environment),
             cwd=self._folder,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -84,6 +84,18 @@ class EngineProcess:
             if isinstance(message, frames.LoadFailed):
                 raise LoadError(message.message)
             raise LoadError("the engine process does not speak this version's protocol; install Inflight again.")
+
+    def _command(self, environment: dict[str, str]) -> list[str]:
+        """The command of the engine process; `environment` gets what it needs. Raises `LoadError`."""
+        python = _python()
+        if self._spec.engine == "tensorrt_llm":
+            from inflight.engines.tensorrt_llm_mpi import ranks_command
+
+            ranks = ranks_command(self._spec, python, self._folder, environment)
+            if ranks is not None:
+                environment.update(ranks[1])
+                return ranks[0]
+        return [python, "-m", "inflight.engine_worker", str(self._folder)]
 
     def _accept(self, deadline: float, stopping: Callable[[], bool]) -> socket.socket:
         """The engine's connection, proven by the token; strangers are turned away."""

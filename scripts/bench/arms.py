@@ -64,6 +64,7 @@ class Arm(Protocol):
     """One side. `resume` and `pause` frame every run."""
 
     name: str
+    shares_cache: bool  # its process has answered the other arms' prompts too
 
     def resume(self) -> None:
         """Let its processes run."""
@@ -84,6 +85,7 @@ class ServedArm:
     def __init__(self, server: Server, connection: Connection, perf_analyzer: Path, model: str) -> None:
         """`server` is ready and `connection` leads to it."""
         self.name = "triton"
+        self.shares_cache = False
         self._connection = connection
         self._batched = connection.is_batched(model, "auto")
         self._server = server
@@ -133,6 +135,7 @@ class BareArm:
     def __init__(self, worker: BareWorker, mode: str = "pipeline") -> None:
         """`mode`: see `bench.bare_worker`. Several arms may share a worker."""
         self.name = "bare" if mode == "pipeline" else mode
+        self.shares_cache = mode != "pipeline"
         self._worker = worker
         self._mode = mode
 

@@ -36,8 +36,10 @@ CHILD=""
 
 run() { # run COMMAND...: like the command alone, but a signal to this script ends it at once
   local status=0
-  "$@" &
+  set -m # a process group of its own, so that what it starts can be ended with it
+  "$@" < /dev/null &
   CHILD=$!
+  set +m
   wait "$CHILD" || status=$?
   CHILD=""
   return "$status"
@@ -55,10 +57,15 @@ run_logged() { # run_logged LOG WHAT COMMAND...: its output goes to LOG; on fail
 on_exit() { :; } # a script that starts something that outlives a step says here how to stop it
 
 _end() {
-  local status=$?
+  local status=$? tries
   trap '' INT TERM HUP
   if [[ -n $CHILD ]]; then
-    kill -TERM "$CHILD" 2> /dev/null || true
+    kill -TERM "$CHILD" 2> /dev/null || true # first the command alone, which may want to tidy up
+    for ((tries = 0; tries < 150; tries++)); do
+      kill -0 "$CHILD" 2> /dev/null || break
+      sleep 0.1
+    done
+    kill -KILL -- "-$CHILD" 2> /dev/null || true # then whatever it left
     wait "$CHILD" 2> /dev/null || true
   fi
   on_exit

@@ -1,6 +1,7 @@
 """One server of a test's own, with everything that has to be looked at when it is attacked.
 
-A rig has a private folder of control sockets, so that its drains and questions reach no other server of this machine.
+Its control sockets lie in the folder that INFLIGHT_CONTROL_DIR names to this process (conftest.py makes a private
+one), so that drains and questions reach no other server of this machine.
 """
 
 from __future__ import annotations
@@ -42,13 +43,18 @@ class Rig:
     ) -> None:
         self.folder = folder
         self.repository = folder / "repository"
-        self.control = Path(tempfile.mkdtemp(prefix="inflight-rel-"))  # short: a socket's path has 108 bytes at most
         self.models = {"llm": {}} if models is None else models
         for name, parameters in self.models.items():
             write_model(self.repository, name, {"engine": "simulated", **parameters}, config=pbtxt)
-        environment = {"INFLIGHT_CONTROL_DIR": str(self.control), **config.pop("environment", {})}
-        settings = {"models": tuple(self.models), "log": folder / "tritonserver.log", "stop_timeout_s": 20.0, **config}
-        self.server = Server(ServerConfig(repository=self.repository, environment=environment, **settings))
+        settings = {
+            "models": tuple(self.models),
+            "log": folder / "tritonserver.log",
+            "drain_timeout_s": 5.0,
+            "stop_timeout_s": 20.0,
+            **config,
+        }
+        self.server = Server(ServerConfig(repository=self.repository, **settings))
+        self._sockets: dict[str, Path] = {}
 
     def __enter__(self) -> Rig:
         self.server.start()
@@ -59,13 +65,6 @@ class Rig:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.server.stop()
-        self.discard()
-
-    def discard(self) -> None:
-        """Remove the folder of the control sockets."""
-        for path in self.control.glob("*"):
-            path.unlink(missing_ok=True)
-        self.control.rmdir()
 
     # -- what it says ------------------------------------------------------------------------------------------------
 
@@ -81,8 +80,15 @@ class Rig:
 
     def ask(self, command: str, model: str = "llm", timeout_s: float = 10.0, **arguments: Any) -> dict[str, Any]:
         """One command over the model's control socket."""
-        (path,) = self.control.glob(f"{model}-*.sock")
-        return control.ask(path, {"command": command, **arguments}, timeout_s)
+        return control.ask(self._socket(model), {"command": command, **arguments}, timeout_s)
+
+    def _socket(self, model: str) -> Path:
+        path = self._sockets.get(model)
+        if path is None or not path.exists():
+            paths = [control.control_dir() / f"{model}-{pid}.sock" for pid in self.server.stub_pids()]
+            (path,) = (path for path in paths if path.exists())
+            self._sockets[model] = path
+        return path
 
     def status(self, model: str = "llm") -> dict[str, Any]:
         """What the model says it is doing."""
@@ -120,12 +126,8 @@ class Rig:
 
     def resident_bytes(self) -> dict[str, int]:
         """Resident memory of server, stub and engine."""
-        pids = {"server": self.server_pid(), "stub": self.stub_pid(), "engine": self.engine_pid()}
+        pids = {"server": self.server.pid, "stub": self.stub_pid(), "engine": self.engine_pid()}
         return {name: psutil.Process(pid).memory_info().rss for name, pid in pids.items()}
-
-    def server_pid(self) -> int:
-        """The process of tritonserver itself; `Server.pid` may be that of a wrapper."""
-        return self.server.pid
 
     # -- waiting -----------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from inflight.engines.base import Engine
 from inflight.errors import LoadError
-from inflight.manifest import ManifestError, read
+from inflight.manifest import MANIFEST_NAME, ManifestError, read
 
 _ENGINE_OF_TARGET = {
     "openvino": "openvino",
@@ -41,6 +41,8 @@ def resolve_engine(name: str, engine_dir: Path) -> str:
     """The engine for `name`; `auto` decides by the directory's manifest. Raises `LoadError`."""
     if name != "auto":
         return name
+    if not (engine_dir / MANIFEST_NAME).is_file() and (engine_dir / "rank0.engine").is_file():
+        return "tensorrt_llm"  # an engine that trtllm-build made by itself
     try:
         target = read(engine_dir).target
     except ManifestError as error:
@@ -63,4 +65,10 @@ def create_engine(spec: WorkerSpec) -> Engine:
         from inflight.engines.openvino import OpenVinoEngine
 
         return OpenVinoEngine(folder, spec.options, spec.max_running)
-    raise LoadError(f"the engine {spec.engine!r} is not part of this version of Inflight; use openvino or simulated.")
+    if spec.engine == "tensorrt_llm":
+        from inflight.engines.tensorrt_llm import create
+
+        return create(folder, spec.options, spec.max_running)
+    raise LoadError(
+        f"the engine {spec.engine!r} is not part of this version of Inflight; use openvino, tensorrt_llm or simulated."
+    )

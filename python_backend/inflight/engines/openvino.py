@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,12 @@ from inflight.model_files import read_json_object
 BLOCK_SIZE = 32  # tokens per KV block of OpenVINO's CPU plugin
 DEFAULT_MAX_RUNNING = 64
 DEFAULT_KV_CACHE_BYTES = 2 << 30
+
+# A prompt that is wholly in the prefix cache has its last token computed and written again. With keys quantized by
+# channel
+# (OpenVINO's default) that re-quantizes the whole block, and every repetition moves it a little; by token it changes
+# nothing.
+_EXACT_REUSE = {"KEY_CACHE_QUANT_MODE": "BY_TOKEN"}
 
 _CAPABILITIES = frozenset(
     {
@@ -69,18 +75,45 @@ class OpenVinoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Sequence:
-    """One OpenVINO request. Several sampled sequences of one request are several of these, so that each can stream."""
+    """One OpenVINO request. Several sampled sequences of one request are several of these, so that each can stream.
 
-    __slots__ = ("cancelled", "config", "handle", "index", "length", "request_id", "stop_ids")
+    `followers` are submitted when this one has given its first tokens: by then the prompt is in the prefix cache and is
+    computed once. A `primer` only puts a prompt's blocks into the cache and tells nobody.
+    """
 
-    def __init__(self, request: EngineRequest, index: int, config: Any, stop_ids: frozenset[int]) -> None:
-        self.request_id = request.request_id
+    __slots__ = (
+        "cancelled",
+        "config",
+        "followers",
+        "handle",
+        "index",
+        "length",
+        "primer",
+        "prompt",
+        "request_id",
+        "stop_ids",
+    )
+
+    def __init__(
+        self, request_id: int, index: int, token_ids: list[int], config: Any, stop_ids: frozenset[int]
+    ) -> None:
+        self.request_id = request_id
         self.index = index
+        self.prompt = token_ids
         self.config = config
         self.stop_ids = stop_ids  # those OpenVINO does not look for itself
-        self.length = len(request.token_ids)
+        self.length = len(token_ids)
         self.handle: Any = None
         self.cancelled = False
+        self.primer = False
+        self.followers: list[_Sequence] = []
+
+    @property
+    def count(self) -> int:
+        """How many terminal outputs it owes: one per beam it returns, none for a primer."""
+        if self.primer:
+            return 0
+        return int(self.config.num_return_sequences) if self.config.is_beam_search() else 1
 
 
 class OpenVinoEngine:
@@ -99,9 +132,7 @@ class OpenVinoEngine:
         self._precision = self._options.kv_precision or _kv_precision(manifest.quantization.kv_cache)
         self.info = self._plan(folder, manifest, config, max_running or DEFAULT_MAX_RUNNING)
         self._sequences: dict[int, _Sequence] = {}  # by OpenVINO's request id
-        self._siblings: dict[int, list[_Sequence]] = {}  # request id → sequences that wait for the first one's prefill
-        self._of_request: dict[int, list[int]] = {}
-        self._prompts: dict[int, Any] = {}
+        self._of_request: dict[int, list[int]] = {}  # request id → OpenVINO's ids
         self._next_id = 0
         self._pipeline = self._load(folder)
 
@@ -136,7 +167,7 @@ class OpenVinoEngine:
         scheduler.max_num_batched_tokens = self._options.max_batched_tokens
         scheduler.dynamic_split_fuse = True
         scheduler.enable_prefix_caching = self._options.prefix_caching
-        properties: dict[str, Any] = {"KV_CACHE_PRECISION": self._precision}
+        properties: dict[str, Any] = {"KV_CACHE_PRECISION": self._precision, **_EXACT_REUSE}
         if self._options.threads:
             properties["INFERENCE_NUM_THREADS"] = self._options.threads
         try:
@@ -147,34 +178,45 @@ class OpenVinoEngine:
 
     def add(self, request: EngineRequest) -> None:
         sampling = request.sampling
-        prompt = openvino.Tensor(np.array([request.token_ids], dtype=np.int64))
         count = 1 if sampling.beam_width > 1 else sampling.num_sequences
+        own_stops = frozenset(self.info.stop_token_ids)
         sequences = []
         for index in range(count):
-            config, stop_ids = _generation_config(request, index, frozenset(self.info.stop_token_ids))
-            sequences.append(_Sequence(request, index, config, stop_ids))
+            config, stop_ids = _generation_config(request, index, own_stops)
+            sequences.append(_Sequence(request.request_id, index, request.token_ids, config, stop_ids))
+        first = sequences[0]
+        first.followers = sequences[1:]
+        if self._needs_primer(len(request.token_ids)):
+            first = _primer(first)
         self._of_request[request.request_id] = []
         try:
-            self._submit(sequences[0], prompt)
+            first.config.validate()
+            self._submit(first)
         except (RuntimeError, ValueError, TypeError) as error:
             del self._of_request[request.request_id]
             raise EngineRefusal(_last_line(error)) from None
-        if len(sequences) > 1:
-            # The others start once the first has its prompt in the prefix cache, so that it is computed once.
-            self._siblings[request.request_id] = sequences[1:]
-            self._prompts[request.request_id] = prompt
 
-    def _submit(self, sequence: _Sequence, prompt: Any) -> None:
+    def _needs_primer(self, length: int) -> bool:
+        """Whether the prompt would be computed differently the first time and when it comes again.
+
+        With at most one token beyond whole cached blocks, a repeated prompt computes just its last token, by the kernel
+        for single tokens, whose sums differ a little from the one for prompts. A primer puts those blocks into the
+        cache first, so that the request itself always takes the same way, and the same seed gives the same tokens.
+        """
+        return self._options.prefix_caching and length >= BLOCK_SIZE and length % BLOCK_SIZE <= 1
+
+    def _submit(self, sequence: _Sequence) -> None:
         own_id = self._next_id
         self._next_id += 1
+        prompt = openvino.Tensor(np.array([sequence.prompt], dtype=np.int64))
         sequence.handle = self._pipeline.add_request(own_id, prompt, sequence.config)
         self._sequences[own_id] = sequence
         self._of_request[sequence.request_id].append(own_id)
 
     def cancel(self, request_id: int) -> None:
         for own_id in self._of_request.get(request_id, ()):
-            sequence = self._sequences.get(own_id)
-            if sequence is not None and not sequence.cancelled:
+            sequence = self._sequences[own_id]
+            if not sequence.cancelled:
                 sequence.cancelled = True
                 sequence.handle.cancel()
 
@@ -189,21 +231,25 @@ class OpenVinoEngine:
 
     def _collect(self, own_id: int, sequence: _Sequence, outputs: list[EngineOutput]) -> None:
         if sequence.cancelled:
+            for owing in _with_followers(sequence):
+                for index in range(owing.index, owing.index + owing.count):
+                    outputs.append(EngineOutput(owing.request_id, index, [], FinishReason.CANCELLED))
             self._end(own_id, sequence)
-            for index in range(sequence.config.num_return_sequences if sequence.config.is_beam_search() else 1):
-                outputs.append(EngineOutput(sequence.request_id, sequence.index + index, [], FinishReason.CANCELLED))
-            for sibling in self._siblings.pop(sequence.request_id, ()):
-                outputs.append(EngineOutput(sibling.request_id, sibling.index, [], FinishReason.CANCELLED))
-            return
-        handle = sequence.handle
-        if not handle.can_read():
-            if handle.get_status() == _STATUS.IGNORED:
+        elif not sequence.handle.can_read():
+            if sequence.handle.get_status() == _STATUS.IGNORED:
                 raise RuntimeError("OpenVINO dropped a request for lack of KV blocks, which admission rules out")
-            return
-        if sequence.config.is_beam_search():
+        elif sequence.primer:
+            self._follow(sequence)
+            self._end(own_id, sequence)
+        elif sequence.config.is_beam_search():
             self._collect_beams(own_id, sequence, outputs)
         else:
             self._collect_one(own_id, sequence, outputs)
+
+    def _follow(self, sequence: _Sequence) -> None:
+        followers, sequence.followers = sequence.followers, []
+        for follower in followers:
+            self._submit(follower)
 
     def _collect_one(self, own_id: int, sequence: _Sequence, outputs: list[EngineOutput]) -> None:
         token_ids: list[int] = []
@@ -229,11 +275,7 @@ class OpenVinoEngine:
         outputs.append(
             EngineOutput(sequence.request_id, sequence.index, token_ids, finish, logprobs=logprobs if wants else None)
         )
-        siblings = self._siblings.pop(sequence.request_id, None)
-        if siblings is not None:
-            prompt = self._prompts.pop(sequence.request_id)
-            for sibling in siblings:
-                self._submit(sibling, prompt)
+        self._follow(sequence)
         if finish is not None:
             self._end(own_id, sequence)
 
@@ -254,9 +296,8 @@ class OpenVinoEngine:
         del self._sequences[own_id]
         ids = self._of_request[sequence.request_id]
         ids.remove(own_id)
-        if not ids and (sequence.cancelled or sequence.request_id not in self._siblings):
+        if not ids:
             del self._of_request[sequence.request_id]
-            self._prompts.pop(sequence.request_id, None)
 
     def stats(self) -> EngineStats:
         used = sum(-(-sequence.length // BLOCK_SIZE) for sequence in self._sequences.values())
@@ -271,6 +312,25 @@ _STATUS = openvino_genai.GenerationStatus
 _REASON = openvino_genai.GenerationFinishReason
 _FINISH = {_REASON.STOP: FinishReason.STOP, _REASON.LENGTH: FinishReason.LENGTH}
 _GOLDEN = 0x9E3779B97F4A7C15  # spreads the seeds of one request's sequences
+
+
+def _primer(first: _Sequence) -> _Sequence:
+    """A request for `first`'s prompt and two tokens more, which leaves all whole blocks of the prompt in the cache."""
+    config = openvino_genai.GenerationConfig()
+    config.max_new_tokens = 1
+    config.ignore_eos = True
+    prompt = first.prompt + first.prompt[-1:] * 2
+    primer = _Sequence(first.request_id, first.index, prompt, config, frozenset())
+    primer.primer = True
+    primer.followers = [first]
+    return primer
+
+
+def _with_followers(sequence: _Sequence) -> Iterator[_Sequence]:
+    """A sequence and all that wait for it, directly or not."""
+    yield sequence
+    for follower in sequence.followers:
+        yield from _with_followers(follower)
 
 
 def _generation_config(request: EngineRequest, index: int, own_stops: frozenset[int]) -> tuple[Any, frozenset[int]]:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from inflight.config import BATCHING_STRATEGIES
+from inflight.stream import Stream
 from tests.unit.machines.delivery_model import World
 from tests.unit.machines.strategies import budget
 
@@ -24,12 +25,22 @@ def pace_of(choices: list[int]) -> Callable[[int], int]:
     return lambda request_id: choices[request_id % len(choices)]
 
 
+def poison(stream: Stream) -> None:
+    """From now on this stream raises whatever the engine makes for it."""
+
+    def append(*_: object) -> None:
+        raise RuntimeError("a bug of ours")
+
+    stream.append = append  # type: ignore[method-assign, assignment]
+
+
 class DeliveryMachine(RuleBasedStateMachine):
     """Each rule is one turn of one thread, or something that the outside world does."""
 
-    @initialize(strategy=st.sampled_from(BATCHING_STRATEGIES))
-    def begin(self, strategy: str) -> None:
+    @initialize(strategy=st.sampled_from(BATCHING_STRATEGIES), drain_ms=st.sampled_from([None, None, 0, 40, 2000]))
+    def begin(self, strategy: str, drain_ms: int | None) -> None:
         self.world = World(batching_strategy=strategy)
+        self.drain_ms = drain_ms  # how it ends: with a drain of that limit, or by itself
 
     # -- the outside world ---------------------------------------------------------------------------------------------
 
@@ -86,6 +97,17 @@ class DeliveryMachine(RuleBasedStateMachine):
     def the_engine_refuses(self, which: int, parameter: str | None) -> None:
         self.world.engine_refuses(which, parameter)
 
+    @rule(which=st.integers(0, 5))
+    def a_bug_of_ours(self, which: int) -> None:
+        live = self.world.live()
+        if live:
+            poison(live[which % len(live)].stream)
+
+    @precondition(lambda self: not self.world.engine.lost)
+    @rule(offset=st.integers(1, 3))
+    def a_request_is_too_large_for_a_frame(self, offset: int) -> None:
+        self.world.engine.too_large.add(len(self.world.streams) + offset)
+
     # -- threads -------------------------------------------------------------------------------------------------------
 
     @rule(which=st.integers(0, 5))
@@ -131,6 +153,9 @@ class DeliveryMachine(RuleBasedStateMachine):
         if not hasattr(self, "world"):
             return
         try:
+            if self.drain_ms is not None:
+                answer = self.world.drain(self.drain_ms)
+                assert answer["left"] == 0, answer
             self.world.settle()
             self.world.check_ends()
             self.world.check_counters()

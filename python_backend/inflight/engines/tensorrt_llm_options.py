@@ -1,0 +1,157 @@
+"""What the TensorRT-LLM engine can be told: NVIDIA's parameters under their names, and a few of ours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from inflight.errors import LoadError
+
+Launcher = Literal["mpirun", "srun"]
+
+
+class TensorRtLlmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """NVIDIA's names are those of docs/tensorrt_llm.md; they may stand in `engine_options` or as model parameters.
+
+    Ours: `max_batch_size` and `max_num_tokens` lower the engine's own limits; `max_seq_len` lowers the context.
+    `lora_dir` is a folder with one folder per adapter. `stall_timeout_ms`: an engine with work that neither answers nor
+    iterates for this long is broken. `prompt_retention_priority` (0 to 100) and `prompt_retention_s` keep prompts longer
+    in the KV cache. `mpi_launcher`, `mpi_hostfile` and `mpi_arguments` start the ranks of an engine for several GPUs.
+    `draft_engine_dir` and `num_draft_tokens` pair the engine with a draft engine. For checkpoints (PyTorch flow):
+    `tensor_parallel_size`, `pipeline_parallel_size`, `speculative` ("ngram" or "eagle3"), `speculative_model_dir`,
+    `kv_cache_dtype`, and `llm_arguments`, further arguments of tensorrt_llm.LLM.
+    """
+
+    max_beam_width: int = 1
+    gpt_model_type: str = "inflight_fused_batching"
+    encoder_model_path: str = ""
+    max_tokens_in_paged_kv_cache: int | None = None
+    max_attention_window_size: list[int] | None = None
+    sink_token_length: int | None = None
+    batch_scheduler_policy: str = "guaranteed_no_evict"
+    kv_cache_free_gpu_mem_fraction: float = 0.9
+    cross_kv_cache_fraction: float | None = None
+    kv_cache_host_memory_bytes: int | None = None
+    kv_cache_onboard_blocks: bool = True
+    enable_trt_overlap: bool = False
+    cancellation_check_period_ms: int = 100
+    stats_check_period_ms: int = 100
+    recv_poll_period_ms: int = 0
+    iter_stats_max_iterations: int = 1000
+    request_stats_max_iterations: int = 0
+    enable_kv_cache_reuse: bool | None = None
+    normalize_log_probs: bool = True
+    enable_chunked_context: bool = False
+    gpu_device_ids: list[int] | None = None
+    participant_ids: list[int] | None = None
+    num_nodes: int = 1
+    lora_cache_optimal_adapter_size: int = 8
+    lora_cache_max_adapter_size: int = 64
+    lora_cache_gpu_memory_fraction: float = 0.05
+    lora_cache_host_memory_bytes: int = 1 << 30
+    lora_prefetch_dir: str = ""
+    decoding_mode: str = ""
+    executor_worker_path: str = ""
+    lookahead_window_size: int | None = None
+    lookahead_ngram_size: int | None = None
+    lookahead_verification_set_size: int | None = None
+    medusa_choices: str = ""
+    eagle_choices: str = ""
+    gpu_weights_percent: float = 1.0
+    multi_block_mode: bool = True
+    enable_context_fmha_fp32_acc: bool = False
+    cuda_graph_mode: bool = False
+    cuda_graph_cache_size: int = 0
+    speculative_decoding_fast_logits: bool = False
+    tokenizer_dir: str = ""
+    guided_decoding_backend: Literal["xgrammar", "none"] = "xgrammar"
+    xgrammar_tokenizer_info_path: str = ""
+
+    max_batch_size: int = 0
+    max_num_tokens: int = 0
+    max_seq_len: int = 0
+    lora_dir: str = ""
+    stall_timeout_ms: int = 30_000
+    prompt_retention_priority: int | None = None
+    prompt_retention_s: float = 0.0
+    mpi_launcher: Launcher = "mpirun"
+    mpi_hostfile: str = ""
+    mpi_arguments: list[str] = []
+    draft_engine_dir: str = ""
+    num_draft_tokens: int = 5
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    speculative: Literal["", "ngram", "eagle3"] = ""
+    speculative_model_dir: str = ""
+    kv_cache_dtype: str = "auto"
+    llm_arguments: dict[str, Any] = {}
+
+
+DECODING_MODES = {
+    "top_k": "TopK",
+    "top_p": "TopP",
+    "top_k_top_p": "TopKTopP",
+    "beam_search": "BeamSearch",
+    "medusa": "Medusa",
+    "redrafter": "ExplicitDraftTokens",
+    "lookahead": "Lookahead",
+    "eagle": "Eagle",
+}
+SPECULATIVE_MODES = frozenset({"medusa", "redrafter", "lookahead", "eagle"})
+POLICIES = {"guaranteed_no_evict": "GUARANTEED_NO_EVICT", "max_utilization": "MAX_UTILIZATION"}
+BATCHING_TYPES = ("inflight_fused_batching", "inflight_batching")
+
+
+def read_options(values: Mapping[str, Any]) -> TensorRtLlmOptions:
+    """Raises `LoadError` with one sentence for an unknown name or a value that cannot be."""
+    try:
+        options = msgspec.convert(dict(values), TensorRtLlmOptions)
+    except msgspec.ValidationError as error:
+        raise LoadError(f"model parameter engine_options does not fit the tensorrt_llm engine: {error}.") from None
+    if options.gpt_model_type not in BATCHING_TYPES:
+        raise LoadError(
+            f"Invalid gpt_model_type {options.gpt_model_type!r}: TensorRT-LLM batches in flight only; set it to "
+            f"{' or '.join(BATCHING_TYPES)}."
+        )
+    _check_choice("batch_scheduler_policy", options.batch_scheduler_policy, POLICIES)
+    if options.decoding_mode:
+        _check_choice("decoding_mode", options.decoding_mode, DECODING_MODES)
+    if options.encoder_model_path or options.cross_kv_cache_fraction is not None:
+        raise LoadError("encoder_model_path and cross_kv_cache_fraction belong to encoder-decoder models; remove them.")
+    if options.speculative_decoding_fast_logits:
+        raise LoadError("speculative_decoding_fast_logits is not supported, drafts travel as tokens; set it to false.")
+    for name, value in (
+        ("kv_cache_free_gpu_mem_fraction", options.kv_cache_free_gpu_mem_fraction),
+        ("lora_cache_gpu_memory_fraction", options.lora_cache_gpu_memory_fraction),
+        ("gpu_weights_percent", options.gpu_weights_percent),
+    ):
+        if not 0.0 < value <= 1.0:
+            raise LoadError(f"model parameter {name} must be above 0 and at most 1, but is {value:g}.")
+    lookahead = (
+        options.lookahead_window_size,
+        options.lookahead_ngram_size,
+        options.lookahead_verification_set_size,
+    )
+    if options.decoding_mode == "lookahead" and None in lookahead:
+        raise LoadError(
+            "decoding_mode lookahead needs lookahead_window_size, lookahead_ngram_size and "
+            "lookahead_verification_set_size; set all three."
+        )
+    if options.max_beam_width > 1 and options.decoding_mode in SPECULATIVE_MODES:
+        raise LoadError(f"decoding_mode {options.decoding_mode} works without beams only; set max_beam_width to 1.")
+    return options
+
+
+def _check_choice(name: str, value: str, known: Mapping[str, str]) -> None:
+    if value not in known:
+        raise LoadError(f"model parameter {name} must be one of {', '.join(known)}, but is {value!r}.")
+
+
+def parse_choices(name: str, text: str) -> list[list[int]]:
+    """NVIDIA's form of a token tree, as `{0, 0, 0}, {0, 1}`. Raises `LoadError`."""
+    if not re.fullmatch(r"\s*\{\s*\d+(\s*,\s*\d+)*\s*\}(\s*,\s*\{\s*\d+(\s*,\s*\d+)*\s*\})*\s*", text):
+        raise LoadError(f"model parameter {name} must look like {{0}}, {{0, 1}}, but is {text!r}.")
+    return [[int(number) for number in group.split(",")] for group in re.findall(r"\{([^}]*)\}", text)]

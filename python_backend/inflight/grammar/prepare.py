@@ -1,0 +1,65 @@
+"""Any kind of guide → the EBNF that the engine gets."""
+
+from __future__ import annotations
+
+import json
+
+from inflight.grammar import json_values as values
+from inflight.grammar.ebnf import parse_ebnf
+from inflight.grammar.json_schema import schema_grammar
+from inflight.grammar.network import Conflict, Network
+from inflight.grammar.nodes import Grammar, GrammarError, alt, literal
+from inflight.grammar.regex import parse_regex
+
+
+def prepare(kind: str, text: str) -> str:
+    """EBNF for a guide of kind json, json_schema, regex, ebnf_grammar or choice.
+
+    Raises `GrammarError` whose message completes the sentence "guided_decoding_guide …". May take long for a hostile
+    guide: call it where it can be killed.
+    """
+    return network(kind, text).print()
+
+
+def network(kind: str, text: str) -> Network:
+    """The automata behind `prepare`."""
+    if kind == "json":
+        return Network(Grammar({**values.RULES, "root": values.ANY_OBJECT}, frozenset({"white", "string", "value"})))
+    if kind == "json_schema":
+        schema = parse_json(text)
+        try:
+            return Network(schema_grammar(schema))
+        except Conflict:
+            return Network(schema_grammar(schema, share=False))
+    if kind == "regex":
+        return Network(Grammar({"root": parse_regex(text)}))
+    if kind == "choice":
+        return Network(Grammar({"root": alt(literal(choice) for choice in parse_choices(text))}))
+    if kind == "ebnf_grammar":
+        return Network(parse_ebnf(text))
+    raise GrammarError(f"is of the unknown type {kind!r}")
+
+
+def parse_json(text: str) -> object:
+    """The value of a JSON text. Raises `GrammarError`."""
+    try:
+        return json.loads(text, parse_constant=_no_constant)
+    except RecursionError:
+        raise GrammarError("is nested too deeply") from None
+    except ValueError as error:
+        raise GrammarError(f"is not JSON: {error}") from None
+
+
+def _no_constant(name: str) -> object:
+    raise ValueError(f"{name} is no JSON value")
+
+
+def parse_choices(text: str) -> list[str]:
+    """The strings of a choice, a JSON list. Raises `GrammarError`."""
+    choices = parse_json(text)
+    if not isinstance(choices, list) or not choices:
+        raise GrammarError("must be a JSON list with at least one string")
+    for choice in choices:
+        if not isinstance(choice, str) or not choice:
+            raise GrammarError("has a choice that is not a string with at least one character")
+    return choices

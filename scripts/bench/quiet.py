@@ -1,0 +1,44 @@
+"""Is this machine doing anything else? Figures of a benchmark mean little while other programs use the same cores."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_SAMPLE_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class CpuTime:
+    """CPU seconds of the whole machine since it started: used by anybody, and there to be used."""
+
+    busy: float
+    total: float
+
+    @classmethod
+    def now(cls) -> CpuTime:
+        """From /proc/stat: user, nice, system, idle, iowait, irq, softirq, steal."""
+        with open("/proc/stat", encoding="utf-8") as file:
+            ticks = [int(field) for field in file.readline().split()[1:9]]
+        return cls((sum(ticks) - ticks[3] - ticks[4]) / _TICKS_PER_S, sum(ticks) / _TICKS_PER_S)
+
+    def share_of_others(self, since: CpuTime, own_s: float) -> float:
+        """Which part of the machine (0 … 1) others have used since then, `own_s` CPU seconds being the benchmark's."""
+        total = self.total - since.total
+        return max(0.0, self.busy - since.busy - own_s) / total if total else 0.0
+
+
+def wait_until_quiet(limit: float, patience_s: float) -> bool:
+    """Wait until others use less than `limit` (0 … 1) of the machine for a second; False after `patience_s` seconds."""
+    give_up = time.monotonic() + patience_s
+    quiet = 0
+    while True:
+        before = CpuTime.now()
+        time.sleep(_SAMPLE_S)
+        quiet = quiet + 1 if CpuTime.now().share_of_others(before, 0.0) < limit else 0
+        if quiet >= 2:
+            return True
+        if time.monotonic() > give_up:
+            return False

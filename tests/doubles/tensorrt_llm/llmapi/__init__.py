@@ -1,0 +1,19 @@
+"""The high-level names that the engine uses."""
+
+from trtllm_double.llm import (
+    EagleDecodingConfig,
+    GuidedDecodingParams,
+    KvCacheConfig,
+    LookaheadDecodingConfig,
+    NGramDecodingConfig,
+    SamplingParams,
+)
+
+__all__ = [
+    "EagleDecodingConfig",
+    "GuidedDecodingParams",
+    "KvCacheConfig",
+    "LookaheadDecodingConfig",
+    "NGramDecodingConfig",
+    "SamplingParams",
+]

@@ -1,0 +1,344 @@
+"""The simulated executor: in-flight batching over a pool of KV blocks, in a thread of its own, as the real one."""
+
+from __future__ import annotations
+
+import ctypes
+import datetime
+import json
+import os
+import signal
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from trtllm_double import tokens
+from trtllm_double.live import NAMES, LiveRequest
+from trtllm_double.options import options, profile
+from trtllm_double.ranks import RANKS
+from trtllm_double.surface import SURFACE
+
+NAMES.update(SURFACE.names)
+
+
+class ExecutorDouble:
+    """See `tensorrt_llm.bindings.executor.Executor`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        model_path, model_type, config = SIGNATURE(args, kwargs)
+        if options().oom_at_load:
+            raise RuntimeError("[TensorRT-LLM][ERROR] CUDA runtime error in cudaMalloc: out of memory")
+        if options().load_ms:
+            ctypes.PyDLL(None).usleep(int(options().load_ms * 1000))  # the constructor holds the interpreter lock
+        self._config, self._folder = config, Path(model_path)
+        self._build = _read_engine(self._folder, config)
+        self._vocabulary = int(self._build["pretrained_config"]["vocab_size"])
+        self._limits = self._build["build_config"]
+        self._batch = min(config.max_batch_size or self._limits["max_batch_size"], self._limits["max_batch_size"])
+        self._max_tokens = config.max_num_tokens or self._limits["max_num_tokens"]
+        pool = config.kv_cache_config.max_tokens
+        self._pool = min(options().blocks, pool // options().tokens_per_block) if pool else options().blocks
+        guided = config.guided_decoding_config
+        self._tokenizer = guided.tokenizer_str if guided is not None else None
+        self._changed = threading.Condition()
+        self._ids = iter(range(1, 1 << 62))
+        self._waiting: list[LiveRequest] = []
+        self._running: list[LiveRequest] = []
+        self._ready: deque[Any] = deque()
+        self._delivered: set[int] = set()
+        self._stats: deque[Any] = deque(maxlen=config.iter_stats_max_iterations or 1)
+        self._adapters: dict[int, int] = {}
+        self._prefixes: dict[int, int] = {}  # hash of a prefix of whole blocks → 1
+        self._reused = self._iteration = self._enqueued = self._made = 0
+        self._completed = 0
+        self._stopping = self._broken = False
+        RANKS.meet()
+        self._leader = RANKS.rank == 0
+        if self._leader:
+            self._thread = threading.Thread(target=self._run, name="executor-double", daemon=True)
+            self._thread.start()
+
+    # -- the methods of the bindings ---------------------------------------------------------------------------------
+
+    def can_enqueue_requests(self) -> bool:
+        """True for the leader."""
+        return self._leader and not self._stopping
+
+    def enqueue_request(self, request: Any) -> int:
+        """Returns the id. Raises `RuntimeError` for a request beyond the engine's limits."""
+        if not isinstance(request, NAMES["Request"]):
+            raise TypeError("enqueue_request(): incompatible function arguments.")
+        if not self._leader or self._stopping:
+            raise RuntimeError("[TensorRT-LLM][ERROR] Assertion failed: requests cannot be enqueued here")
+        self._enqueued += 1
+        if self._enqueued == options().enqueue_raises_at:
+            raise RuntimeError("[TensorRT-LLM][ERROR] Assertion failed: the stand-in was told to raise")
+        problem = self._problem(request)
+        adapter = 0
+        if problem is None:
+            problem, adapter = self._adapter(request)
+        if self._enqueued == options().error_at:
+            problem = "the stand-in was told to answer with an error"
+        if problem is not None and options().errors == "raise" and self._enqueued != options().error_at:
+            raise RuntimeError(f"[TensorRT-LLM][ERROR] Assertion failed: {problem}")
+        request_id = next(self._ids)
+        with self._changed:
+            if problem is not None:
+                self._ready.append(NAMES["Response"](request_id, problem))
+            else:
+                self._waiting.append(LiveRequest(request_id, request, self._vocabulary, self._tokenizer, adapter))
+            self._changed.notify_all()
+        return request_id
+
+    def enqueue_requests(self, requests: list[Any]) -> list[int]:
+        """One bad request fails them all, as the real one does."""
+        return [self.enqueue_request(request) for request in requests]
+
+    def await_responses(self, *args: Any, **kwargs: Any) -> Any:
+        """(timeout) → responses; (id, timeout) → its responses; (ids, timeout) → lists.
+
+        An int is an id, never a time. Waits for ever without a timeout.
+        """
+        names = ("id", "timeout") if args and not isinstance(args[0], (datetime.timedelta, float, type(None))) else ("timeout",)
+        values = {**dict(zip(names, args, strict=False)), **kwargs}
+        wanted, timeout = values.get("id", values.get("ids")), values.get("timeout")
+        if timeout is not None and not isinstance(timeout, (datetime.timedelta, float)):
+            raise TypeError("await_responses(): incompatible function arguments.")
+        if isinstance(wanted, list):
+            return [self.await_responses(each, timeout) for each in wanted]
+        until = None
+        if timeout is not None:
+            until = time.monotonic() + (timeout if isinstance(timeout, float) else timeout.total_seconds())
+        with self._changed:
+            while True:
+                if self._broken:
+                    raise RuntimeError("[TensorRT-LLM][ERROR] Encountered an error in forwardAsync function")
+                found = [response for response in self._ready if wanted in (None, response.request_id)]
+                if found:
+                    self._ready = deque(item for item in self._ready if item not in found)
+                    return found
+                left = None if until is None else until - time.monotonic()
+                if left is not None and left <= 0:
+                    return []
+                self._changed.wait(left)
+
+    def get_num_responses_ready(self, id: int | None = None) -> int:  # noqa: A002 — the bindings' name
+        """Responses that wait to be taken."""
+        with self._changed:
+            return sum(1 for response in self._ready if id in (None, response.request_id))
+
+    def cancel_request(self, id: int) -> None:  # noqa: A002 — the bindings' name
+        """Asynchronous; the final response still follows. Unknown ids are ignored."""
+        with self._changed:
+            for live in [*self._waiting, *self._running]:
+                if live.id == id:
+                    live.cancelled = True
+            self._changed.notify_all()
+
+    def get_latest_iteration_stats(self) -> list[Any]:
+        """Drains."""
+        with self._changed:
+            found = list(self._stats) if self._config.iter_stats_max_iterations else []
+            self._stats.clear()
+            return found
+
+    def get_latest_request_stats(self) -> list[Any]:
+        """Always empty: request statistics are off."""
+        return []
+
+    def shutdown(self) -> None:
+        """Blocks until every request has ended; of another rank than 0: until the leader shuts down."""
+        if not self._leader:
+            RANKS.follow()
+            return
+        with self._changed:
+            if self._stopping:
+                return
+            self._stopping = True
+            self._changed.notify_all()
+        self._thread.join()
+        RANKS.release()
+
+    def __enter__(self) -> ExecutorDouble:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+
+    # -- checks ------------------------------------------------------------------------------------------------------
+
+    def _problem(self, request: Any) -> str | None:
+        """Why this engine cannot take the request."""
+        length, limits, sampling = len(request.input_token_ids), self._limits, request.sampling_config
+        if length > limits["max_input_len"]:
+            return f"Prompt length ({length}) exceeds maximum input length ({limits['max_input_len']})."
+        if length >= limits["max_seq_len"]:
+            return f"Prompt length ({length}) exceeds the engine's max_seq_len ({limits['max_seq_len']})."
+        if length > self._max_tokens and not self._config.enable_chunked_context:
+            return f"Prompt length ({length}) exceeds max_num_tokens ({self._max_tokens}) and context is not chunked."
+        if sampling.beam_width > self._config.max_beam_width:
+            return f"Requested beam width {sampling.beam_width} is larger than configured ({self._config.max_beam_width})."
+        if not 0.0 <= request.priority <= 1.0:
+            return "priority must be between 0 and 1"
+        if request.max_tokens < 1:
+            return "max_tokens must be at least 1"
+        if any(not 0 <= token < self._vocabulary for token in request.input_token_ids):
+            return "input token ids are out of range"
+        queued = self._config.max_queue_size
+        if queued and len(self._waiting) >= queued:
+            return "Maximum queue size reached, rejecting the request."
+        return None
+
+    def _adapter(self, request: Any) -> tuple[str | None, int]:
+        """Find or take in the request's adapter; the least recently used one leaves when the slots are full."""
+        lora = request.lora_config
+        if lora is None:
+            return None, 0
+        if lora.weights is None:
+            if lora.task_id not in self._adapters:
+                return f"LoRA task {lora.task_id} not found in cache. Please send LoRA weights with request", 0
+            self._adapters[lora.task_id] = self._adapters.pop(lora.task_id)
+        else:
+            if lora.weights.dim() != 3 or lora.config.dim() != 3:
+                return "LoRA weights and config must have a batch dimension of 1 in front", 0
+            self._adapters[lora.task_id] = int(float(lora.weights.double().sum()) * 1000) & tokens.MASK
+            while len(self._adapters) > options().lora_slots:
+                del self._adapters[next(iter(self._adapters))]
+        return None, self._adapters[lora.task_id]
+
+    # -- the loop ----------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._waiting or self._running):
+                    if self._stopping:
+                        return
+                    self._changed.wait(0.2)
+                begin = time.monotonic()
+                self._end_cancelled()
+                self._schedule()
+                made = self._iterate()
+                self._record(time.monotonic() - begin)
+                self._changed.notify_all()
+            self._faults(made)
+            time.sleep(options().step_ms / 1000)
+
+    def _end_cancelled(self) -> None:
+        for live in [*self._waiting, *self._running]:
+            if live.cancelled:
+                live.end("CANCELLED")
+                self._deliver(live)
+        self._waiting = [live for live in self._waiting if not live.cancelled]
+
+    def _schedule(self) -> None:
+        no_evict = self._config.scheduler_config.capacity_scheduler_policy.name == "GUARANTEED_NO_EVICT"
+        size = options().tokens_per_block
+        self._waiting.sort(key=lambda live: -live.priority)
+        while self._waiting:
+            live = self._waiting[0]
+            places = sum(len(other.sequences) for other in self._running) + len(live.sequences)
+            used = sum(other.blocks(size, no_evict) for other in self._running)
+            if self._running and (places > self._batch or used + live.blocks(size, no_evict) > self._pool):
+                return
+            self._waiting.pop(0)
+            self._reuse(live, size)
+            live.scheduled_at = live.scheduled_at or time.monotonic()
+            self._running.append(live)
+
+    def _reuse(self, live: LiveRequest, size: int) -> None:
+        """Count the whole blocks of the prompt that an earlier one with the same salt left behind."""
+        if not self._config.kv_cache_config.enable_block_reuse:
+            return
+        salt = live.request.cache_salt_id or 0
+        state, matching, prompt = salt, True, live.request.input_token_ids
+        for place, token in enumerate(prompt[:-1], 1):
+            state = tokens.advance(state, token)
+            if place % size == 0:
+                matching = matching and state in self._prefixes
+                live.reused_blocks += matching
+                self._prefixes[state] = 1
+        self._reused += live.reused_blocks
+
+    def _iterate(self) -> int:
+        budget, made = self._max_tokens, 0
+        for live in list(self._running):
+            if live.prefill_left:
+                spent = min(budget, live.prefill_left)
+                live.prefill_left -= spent
+                budget -= spent
+            if not live.prefill_left:
+                made += live.decode(options().eos_every)
+                self._deliver(live)
+        return made
+
+    def _deliver(self, live: LiveRequest) -> None:
+        self._ready.extend(live.responses())
+        if all(sequence.finish for sequence in live.sequences):
+            self._completed += 1
+            if live in self._running:
+                self._running.remove(live)
+
+    def _record(self, seconds: float) -> None:
+        self._iteration += 1
+        stats = NAMES["IterationStats"]()
+        stats.timestamp = time.strftime("%m-%d-%Y %H:%M:%S.000000")
+        stats.iter, stats.iter_latency_ms = self._iteration, seconds * 1000 + options().step_ms
+        stats.num_active_requests, stats.num_queued_requests = len(self._running), len(self._waiting)
+        stats.num_completed_requests, stats.max_num_active_requests = self._completed, self._batch
+        cache = stats.kv_cache_stats = NAMES["KvCacheStats"]()
+        used = sum(live.blocks(options().tokens_per_block, False) for live in self._running)
+        cache.max_num_blocks, cache.used_num_blocks, cache.free_num_blocks = self._pool, used, self._pool - used
+        cache.tokens_per_block, cache.reused_blocks = options().tokens_per_block, self._reused
+        self._stats.append(stats)
+
+    def _faults(self, made: int) -> None:
+        before, self._made = self._made, self._made + made
+        if before < options().die_at <= self._made:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if before < options().stall_at <= self._made:
+            time.sleep(1e6)
+        if before < options().break_at <= self._made:
+            with self._changed:
+                self._broken = True
+                self._changed.notify_all()
+
+
+def _read_engine(folder: Path, config: Any) -> dict[str, Any]:
+    """The engine's config.json, after the checks that the C++ constructor makes."""
+    if config.batching_type.name == "STATIC":
+        raise RuntimeError("[TensorRT-LLM][ERROR] Static batching type is deprecated")
+    build: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    world = build["pretrained_config"]["mapping"]["world_size"]
+    if world != RANKS.size:
+        raise RuntimeError(f"[TensorRT-LLM][ERROR] MPI size ({RANKS.size}) does not match the engine's world size ({world})")
+    if not (folder / f"rank{RANKS.rank}.engine").is_file():
+        raise RuntimeError(f"[TensorRT-LLM][ERROR] Error opening engine file: {folder}/rank{RANKS.rank}.engine")
+    if build["version"] != profile()["version"]:
+        raise RuntimeError(
+            "[TensorRT-LLM][ERROR] The engine plan file is not compatible with this version of TensorRT, expecting "
+            f"library version {profile()['tensorrt']} got another, please rebuild."
+        )
+    if config.max_beam_width > build["build_config"]["max_beam_width"]:
+        raise RuntimeError("[TensorRT-LLM][ERROR] max_beam_width is larger than the engine was built for")
+    kv = config.kv_cache_config
+    paged = build["build_config"]["plugin_config"].get("use_paged_context_fmha")
+    if (kv.enable_block_reuse or config.enable_chunked_context) and not paged:
+        raise RuntimeError("[TensorRT-LLM][ERROR] KV cache reuse needs an engine with use_paged_context_fmha")
+    return build
+
+
+def SIGNATURE(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """The decoder-only constructor, with the bindings' strictness."""
+    names = ("model_path", "model_type", "executor_config")
+    values = {**dict(zip(names, args, strict=False)), **kwargs}
+    fitting = (
+        set(values) == set(names)
+        and isinstance(values["model_path"], (str, os.PathLike))
+        and isinstance(values["model_type"], NAMES["ModelType"])
+        and isinstance(values["executor_config"], NAMES["ExecutorConfig"])
+    )
+    if not fitting:
+        raise TypeError("__init__(): incompatible function arguments.")
+    return values["model_path"], values["model_type"], values["executor_config"]

@@ -1,0 +1,56 @@
+"""How the stand-in behaves: speed, sizes and faults, read once from the environment."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+
+
+@dataclasses.dataclass(frozen=True)
+class DoubleOptions:
+    """Times in milliseconds. A count of N means the N-th of its kind in the executor's life; 0 is never.
+
+    `errors` says how a request that breaks a limit is refused: "raise" out of enqueue_request or "response" with an
+    error. `eos_every` ends sequences after that many tokens. `lora_slots` is how many adapters stay in the cache.
+    Faults: `enqueue_raises_at` and `error_at` count requests; `stall_at`, `die_at` and `break_at` count tokens (the
+    loop stops, the process is killed, await_responses raises); `die_rank` with `die_after_ms` kills one rank;
+    `oom_at_load`, `mpi_fails` and `import_fails` refuse to start.
+    """
+
+    step_ms: float = 1.0
+    load_ms: float = 0.0
+    blocks: int = 512
+    tokens_per_block: int = 32
+    errors: str = "raise"
+    eos_every: int = 0
+    lora_slots: int = 2
+    enqueue_raises_at: int = 0
+    error_at: int = 0
+    stall_at: int = 0
+    die_at: int = 0
+    break_at: int = 0
+    die_rank: int = -1
+    die_after_ms: float = 0.0
+    oom_at_load: bool = False
+    mpi_fails: bool = False
+    import_fails: bool = False
+
+
+@functools.cache
+def options() -> DoubleOptions:
+    """The options of this process. Raises `TypeError` for a name that does not exist."""
+    return DoubleOptions(**json.loads(os.environ.get("TRTLLM_DOUBLE", "{}")))
+
+
+@functools.cache
+def profile() -> dict[str, Any]:
+    """The release this process pretends to have."""
+    name = os.environ.get("TRTLLM_DOUBLE_PROFILE", "1.2")
+    profiles: dict[str, dict[str, Any]] = json.loads((HERE / "profiles.json").read_text())
+    return {"name": name, "drop": [], "rename": {}, "only": None, **profiles[name]}

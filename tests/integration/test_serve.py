@@ -1,0 +1,89 @@
+"""serve.py ends streams before it ends the server."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from _layout import REPOSITORY
+from _server import Ports
+from tests.conftest import require_installation
+from tests.harness.grpc_client import GrpcClient, RequestFailed
+from tests.harness.repository import write_model
+
+pytestmark = pytest.mark.server
+
+
+def serve(tmp_path: Path, *options: str) -> tuple[subprocess.Popen[str], Ports]:
+    """serve.py with a simulated engine of 20 ms a token, ready."""
+    require_installation()
+    write_model(tmp_path / "repository", "llm", {"engine": "simulated", "engine_options": {"step_ms": 20.0}})
+    ports, ready = Ports.free(), tmp_path / "ready.json"
+    process = subprocess.Popen(
+        [
+            *(sys.executable, REPOSITORY / "scripts" / "serve.py", "--repository", tmp_path / "repository"),
+            *("--http-port", str(ports.http), "--grpc-port", str(ports.grpc), "--metrics-port", str(ports.metrics)),
+            *("--log", tmp_path / "log", "--ready-file", ready, "--end-with-parent", *options),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not ready.exists():
+        assert process.poll() is None, process.stdout.read() if process.stdout else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return process, ports
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    try:
+        return process.communicate(timeout=60)[0]
+    finally:
+        process.kill()
+
+
+def test_a_stream_under_way_finishes_and_new_work_is_refused(tmp_path: Path) -> None:
+    process, ports = serve(tmp_path)
+    with GrpcClient(f"127.0.0.1:{ports.grpc}") as client, GrpcClient(f"127.0.0.1:{ports.grpc}") as late:
+        running = client.start("a prompt", max_tokens=150, return_finish_reason=True, return_num_output_tokens=True)
+        running.first()
+        assert late.is_ready()
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        with pytest.raises(RequestFailed, match="draining"):
+            late.generate("too late", max_tokens=4)
+        running.result()
+    assert running.output_tokens == 150
+    assert running.finish_reason == "length"
+    assert running.finals == 1
+    assert process.wait(60) == 0, finish(process)
+
+
+def test_what_is_not_done_in_time_ends_with_what_to_do(tmp_path: Path) -> None:
+    process, ports = serve(tmp_path, "--drain-timeout", "0.5")
+    with GrpcClient(f"127.0.0.1:{ports.grpc}") as client:
+        running = client.start("a prompt", max_tokens=5000)
+        running.first()
+        begin = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(RequestFailed, match="draining; send the request to another server"):
+            running.result()
+        assert time.monotonic() - begin < 5
+    assert process.wait(60) == 0, finish(process)
+
+
+def test_a_server_that_dies_is_reported(tmp_path: Path) -> None:
+    import json
+
+    process, _ = serve(tmp_path)
+    pid = json.loads((tmp_path / "ready.json").read_text())["pid"]
+    subprocess.run(["kill", "-KILL", str(pid)], check=True)
+    assert process.wait(60) == 3
+    assert "tritonserver ended by itself with status -9" in finish(process)

@@ -1,0 +1,193 @@
+"""The TensorRT-LLM engine through a real tritonserver, on the stand-in: one rank, four ranks, checkpoints."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from _layout import ENGINE
+from _report import Failure
+from _server import Server
+from tests.conftest import MakeServer
+from tests.doubles.folders import environment, write_checkpoint, write_engine
+from tests.harness.grpc_client import GrpcClient, RequestFailed
+from tests.harness.http_client import HttpClient, metric
+
+pytestmark = pytest.mark.server
+
+Serve = Callable[..., Server]
+
+
+@pytest.fixture
+def serve(make_server: MakeServer, tmp_path: Path) -> Serve:
+    """Starts a server of model `llm` on an engine of the stand-in."""
+
+    def start(
+        folder: Path, *, profile: str = "1.2", double: dict[str, Any] | None = None, ready: bool = True, **parameters: Any
+    ) -> Server:
+        site = environment(tmp_path / "site", profile, **(double or {}))
+        mpi = importlib.util.find_spec("mpi4py")
+        if mpi is not None and mpi.origin is not None:
+            site["PYTHONPATH"] += f":{Path(mpi.origin).parent.parent}"
+        models = {"llm": {"engine_dir": str(folder), **parameters}}
+        return make_server(models, engine="auto", environment=site, ready=ready)
+
+    return start
+
+
+def finishes(pending: Any) -> list[str]:
+    """Finish reasons in the order they came."""
+    return [
+        reason.decode()
+        for response in pending.responses
+        for reason in response.outputs.get("finish_reason", [])
+        if reason
+    ]
+
+
+def test_one_rank_serves_the_contract(serve: Serve, tmp_path: Path) -> None:
+    server = serve(
+        write_engine(tmp_path / "engine", ENGINE, max_beam_width=4),
+        double={"step_ms": 2},
+        max_restarts=3,
+    )
+    http = HttpClient(server.http_url)
+    with GrpcClient(server.grpc_url) as grpc:
+        unary = grpc.generate("Tell me", stream=False, max_tokens=24, return_finish_reason=True).text
+        streamed = grpc.generate("Tell me", max_tokens=24, return_finish_reason=True)
+        assert streamed.text == unary
+        assert len(streamed.responses) > 3
+        stop = next(unary[place : place + 3] for place in range(4, len(unary)) if unary.count(unary[place : place + 3]) == 1)
+        stopped = grpc.generate("Tell me", max_tokens=24, stop_words=[stop], return_finish_reason=True)
+        assert stopped.text == unary[: unary.index(stop)]
+        several = grpc.generate(
+            "Tell me", stream=False, max_tokens=6, temperature=1.0, seed=3, num_return_sequences=3, return_finish_reason=True
+        )
+        assert len(set(several.texts)) == 3
+        guided = grpc.generate(
+            "Tell me",
+            max_tokens=40,
+            guided_decoding_guide_type="json_schema",
+            guided_decoding_guide='{"type":"object","properties":{"a":{"type":"integer"}},"required":["a"]}',
+        )
+        assert guided.text == '{"a": 1}'
+        with pytest.raises(RequestFailed, match="lora_name is not supported"):
+            grpc.generate("Tell me", lora_name="x")
+        long = [grpc.start("Tell me", max_tokens=1500) for _ in range(4)]
+        for pending in long:
+            pending.first()
+    wait_for_metric(server, 0, "inflight_requests_running")
+    wait_for_metric(server, 4, "inflight_requests_total", outcome="cancelled")
+    status, answer = http.generate(text_input="Tell me", max_tokens=24)
+    assert (status, answer["text_output"]) == (200, unary)
+    wait_for_metric(server, 512, "nv_trt_llm_kv_cache_block_metrics", kv_cache_block_type="max")
+    wait_for_metric(server, 0, "nv_trt_llm_kv_cache_block_metrics", kv_cache_block_type="used")
+
+
+def test_an_engine_that_stops_iterating_is_started_again(serve: Serve, tmp_path: Path) -> None:
+    server = serve(
+        write_engine(tmp_path / "engine", ENGINE),
+        double={"stall_at": 30},
+        engine_options={"stall_timeout_ms": 1500},
+    )
+    with GrpcClient(server.grpc_url) as grpc:
+        assert grpc.generate("one", stream=False, max_tokens=8).text
+        with pytest.raises(RequestFailed, match="restarted"):
+            grpc.generate("two", max_tokens=64)
+        again(grpc)
+    wait_for_metric(server, 1, "inflight_engine_restarts_total")
+
+
+def wait_for_metric(server: Server, value: float, name: str, **labels: str) -> None:
+    """Metrics are flushed at an interval."""
+    deadline = time.monotonic() + 10
+    found: float | None = None
+    while time.monotonic() < deadline:
+        try:
+            found = metric(server.metrics_url, name, **labels)
+        except KeyError:
+            found = None
+        if found == value:
+            return
+        time.sleep(0.1)
+    assert found == value, f"{name} {labels}"
+
+
+def again(grpc: GrpcClient, timeout_s: float = 30.0) -> None:
+    """Wait until requests are answered again."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            assert grpc.generate("three", stream=False, max_tokens=8).text
+            return
+        except RequestFailed:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.3)
+
+
+def test_a_release_without_engines_says_what_to_do(serve: Serve, tmp_path: Path) -> None:
+    folder = write_engine(tmp_path / "engine", ENGINE, "1.3", with_manifest=False)
+    with pytest.raises(Failure, match=r"cannot run compiled engines any more; serve this one with TensorRT-LLM 1\.2\.1"):
+        serve(folder, profile="1.3")
+
+
+def test_a_quantized_checkpoint_is_served_without_engines(serve: Serve, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "checkpoint", ENGINE)
+    server = serve(folder, profile="1.3", engine="tensorrt_llm")
+    with GrpcClient(server.grpc_url) as grpc:
+        streamed = grpc.generate("Tell me", max_tokens=16, return_finish_reason=True)
+        assert streamed.text == grpc.generate("Tell me", stream=False, max_tokens=16).text
+        assert finishes(streamed) == ["length"]
+
+
+def need_mpi() -> None:
+    """The four ranks are real processes under a real mpirun."""
+    if shutil.which("mpirun") is None or importlib.util.find_spec("mpi4py") is None:
+        message = "mpirun or mpi4py is missing: apt-get install openmpi-bin and pip install mpi4py==4.1.2"
+        if os.environ.get("CI"):
+            pytest.fail(message, pytrace=False)
+        pytest.skip(message)
+
+
+def ranks_of(server: Server) -> list[psutil.Process]:
+    """The ranks' processes."""
+    found = []
+    for pid in server.processes():
+        process = psutil.Process(pid)
+        command = process.cmdline()
+        if "inflight.engines.tensorrt_llm_mpi" in command and "mpirun" not in command[0]:
+            found.append(process)
+    return found
+
+
+@pytest.mark.full
+def test_four_ranks_under_mpirun(serve: Serve, tmp_path: Path) -> None:
+    need_mpi()
+    server = serve(write_engine(tmp_path / "engine", ENGINE, world=4))
+    ranks = ranks_of(server)
+    assert len(ranks) == 4
+    with GrpcClient(server.grpc_url) as grpc:
+        assert grpc.generate("Tell me", stream=False, max_tokens=16).text
+        before = [sum(rank.cpu_times()[:2]) for rank in ranks]
+        time.sleep(2.0)
+        used = [sum(rank.cpu_times()[:2]) - start for rank, start in zip(ranks, before, strict=True)]
+        assert max(used) < 0.5, "idle ranks must not burn cores"
+        pending = grpc.start("Tell me", max_tokens=2000)
+        pending.first()
+        victim = next(rank for rank in ranks if rank.environ().get("OMPI_COMM_WORLD_RANK") == "2")
+        os.kill(victim.pid, signal.SIGKILL)
+        with pytest.raises(RequestFailed, match="restarted"):
+            pending.result()
+        again(grpc)
+    assert len(ranks_of(server)) == 4
+    assert not {rank.pid for rank in ranks} & {rank.pid for rank in ranks_of(server)}

@@ -1,0 +1,75 @@
+"""Servers to attack, and a report of what was tried, what ended how, and what was left over."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import _shm
+from tests.conftest import require_installation
+from tests.reliability.rig import Rig, leftovers, run_folders
+
+OpenRig = Callable[..., Rig]
+Report = Callable[[str], None]
+_LINES: list[str] = []
+
+
+@pytest.fixture(scope="session", autouse=True)
+def control_folder() -> Iterator[Path]:
+    """A private folder of control sockets; short, because the path of a socket has 108 bytes at most."""
+    folder = Path(tempfile.mkdtemp(prefix="inflight-rel-"))
+    before = os.environ.get("INFLIGHT_CONTROL_DIR")
+    os.environ["INFLIGHT_CONTROL_DIR"] = str(folder)
+    yield folder
+    if before is None:
+        del os.environ["INFLIGHT_CONTROL_DIR"]
+    else:
+        os.environ["INFLIGHT_CONTROL_DIR"] = before
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def open_rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenRig]:
+    """A function that starts a server (arguments of `Rig`) and keeps it until the module's tests are over.
+
+    What the servers leave behind after their stop fails the module's last test.
+    """
+    require_installation()
+    regions, folders = set(_shm.regions()), run_folders()
+    opened: list[Rig] = []
+
+    def make(models: dict[str, dict[str, Any]] | None = None, **config: Any) -> Rig:
+        rig = Rig(tmp_path_factory.mktemp("rig"), models, **config)
+        opened.append(rig)
+        rig.__enter__()
+        return rig
+
+    yield make
+    for rig in opened:
+        rig.server.stop()
+    left = [item for rig in opened for item in leftovers(rig.server, regions, folders)]
+    assert not left, left
+
+
+@pytest.fixture
+def report(request: pytest.FixtureRequest) -> Report:
+    """Add a line to the report that is printed when all is over: what was tried, what ended how, what was left."""
+
+    def add(line: str) -> None:
+        _LINES.append(f"{request.node.name}: {line}")
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print the report."""
+    if _LINES:
+        terminalreporter.section("reliability report")
+        for line in _LINES:
+            terminalreporter.write_line(line)
