@@ -119,15 +119,21 @@ class Connection:
                 response = _response(at, result)
                 yield response
                 if response.final:
+                    self._close(cancel=False)
                     return
         finally:
             self.cancel()
 
     def cancel(self) -> None:
         """End the stream; a request that is under way in it is cancelled at the server."""
+        self._close(cancel=True)
+
+    def _close(self, *, cancel: bool) -> None:
+        # A stream that is complete is closed, not cancelled: Triton 24.10 keeps a request that is cancelled after its
+        # final response, and with it the model.
         if self._streaming:
             self._streaming = False
-            self._client.stop_stream(cancel_requests=True)
+            self._client.stop_stream(cancel_requests=cancel)
 
     def _failure(self, error: InferenceServerException, model: str) -> Failure:
         """A sentence for what the client library reports."""
