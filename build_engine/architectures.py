@@ -23,6 +23,7 @@ class Support:
 
 
 _ALL = frozenset(TARGETS)
+_OPENVINO_ONLY = frozenset({OPENVINO})
 _NO_ENGINE = frozenset({OPENVINO, TENSORRT_LLM_CHECKPOINT})
 
 SUPPORTED: dict[str, Support] = {
@@ -34,7 +35,7 @@ SUPPORTED: dict[str, Support] = {
         Support("Qwen3ForCausalLM", "qwen3", _ALL),
         Support("MixtralForCausalLM", "mixtral", _ALL),
         Support("Qwen2MoeForCausalLM", "qwen2_moe", _ALL),
-        Support("Gemma2ForCausalLM", "gemma2", _NO_ENGINE),
+        Support("Gemma2ForCausalLM", "gemma2", _OPENVINO_ONLY),
         Support("Gemma3ForCausalLM", "gemma3", _NO_ENGINE),
         Support("Phi3ForCausalLM", "phi3", _NO_ENGINE),
         Support("Qwen3MoeForCausalLM", "qwen3_moe", _NO_ENGINE),

@@ -14,7 +14,7 @@ import msgspec
 
 import inflight.manifest as manifest
 from build_engine import __version__, source
-from build_engine.architectures import OPENVINO, TENSORRT_LLM, support_for
+from build_engine.architectures import OPENVINO, TENSORRT_LLM, TENSORRT_LLM_CHECKPOINT, support_for
 from build_engine.console import Console, format_bytes, format_seconds
 from build_engine.errors import Interrupted, UserMistake
 from build_engine.job import BuildOptions, Job, Outcome
@@ -22,11 +22,16 @@ from build_engine.openvino import target as openvino_target
 from build_engine.output import OutputDirectory, check_free
 from build_engine.quantization import kv_cache_for, recipe_for
 from build_engine.source import Source
+from build_engine.tensorrt import hf_target
 from build_engine.tensorrt import target as tensorrt_target
 from build_engine.tensorrt.compile import find_program
 from build_engine.verification.verify import as_text
 
-TARGETS = {OPENVINO: openvino_target.prepare, TENSORRT_LLM: tensorrt_target.prepare}
+TARGETS = {
+    OPENVINO: openvino_target.prepare,
+    TENSORRT_LLM: tensorrt_target.prepare,
+    TENSORRT_LLM_CHECKPOINT: hf_target.prepare,
+}
 
 
 class BuildLog:

@@ -45,7 +45,7 @@ KV_CACHES = ("auto", "fp8", "int8", "none")
 BY_TARGET: dict[str, tuple[str, ...]] = {
     OPENVINO: ("none", "int8", "int4"),
     TENSORRT_LLM: ("none", "int8", "int8-sq", "int4", "int4-awq", "w4a8-awq", "fp8"),
-    TENSORRT_LLM_CHECKPOINT: (),
+    TENSORRT_LLM_CHECKPOINT: ("int4-awq", "w4a8-awq", "fp8", "nvfp4"),
 }
 
 KV_BY_TARGET: dict[str, tuple[str, ...]] = {

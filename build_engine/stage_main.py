@@ -20,6 +20,7 @@ from build_engine.errors import AccuracyFailure, BuilderError, UserMistake
 STAGES = {
     "openvino.export": "build_engine.openvino.export",
     "tensorrt.checkpoint": "build_engine.tensorrt.quantize",
+    "tensorrt.hf_checkpoint": "build_engine.tensorrt.hf_quantize",
     "verify": "build_engine.verification.stage",
     "inspect.openvino": "build_engine.inspection.openvino_graph",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import inflight.manifest as manifest
-from build_engine import preflight
+from build_engine import preflight, prequantized
 from build_engine.errors import UserMistake
 from build_engine.job import BuildOptions, Job, Outcome
 from build_engine.openvino import recipes
@@ -41,12 +41,7 @@ def prepare(options: BuildOptions, origin: Source, recipe: Recipe, kv_cache: str
         raise UserMistake("--target openvino builds for one machine: leave out the parallel options")
     if options.speculative != "none":
         raise UserMistake("--speculative is not for --target openvino: speculative decoding is set where it is served")
-    if origin.config.prequantized:
-        method = origin.config.prequantized.get("quant_method", "unknown method")
-        raise UserMistake(
-            f"{origin.name} is quantized already ({method}) and openvino cannot carry that through: "
-            "give the checkpoint it was made from"
-        )
+    prequantized.refuse(origin, "openvino")
     compression = recipes.compression_for(recipe, origin.config)
     preflight.check_disk(options.output, 2 * origin.weight_bytes, "this build")
     preflight.check_memory(preflight.MEMORY_BASE + round(2.5 * origin.weight_bytes), "this build")

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import inflight.manifest as manifest
-from build_engine import preflight
+from build_engine import preflight, prequantized
 from build_engine.console import Console
 from build_engine.errors import StageFailure, UserMistake
 from build_engine.inspection.inspect import compute_capabilities
@@ -40,12 +40,7 @@ def prepare(options: BuildOptions, origin: Source, recipe: Recipe, kv_cache: str
     """Check model, splits, limits, disk, memory and the compiler; raises `UserMistake` before any work."""
     if options.stop_after not in (None, CHECKPOINT):
         raise UserMistake(f"--stop-after {options.stop_after} is unknown: it can be {CHECKPOINT}")
-    if origin.config.prequantized:
-        method = origin.config.prequantized.get("quant_method", "unknown method")
-        raise UserMistake(
-            f"{origin.name} is quantized already ({method}) and tensorrt-llm engines cannot carry that through here: "
-            "give the checkpoint it was made from"
-        )
+    prequantized.refuse(origin, "tensorrt-llm")
     if options.smoothquant_alpha is not None and recipe.name != "int8-sq":
         raise UserMistake("--smoothquant-alpha goes with --quantization int8-sq only")
     check_parallel(origin.config, options.parallel)

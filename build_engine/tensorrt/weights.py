@@ -89,7 +89,7 @@ def pairs(candidate: CheckpointCandidate, source: Source) -> Iterator[tuple[str,
 
 def expert_names(source: Source, base: str) -> list[tuple[str, str, str]]:
     """Names of gate, up and down of each expert, as Mixtral or as Qwen spells them."""
-    found = []
+    found: list[tuple[str, str, str]] = []
     while True:
         index = len(found)
         mixtral = f"{base}.block_sparse_moe.experts.{index}"

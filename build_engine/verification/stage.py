@@ -86,4 +86,8 @@ def load_candidate(spec: dict[str, Any]) -> Any:
         from build_engine.tensorrt.runner import CheckpointCandidate
 
         return CheckpointCandidate(Path(spec["directory"]))
+    if spec["target"] == "tensorrt_llm_checkpoint":
+        from build_engine.tensorrt.hf_reader import HfCandidate
+
+        return HfCandidate(Path(spec["directory"]))
     raise UserMistake(f"{spec['target']} artifacts cannot be verified")

@@ -65,6 +65,8 @@ def measure(
         greedy_agreement=round(result["greedy_agreement"], 4),
         text=f"{text.name}, sha256 {text.sha256[:16]}",
         tokens=result["tokens"],
+        weight_error=None if result["weight_error"] is None else round(result["weight_error"], 6),
+        worst_weight=result["worst_weight"],
         size_ratio=round(weight_bytes(artifact.weights) / origin.weight_bytes, 4),
     )
     return figures, result
@@ -121,8 +123,11 @@ def require(recipe: str, figures: manifest.Verification) -> None:
 def as_text(figures: manifest.Verification) -> str:
     ratio = figures.perplexity / figures.reference_perplexity
     size = f", weights {figures.size_ratio:.3f} of the source's size" if figures.size_ratio is not None else ""
+    weights = ""
+    if figures.weight_error is not None:
+        weights = f", weights within {100 * figures.weight_error:.2g} % in every layer ({figures.worst_weight})"
     return (
         f"perplexity {figures.perplexity:.3f} (source {figures.reference_perplexity:.3f}, {100 * (ratio - 1):+.2f} %), "
-        f"mean KL {figures.mean_kl:.5f} nats, greedy agreement {100 * figures.greedy_agreement:.2f} %{size}; "
+        f"mean KL {figures.mean_kl:.5f} nats, greedy agreement {100 * figures.greedy_agreement:.2f} %{size}{weights}; "
         f"{figures.tokens} tokens of {figures.text}"
     )

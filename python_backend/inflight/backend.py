@@ -29,6 +29,7 @@ from inflight.engine_link import EngineLink
 from inflight.engines.base import EngineInfo, EngineRequest, EngineStats
 from inflight.engines.factory import WorkerSpec, resolve_engine
 from inflight.errors import ErrorCode, LoadError, RequestError, internal, unavailable
+from inflight.guides import Decision, GuideService, NewGuide, check_combination
 from inflight.metrics import Flusher, Metrics, Sink
 from inflight.model_files import read_json_object
 from inflight.observation import Observation, Snapshot
@@ -79,7 +80,8 @@ class Backend:
         self._flusher = Flusher(self._observation.flush, config.metrics_interval_ms / 1000)
         self._warmups_left = warmup_requests
         self._pool = ThreadPoolExecutor(PARSE_THREADS, thread_name_prefix="inflight-parse")
-        self._delivery = Delivery(config.sender_threads, metrics, self._live.__len__)
+        self._guides = GuideService(self._engine, str(folder))
+        self._delivery = Delivery(config.sender_threads, metrics, self._live)
         self._dispatcher = Dispatcher(self._delivery, self._make_queue)
         self._poller = CancellationPoller(self._live_streams, self._delivery.poll_cancelled)
         self._supervisor = Supervisor(
@@ -116,6 +118,7 @@ class Backend:
         """End every request that is left, then the engine and all threads."""
         self._draining = True
         self._dispatcher.close(unavailable("the model is being unloaded; send the request to another server"))
+        self._guides.stop()  # who waits for a guide goes back into the pool
         self._pool.shutdown(wait=True)  # what is being parsed comes out as streams, which end with the rest
         self._wait_for_none(LEFTOVER_S)
         if self._poller.running:
@@ -141,9 +144,14 @@ class Backend:
             return
         with self._accepted_lock:
             self._accepted += 1
-        arrival_ns = time.monotonic_ns()
+        self._enqueue(raw, responder, time.monotonic_ns(), warmup, None)
+
+    def _enqueue(
+        self, raw: RawRequest, responder: Responder, arrival_ns: int, warmup: bool, decision: Decision | None
+    ) -> None:
+        """Hand over to the parse pool: a request that has arrived, or one whose guide has been checked."""
         try:
-            self._pool.submit(self._prepare, raw, responder, arrival_ns, warmup)
+            self._pool.submit(self._prepare, raw, responder, arrival_ns, warmup, decision)
         except RuntimeError:  # the pool is shut down
             self._forget()
             self._refuse(raw, responder, unavailable("the model is being unloaded; send the request to another server"))
@@ -154,7 +162,7 @@ class Backend:
         if self._supervisor.health is not Health.READY:
             if self._supervisor.health is Health.FAILED:
                 return unavailable(
-                    "the engine has failed and is not started again; reload the model or restart the server"
+                    "the engine has failed and is not started again; unload and load the model, or restart the server"
                 )
             return unavailable("the engine is restarting; try again in a few seconds")
         assert self._info is not None
@@ -162,10 +170,15 @@ class Backend:
             return unavailable(f"the queue is full ({self._accepted} requests are under way); try again in a moment")
         return None
 
-    def _prepare(self, raw: RawRequest, responder: Responder, arrival_ns: int, warmup: bool) -> None:
-        """Parse, tokenize and hand over to the dispatcher. Runs in the parse pool."""
+    def _prepare(
+        self, raw: RawRequest, responder: Responder, arrival_ns: int, warmup: bool, decision: Decision | None
+    ) -> None:
+        """Parse, tokenize and hand over to the dispatcher. Runs in the parse pool, which never waits for a guide."""
         try:
-            live, request = self._make(raw, responder, arrival_ns)
+            live, request = self._make(raw, responder, arrival_ns, decision)
+        except NewGuide as new:
+            self._guides.ask(new.guide, lambda found: self._enqueue(raw, responder, arrival_ns, warmup, found))
+            return
         except RequestError as error:
             self._forget()
             self._refuse(raw, responder, error)
@@ -179,12 +192,17 @@ class Backend:
         self._live[live.request_id] = live
         self._dispatcher.submit(live, request)
 
-    def _make(self, raw: RawRequest, responder: Responder, arrival_ns: int) -> tuple[LiveStream, EngineRequest]:
+    def _make(
+        self, raw: RawRequest, responder: Responder, arrival_ns: int, decision: Decision | None
+    ) -> tuple[LiveStream, EngineRequest]:
         info, detokenizers = self._info, self._detokenizers
         assert info is not None
         assert detokenizers is not None
         request = parse_request(raw, self._config, self._defaults)
         check_capabilities(request, info)
+        if request.guide is not None:
+            check_combination(request, info)
+            request = dataclasses.replace(request, guide=self._guides.decide(request.guide, decision))
         prompt = self._builder.build(request, info)
         for_engine = engine_request(next(self._ids), request, prompt, info, self._builder)
         context = prompt.token_ids[-16:]

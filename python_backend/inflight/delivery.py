@@ -2,8 +2,9 @@
 
 A `send` to Triton is a blocking round trip of tens of microseconds, so tokens are merged: engine outputs only go into a
 stream's inbox, and a sender takes the whole inbox into one response. At low load a sender is always free and every
-token leaves at once; under load a response carries several. Where engine and server share the cores, a least gap per
-stream that grows with the number of streams keeps sending inside a small share of the CPU.
+token leaves at once; under load a response carries several. A least gap per stream, which grows with the number of
+streams, keeps sending inside a small share of the CPU. It is the arriving token that looks whether the gap is over, so
+nothing wakes for a token that has to wait; first tokens and ends never wait.
 
 Threads: `inflight-send-N`, started and joined by `Delivery`. One lock per stream spans every use of Triton's response
 sender, because to ask for cancellation after FINAL is a use-after-free in the server.
@@ -12,13 +13,12 @@ sender, because to ask for cancellation after FINAL is a use-after-free in the s
 from __future__ import annotations
 
 import collections
-import heapq
-import itertools
 import logging
+import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from inflight.engines.base import EngineOutput
@@ -28,9 +28,11 @@ from inflight.stream import Reply, Stream, Taken
 
 log = logging.getLogger("inflight.delivery")
 
-SEND_COST_S = 130e-6  # CPU of one response over stub and server, measured (docs/performance.md)
-SEND_SHARE = 0.10  # of one core, spent on sending at most while tokens wait for each other
-MAX_GAP_S = 0.1
+SEND_COST_S = 300e-6  # CPU of one response over stub, server and client, measured (docs/performance.md)
+SEND_SHARE = 0.05  # of all cores, spent on sending while tokens could wait for each other
+MAX_GAP_S = 0.25
+LOOK_S = 0.02  # how often to look for tokens that wait longer than the gap
+IDLE_S = 0.5
 RETRY_S = (0.02, 0.1, 0.5)  # waits between attempts to tell Triton of an end
 
 
@@ -93,13 +95,13 @@ class LiveStream:
         "last_ns",
         "last_send",
         "lock",
+        "next_ns",
         "on_abandon",
         "on_closed",
         "queued",
         "request_id",
         "responder",
         "stream",
-        "urgent",
     )
 
     def __init__(self, request_id: int, stream: Stream, responder: Responder) -> None:
@@ -112,7 +114,7 @@ class LiveStream:
         # Otherwise there is nothing to send and nothing to look for before the end.
         self.eager = stream.request.stream or bool(stream.request.stops)
         self.queued = False
-        self.urgent = True  # the first token never waits
+        self.next_ns = 0  # tokens that come before this wait for each other; the first one never waits
         self.closed = False  # the terminal response has been sent
         self.counted = True  # in the metrics; a warm-up is not
         self.last_send = 0.0
@@ -130,20 +132,13 @@ def _nothing(_: LiveStream) -> None:
 class Delivery:
     """The sender threads and the queue of streams that have something to say."""
 
-    def __init__(
-        self,
-        threads: int,
-        metrics: Metrics,
-        live_count: Callable[[], int],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, threads: int, metrics: Metrics, live: Mapping[int, LiveStream]) -> None:
+        """`live` are the streams without an end, kept by the owner; they are looked at for overdue tokens."""
         self._metrics = metrics
-        self._live_count = live_count
-        self._clock = clock
+        self._live = live
+        self._share = SEND_SHARE * len(os.sched_getaffinity(0))
         self._ready: queue.SimpleQueue[LiveStream | None] = queue.SimpleQueue()
-        self._deferred: list[tuple[float, int, LiveStream]] = []
-        self._deferred_lock = threading.Lock()
-        self._order = itertools.count()
+        self._looked_ns = 0  # when somebody last looked for overdue tokens
         self._threads = [
             threading.Thread(target=self._run, name=f"inflight-send-{number}", daemon=True) for number in range(threads)
         ]
@@ -166,7 +161,7 @@ class Delivery:
         live.last_ns = now_ns
         if not live.first_ns:
             live.first_ns = now_ns
-        if not live.queued and live.eager:
+        if now_ns >= live.next_ns and live.eager and not live.queued:
             live.queued = True
             self._ready.put(live)
 
@@ -177,11 +172,8 @@ class Delivery:
             live.last_ns = now_ns
             if not live.first_ns:
                 live.first_ns = now_ns
-        if output.finish is not None or output.error is not None:
-            live.urgent = live.queued = True
-            self._ready.put(live)  # although it may be queued: it must not sit out a gap; a second turn finds nothing
-            return
-        if not live.queued and live.eager:
+        ends = output.finish is not None or output.error is not None  # an end never waits
+        if ends or (now_ns >= live.next_ns and live.eager and not live.queued):
             live.queued = True
             self._ready.put(live)
 
@@ -216,58 +208,44 @@ class Delivery:
 
     def _run(self) -> None:
         while True:
+            live: LiveStream | None
             try:
-                live = self._ready.get(timeout=self._next_due())
+                live = self._ready.get(timeout=LOOK_S if self._live else IDLE_S)
             except queue.Empty:
-                live = self._pop_due()
+                pass
+            else:
                 if live is None:
-                    continue
-            if live is None:
-                return
-            due = self._pop_due()
-            if due is not None:
-                self._serve(due)
-            self._serve(live)
-            live = due = None  # while this thread waits it keeps no stream alive
+                    return
+                self._serve(live)
+            live = None  # while this thread waits it keeps no stream alive
+            self._queue_overdue(time.monotonic_ns())
+
+    def _queue_overdue(self, now_ns: int) -> None:
+        """Queue the streams whose tokens came within the gap and were followed by no other (a long prefill, say)."""
+        if now_ns - self._looked_ns < LOOK_S * 1e9:
+            return
+        self._looked_ns = now_ns
+        for live in list(self._live.values()):
+            if live.inbox and now_ns >= live.next_ns and live.eager and not live.queued:
+                live.queued = True
+                self._ready.put(live)
 
     def _serve(self, live: LiveStream) -> None:
         """One turn of one stream; its trouble must not end this thread, nor leave its client without an end."""
+        live.next_ns = time.monotonic_ns() + self._gap_ns()
+        live.queued = False  # from here on a token queues it again, once the gap is over
         try:
-            self._send_or_defer(live)
+            with live.lock:
+                self._drain(live)
+                self._deliver(live)
+            self._after(live)
         except Exception:
             log.exception("request %s: delivery failed", live.stream.request_id)
-            live.queued = False
             self.fail(live, internal(live.stream.request_id))
 
-    def _send_or_defer(self, live: LiveStream) -> None:
-        now = self._clock()
-        wait = 0.0 if live.urgent else live.last_send + self._gap() - now
-        if wait > 0.0:
-            with self._deferred_lock:
-                heapq.heappush(self._deferred, (now + wait, next(self._order), live))
-            return
-        with live.lock:
-            live.urgent = False
-            self._drain(live)
-            self._deliver(live)
-        live.queued = False
-        if live.inbox and not live.queued:  # came in while we sent
-            live.queued = True
-            self._ready.put(live)
-        self._after(live)
-
-    def _gap(self) -> float:
-        return min(MAX_GAP_S, self._live_count() * SEND_COST_S / SEND_SHARE)
-
-    def _next_due(self) -> float:
-        with self._deferred_lock:
-            return max(0.0, min(1.0, self._deferred[0][0] - self._clock())) if self._deferred else 1.0
-
-    def _pop_due(self) -> LiveStream | None:
-        with self._deferred_lock:
-            if self._deferred and self._deferred[0][0] <= self._clock():
-                return heapq.heappop(self._deferred)[2]
-        return None
+    def _gap_ns(self) -> int:
+        """The least time between two responses of one stream."""
+        return int(min(MAX_GAP_S, len(self._live) * SEND_COST_S / self._share) * 1e9)
 
     def _drain(self, live: LiveStream) -> None:
         inbox, stream = live.inbox, live.stream
@@ -330,7 +308,7 @@ class Delivery:
 
     def _measure(self, live: LiveStream, taken: Taken) -> None:
         """Tokens per response and the time between tokens, of streams."""
-        now = self._clock()
+        now = time.monotonic()
         if live.stream.request.stream and live.counted and taken.tokens:
             self._metrics.observe("inflight_tokens_per_response", taken.tokens / len(taken.replies), len(taken.replies))
             if live.last_send:

@@ -1,13 +1,15 @@
 """The backend's end of the socket to one engine process.
 
-Thread `inflight-engine-reader` (one per link, started here) always drains the socket, so that a full pipe never stalls
-the engine. Sending is done by the dispatcher alone.
+Threads, two per link, started and joined here: `inflight-engine-reader` always drains the socket, so that a full pipe
+never stalls the engine; `inflight-engine-writer` waits for an engine that is busy in a long step, so that the
+dispatcher never does. Whether an engine that does not read is stalled is the watchdog's to judge alone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import queue
 import socket
 import threading
 from typing import Protocol
@@ -16,7 +18,8 @@ from inflight import frames
 
 log = logging.getLogger("inflight.engine")
 
-SEND_TIMEOUT_S = 5.0
+WAIT_S = 1.0  # how long one wait on the socket or the outbox lasts before the link looks whether it is lost
+JOIN_S = 5.0
 RECEIVE_BYTES = 1 << 18
 
 
@@ -39,34 +42,53 @@ class EngineLink:
 
     def __init__(self, connection: socket.socket, buffer: frames.FrameBuffer, handler: LinkHandler) -> None:
         self._socket = connection
-        self._socket.settimeout(SEND_TIMEOUT_S)
+        self._socket.settimeout(WAIT_S)
+        # Bounded by what admission lets run: one Add and one Cancel per request.
+        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._buffer = buffer
         self._handler = handler
         self.lost = threading.Event()
-        self._thread = threading.Thread(target=self._read, name="inflight-engine-reader", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._read, name="inflight-engine-reader", daemon=True),
+            threading.Thread(target=self._write, name="inflight-engine-writer", daemon=True),
+        ]
 
     def start(self) -> None:
-        """Start reading."""
-        self._thread.start()
+        """Start reading and writing."""
+        for thread in self._threads:
+            thread.start()
 
     def send(self, message: frames.ToEngine) -> None:
-        """Raises `LinkLost` when the engine is gone or does not read for `SEND_TIMEOUT_S`."""
+        """Hand a message to the writer. Never blocks; raises `LinkLost` when the engine is gone."""
         if self.lost.is_set():
             raise LinkLost
-        try:
-            self._socket.sendall(frames.encode(message))
-        except OSError as error:
-            self.lost.set()
-            raise LinkLost(str(error)) from None
+        self._outbox.put(frames.encode(message))
 
     def close(self) -> None:
-        """End the reader and the connection."""
+        """End the threads and the connection."""
         self.lost.set()
+        self._outbox.put(None)
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join(SEND_TIMEOUT_S)
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(JOIN_S)
         self._socket.close()
+
+    def _write(self) -> None:
+        while not self.lost.is_set():
+            try:
+                data = self._outbox.get(timeout=WAIT_S)
+            except queue.Empty:
+                continue
+            rest = memoryview(data or b"")
+            while rest and not self.lost.is_set():
+                try:
+                    rest = rest[self._socket.send(rest) :]
+                except TimeoutError:
+                    continue
+                except OSError:
+                    self.lost.set()
 
     def _read(self) -> None:
         try:

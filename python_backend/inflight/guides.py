@@ -67,6 +67,14 @@ class Decision:
         return self.guide
 
 
+class NewGuide(Exception):
+    """A guide that has to be checked first (`GuideService.ask`)."""
+
+    def __init__(self, guide: Guide) -> None:
+        super().__init__()
+        self.guide = guide
+
+
 def check_limits(guide: Guide) -> None:
     """Raises INVALID_ARG for a guide that is not even worth a check. Takes milliseconds at most."""
     try:
@@ -146,6 +154,15 @@ class GuideService:
         """The process that checks; 0 while there is none."""
         process = self._process
         return process.pid if process is not None else 0
+
+    def decide(self, guide: Guide, decision: Decision | None) -> Guide:
+        """The guide for the engine, by a decision just made or one that is known. Raises `NewGuide` when there is none,
+        and the `RequestError` of a guide that is refused.
+        """
+        found = decision or self.known(guide)
+        if found is None:
+            raise NewGuide(guide)
+        return found.take()
 
     def known(self, guide: Guide) -> Decision | None:
         """The decision on a guide that was checked before. Raises INVALID_ARG for what `check_limits` refuses."""

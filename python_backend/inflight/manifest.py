@@ -75,6 +75,8 @@ class Requires(msgspec.Struct, frozen=True, kw_only=True):
 class Verification(msgspec.Struct, frozen=True, kw_only=True):
     """Accuracy against the source on ``tokens`` tokens of ``text``: perplexities, mean KL divergence in nats per
     token, and the share of positions where both choose the same greedy token.
+
+    ``weight_error`` is the largest ``‖W − S‖ / ‖S‖`` of a layer, where the weights were read back.
     """
 
     perplexity: float
@@ -84,6 +86,8 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
     text: str
     tokens: int
     size_ratio: float | None = None
+    weight_error: float | None = None
+    worst_weight: str = ""
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True):

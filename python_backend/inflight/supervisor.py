@@ -117,7 +117,7 @@ class Supervisor:
             failures = 1 if healthy else failures + 1
             if failures > self._max_restarts:
                 self.health, self.reason = Health.FAILED, f"{reason}, and it was restarted {self._max_restarts} times"
-                log.error("giving up: %s; reload the model or restart the server", self.reason)
+                log.error("giving up: %s; unload and load the model, or restart the server", self.reason)
                 break
             self.health, self.reason = Health.RESTARTING, reason
             wait = BACK_OFF_S[min(failures, len(BACK_OFF_S)) - 1]

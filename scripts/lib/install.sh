@@ -37,7 +37,7 @@ choose_python() { # choose_python [PROGRAM]: sets $PYTHON and $PYTHON_VERSION
 }
 
 check_machine() { # before any work: everything that would fail later
-  local free_mb needed_mb=500
+  local needed_mb=500
   [[ -w $ROOT ]] || fail "$ROOT cannot be written by $(id -un): run as its owner, or clone the repository into a folder of your own."
   if [[ $PYTHON != "$VENV/bin/python" ]]; then
     "$PYTHON" -c 'import venv, ensurepip' 2> /dev/null ||
@@ -45,9 +45,14 @@ check_machine() { # before any work: everything that would fail later
   fi
   "$PYTHON" "$ROOT/scripts/fetch_triton.py" --check || exit 1
   [[ -x $VENV/bin/python ]] || needed_mb=4500
+  require_disk "$needed_mb"
+}
+
+require_disk() { # require_disk MB
+  local free_mb
   free_mb=$(df -Pm "$ROOT" 2> /dev/null | awk 'NR == 2 { print $4 }') || true
-  [[ -z $free_mb ]] || ((free_mb >= needed_mb)) ||
-    fail "the disk of $ROOT has ${free_mb} MB left and about ${needed_mb} MB are needed: free some, or clone the repository onto a larger disk."
+  [[ -z $free_mb ]] || ((free_mb >= $1)) ||
+    fail "the disk of $ROOT has ${free_mb} MB left and about $1 MB are needed: free some, or clone the repository onto a larger disk."
 }
 
 install_system_packages() { # only where this may be done without asking: as root with apt-get, and something is missing
@@ -119,6 +124,7 @@ complete_torch() { # the lock has what the CPU build of torch needs; an index th
   (cd / && "$VENV/bin/python" -c 'import torch' 2> /dev/null) && return
   echo "      this package index has torch for CUDA only, and its CUDA packages follow (several GB); to do without them"
   echo "      stop here and set INFLIGHT_TORCH_INDEX to the address of PyTorch's own index of CPU builds"
+  require_disk 8000
   : > "$VENV/.incomplete"
   _python "$ROOT/scripts/_pip.py" install --only-binary :all: --constraint "$ROOT/requirements/build.txt" "$(_pin torch)" ||
     exit 1

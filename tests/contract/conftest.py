@@ -1,7 +1,7 @@
 """One server with the simulated engine for all contract tests: they are about requests, not about a model.
 
-The models differ in what a test needs: `llm` and `llm_batched` are the two shapes, as fast as the machine can; `ends` ends
-every answer by itself; `narrow` has a small context; `slow` takes its time and has one place and a short queue.
+The models differ in what a test needs: `llm` and `llm_batched` are the two shapes, and fast; `ends` ends every answer by
+itself; `narrow` has a small context; `slow` takes its time and has one place and a short queue.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from _server import Server, ServerConfig
 
+from _server import Server, ServerConfig
 from tests.contract.forms import CHAT_TEMPLATE
 from tests.harness.repository import write_model
 from tests.unit.machines.tokenizer_kinds import write_folder
 
-FAST = {"real_time": False, "max_seq_len": 512}
+FAST = {"step_ms": 0.2, "prefill_us_per_token": 0.0, "decode_us_per_sequence": 0.0, "max_seq_len": 512}
 
 
 @pytest.fixture(scope="package")

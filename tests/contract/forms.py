@@ -22,12 +22,16 @@ def forms_of(value: Any) -> tuple[str, ...]:
     return FORMS[:2] if isinstance(value, list) else FORMS
 
 
-def ask(client: GrpcClient, values: dict[str, Any], form: str = "tensor", model: str = "llm", **tensors: Any) -> Pending:
+def ask(
+    client: GrpcClient, values: dict[str, Any], form: str = "tensor", model: str = "llm", **tensors: Any
+) -> Pending:
     """Send one request with `values` in one of the three forms (`tensors` are always tensors), and wait for its end."""
     return start(client, values, form, model, **tensors).result()
 
 
-def start(client: GrpcClient, values: dict[str, Any], form: str = "tensor", model: str = "llm", **tensors: Any) -> Pending:
+def start(
+    client: GrpcClient, values: dict[str, Any], form: str = "tensor", model: str = "llm", **tensors: Any
+) -> Pending:
     """The same without waiting."""
     inputs = dict(tensors)
     parameters: dict[str, Any] = {}

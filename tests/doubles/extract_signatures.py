@@ -1,10 +1,10 @@
 """Read the Python surface of TensorRT-LLM's executor out of a checkout of its public repository.
 
-    python tests/doubles/extract_signatures.py CHECKOUT --release 1.2 [--write tests/doubles/trtllm_double/signatures.json]
+    python tests/doubles/extract_signatures.py CHECKOUT --release 1.2 [--write TABLE]
 
 The checkout's own binding definitions (nanobind, or pybind11 before it) are parsed: classes, constructors with keyword
 names, types and defaults, attributes, methods, enums. Facts only; no code is taken over. Without `--write` the result
-is printed; with it the release's entry in that table is replaced, and what changed is said.
+is printed; with it the release's entry in that table (trtllm_double/signatures.json) is replaced.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ TYPES = {
     "LogitsPostProcessor": "callable",
     "LogitsPostProcessorBatched": "callable",
     "LogitsPostProcessorMap": "dict",
-} | {name: "int" for name in INTEGERS}
+} | dict.fromkeys(INTEGERS, "int")
 OPEN, CLOSE = "([{", ")]}"
 
 
@@ -232,7 +232,7 @@ def find_classes(text: str, constants: dict[str, Any], enums: dict[str, dict[str
     variables: dict[str, str] = {}
     pattern = r"(?:auto\s+(\w+)\s*=\s*)?(?:nb|py)::class_?h?_?<([^;]*?)>\s*(\w+)?\s*\(\s*(\w+)\s*,\s*\"(\w+)\"([^)]*)\)"
     for match in re.finditer(pattern, text):
-        variable, cpp, other, scope, name, more = match.groups()
+        variable, cpp, other, scope, name, _ = match.groups()
         if "(" in cpp or "{" in cpp:
             continue
         outer = variables.get(scope, "")
@@ -285,7 +285,9 @@ def extract(checkout: Path, known_constants: dict[str, Any]) -> dict[str, Any]:
     """The whole surface of one release. Raises `ExtractionError`."""
     folder = next((checkout / name for name in FOLDERS if (checkout / name / "request.cpp").is_file()), None)
     if folder is None:
-        raise ExtractionError(f"{checkout} has none of {' and '.join(FOLDERS)}: is it TensorRT-LLM, before the removal?")
+        raise ExtractionError(
+            f"{checkout} has none of {' and '.join(FOLDERS)}: is it TensorRT-LLM, before the removal?"
+        )
     texts = {name: without_comments((folder / name).read_text()) for name in FILES if (folder / name).is_file()}
     constants = find_constants(checkout, known_constants)
     enums: dict[str, dict[str, str]] = {}

@@ -32,7 +32,13 @@ def engine_config(profile: str = "1.2", world: int = 1, **build: Any) -> dict[st
         "lora_plugin": None,
         **build.pop("plugin_config", {}),
     }
-    limits = {"max_batch_size": 16, "max_input_len": 1024, "max_seq_len": 2048, "max_num_tokens": 8192, "max_beam_width": 1}
+    limits = {
+        "max_batch_size": 16,
+        "max_input_len": 1024,
+        "max_seq_len": 2048,
+        "max_num_tokens": 8192,
+        "max_beam_width": 1,
+    }
     return {
         "version": PROFILES[profile]["version"],
         "pretrained_config": {

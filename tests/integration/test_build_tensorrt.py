@@ -20,6 +20,7 @@ from build_engine.quantization import RECIPES as VOCABULARY
 from build_engine.tensorrt import quantize, recipes
 from build_engine.tensorrt.reader import Checkpoint, unpack_int4
 from build_engine.tensorrt.runner import CheckpointCandidate
+from build_engine.tensorrt.weights import worst_weight
 from build_engine.verification import stage as verification
 from build_engine.verification.thresholds import too_far
 from inflight.manifest import Verification
@@ -101,7 +102,15 @@ def compare(trained: Trained, directory: Path, tokens: int = 1024) -> Verificati
         "tokens": tokens,
     }
     found = verification.run(spec, Silent())
-    names = ("perplexity", "reference_perplexity", "mean_kl", "greedy_agreement", "tokens")
+    names = (
+        "perplexity",
+        "reference_perplexity",
+        "mean_kl",
+        "greedy_agreement",
+        "tokens",
+        "weight_error",
+        "worst_weight",
+    )
     return Verification(text="training text", **{name: found[name] for name in names})
 
 
@@ -332,13 +341,15 @@ def test_architectures(tmp_path: Path, model_type: str) -> None:
     staged = source.stage(source.resolve(str(directory)), tmp_path / "staged")
     ids = torch.arange(3, 83)
     with torch.inference_mode():
-        expected = AutoModelForCausalLM.from_pretrained(staged, dtype=torch.float32).eval()(ids[None]).logits[0]
+        model = AutoModelForCausalLM.from_pretrained(staged, dtype=torch.float32).eval()
+        expected, state = model(ids[None]).logits[0], model.state_dict()
     for split in ("1x1", "2x2", "4x1"):
         export(staged, tmp_path / split, "none", split)
         with torch.inference_mode():
             got = CheckpointCandidate(tmp_path / split).logits(ids)
         error = float((got - expected).abs().max() / expected.abs().max())
         assert error < 1e-4, f"{split}: {error}"
+        assert worst_weight(CheckpointCandidate(tmp_path / split), state)[0] == 0.0
 
 
 def test_the_exporters_configuration_is_corrected(tmp_path: Path) -> None:

@@ -32,7 +32,12 @@ def serve(make_server: MakeServer, tmp_path: Path) -> Serve:
     """Starts a server of model `llm` on an engine of the stand-in."""
 
     def start(
-        folder: Path, *, profile: str = "1.2", double: dict[str, Any] | None = None, ready: bool = True, **parameters: Any
+        folder: Path,
+        *,
+        profile: str = "1.2",
+        double: dict[str, Any] | None = None,
+        ready: bool = True,
+        **parameters: Any,
     ) -> Server:
         site = environment(tmp_path / "site", profile, **(double or {}))
         mpi = importlib.util.find_spec("mpi4py")
@@ -66,11 +71,19 @@ def test_one_rank_serves_the_contract(serve: Serve, tmp_path: Path) -> None:
         streamed = grpc.generate("Tell me", max_tokens=24, return_finish_reason=True)
         assert streamed.text == unary
         assert len(streamed.responses) > 3
-        stop = next(unary[place : place + 3] for place in range(4, len(unary)) if unary.count(unary[place : place + 3]) == 1)
+        stop = next(
+            unary[place : place + 3] for place in range(4, len(unary)) if unary.count(unary[place : place + 3]) == 1
+        )
         stopped = grpc.generate("Tell me", max_tokens=24, stop_words=[stop], return_finish_reason=True)
         assert stopped.text == unary[: unary.index(stop)]
         several = grpc.generate(
-            "Tell me", stream=False, max_tokens=6, temperature=1.0, seed=3, num_return_sequences=3, return_finish_reason=True
+            "Tell me",
+            stream=False,
+            max_tokens=6,
+            temperature=1.0,
+            seed=3,
+            num_return_sequences=3,
+            return_finish_reason=True,
         )
         assert len(set(several.texts)) == 3
         guided = grpc.generate(
@@ -137,7 +150,9 @@ def again(grpc: GrpcClient, timeout_s: float = 30.0) -> None:
 
 def test_a_release_without_engines_says_what_to_do(serve: Serve, tmp_path: Path) -> None:
     folder = write_engine(tmp_path / "engine", ENGINE, "1.3", with_manifest=False)
-    with pytest.raises(Failure, match=r"cannot run compiled engines any more; serve this one with TensorRT-LLM 1\.2\.1"):
+    with pytest.raises(
+        Failure, match=r"cannot run compiled engines any more; serve this one with TensorRT-LLM 1\.2\.1"
+    ):
         serve(folder, profile="1.3")
 
 

@@ -10,7 +10,8 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,6 +20,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 import _shm
+from _processes import holds_any, living_pids
 from _server import Server, ServerConfig
 from inflight import control
 from inflight.engine_process import RUN_PREFIX
@@ -96,8 +98,6 @@ class Rig:
 
     def metrics(self, model: str = "llm") -> Samples:
         """(family and suffix, value of the label besides model and version) → value, of our families."""
-        import urllib.request
-
         with urllib.request.urlopen(self.server.metrics_url, timeout=10) as answer:
             return parse_samples(answer.read().decode(), model)
 
@@ -205,17 +205,30 @@ def leftovers(server: Server, regions_before: set[Path], folders_before: set[Pat
     return found
 
 
+def regions_of(pids: Iterable[int]) -> set[Path]:
+    """The backend's shared-memory regions that these processes hold."""
+    regions = {str(path) for path in _shm.regions()}
+    return {Path(name) for pid in pids for name in holds_any(pid, regions)}
+
+
+def run_folders_of(pids: Iterable[int]) -> set[Path]:
+    """The engines' run folders that these processes (stubs) made."""
+    return {path for path in run_folders() if _owner(path) in set(pids)}
+
+
 def run_folders() -> set[Path]:
     """The engines' run folders of this machine."""
     return set(Path(tempfile.gettempdir()).glob(f"{RUN_PREFIX}*"))
 
 
+def _owner(folder: Path) -> int:
+    return int(folder.name[len(RUN_PREFIX) :].split("-")[0])
+
+
 def _owner_lives(folder: Path) -> bool:
-    return Path("/proc", folder.name[len(RUN_PREFIX) :].split("-")[0]).exists()
+    return Path("/proc", str(_owner(folder))).exists()
 
 
 def _in_use(region: Path) -> bool:
     """Whether some living process (of another test's server) holds the region."""
-    from _processes import holds_any, living_pids
-
     return any(holds_any(pid, {str(region)}) for pid in living_pids())

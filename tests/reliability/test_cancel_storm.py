@@ -118,7 +118,7 @@ def http_stream(rig: Rig, number: int) -> http.client.HTTPConnection:
 
 
 def test_http_clients_disconnect_while_streaming(rig: Rig, report: Report) -> None:
-    """Triton notices a lost HTTP connection when it writes to it (24.10), so a streaming client's leave is seen soon."""
+    """Triton notices a lost HTTP connection when it writes to it (24.10): a streaming client's leave is seen soon."""
     before = cancelled(rig)
     connections = [http_stream(rig, number) for number in range(32)]
     began = time.monotonic()

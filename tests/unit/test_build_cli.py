@@ -48,7 +48,7 @@ def test_mistakes_are_one_sentence_and_leave_nothing(tmp_path: Path, capsys: pyt
     strange = checkpoint(tmp_path / "s", architectures=["MambaForCausalLM"])
     assert "MambaForCausalLM" in mistake(capsys, "build", strange, "--target", "openvino", "--output", out)
     packed = checkpoint(tmp_path / "q", quantization_config={"quant_method": "gptq"})
-    assert "gptq" in mistake(capsys, "build", packed, "--target", "openvino", "--output", out)
+    assert "GPTQ" in mistake(capsys, "build", packed, "--target", "openvino", "--output", out)
     out.mkdir()
     (out / "notes.txt").write_text("")
     assert "exists already" in mistake(capsys, *build)

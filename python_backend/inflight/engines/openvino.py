@@ -9,7 +9,6 @@ Options (model parameter `engine_options`, JSON): see `OpenVinoOptions`.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,7 +29,9 @@ from inflight.engines.base import (
     FinishReason,
     Guide,
 )
+from inflight.engines.openvino_guides import can_be_guided, structured_output
 from inflight.errors import LoadError
+from inflight.grammar.nodes import GrammarError
 from inflight.manifest import Manifest, ManifestError, check
 from inflight.model_files import read_json_object
 
@@ -145,8 +146,9 @@ class OpenVinoEngine:
         wanted = max_running * math.ceil(max_seq_len / BLOCK_SIZE)
         budget = int(self._options.kv_cache_gb * 2**30) or DEFAULT_KV_CACHE_BYTES
         blocks = min(wanted, max(budget // block_bytes, 1))
-        guided = (folder / "openvino_tokenizer.xml").is_file()
         eos = read_json_object(folder, "generation_config.json").get("eos_token_id", config.get("eos_token_id"))
+        stops = tuple([eos] if isinstance(eos, int) else eos or ())
+        guided = can_be_guided(folder, stops)
         return EngineInfo(
             name="openvino",
             version=openvino_genai.__version__,
@@ -155,7 +157,7 @@ class OpenVinoEngine:
             max_running=max_running,
             block_size=BLOCK_SIZE,
             blocks_total=blocks,
-            stop_token_ids=tuple([eos] if isinstance(eos, int) else eos or ()),
+            stop_token_ids=stops,
             capabilities=_CAPABILITIES | (_GUIDED if guided else frozenset()),
             max_beam_width=min(16, max_running),
         )
@@ -365,24 +367,24 @@ def _generation_config(request: EngineRequest, index: int, own_stops: frozenset[
         config.min_p = sampling.min_p
         config.rng_seed = (sampling.seed + index * _GOLDEN) % 2**64
     if request.guide is not None:
-        config.structured_output_config = _structured(request.guide)
+        left = _structured(config, request.guide, stops, own_stops)
     return config, left
 
 
-def _structured(guide: Guide) -> Any:
-    structured = openvino_genai.StructuredOutputConfig()
-    if guide.kind == "json":
-        structured.json_schema = '{"type": "object"}'
-    elif guide.kind == "json_schema":
-        structured.json_schema = guide.text
-    elif guide.kind == "regex":
-        structured.regex = guide.text
-    elif guide.kind == "ebnf_grammar":
-        structured.grammar = guide.text
-    else:
-        choices = json.loads(guide.text)
-        structured.grammar = "root ::= " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
-    return structured
+def _structured(config: Any, guide: Guide, stops: frozenset[int], own_stops: frozenset[int]) -> frozenset[int]:
+    """Put the guide into `config`; the stop tokens that OpenVINO will not look for itself.
+
+    The model's own stop tokens always end a guided text, and no others do inside OpenVINO: a grammar ends with one of
+    its stop tokens, and forbids them before its end.
+    """
+    try:
+        config.structured_output_config = structured_output(guide)
+    except GrammarError as error:
+        raise EngineRefusal(f"guided_decoding_guide {error}", "guided_decoding_guide") from None
+    config.ignore_eos = False
+    config.stop_token_ids = set(own_stops)
+    config.eos_token_id = min(own_stops)
+    return stops - own_stops
 
 
 def _kv_precision(kv_cache: str) -> str:

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from inflight.engines.base import Capability, Engine, EngineInfo
 from inflight.engines.tensorrt_llm_checks import (
+    check_draft,
     check_engine,
     check_manifest,
     check_way_in,
@@ -105,9 +106,13 @@ def load_compiled(facts: EngineFacts, options: TensorRtLlmOptions, installed: In
     )
     if not options.draft_engine_dir:
         return engine
-    from inflight.engines.tensorrt_llm_draft import pair_with_draft
+    from inflight.engines.tensorrt_llm_draft import DraftedEngine
 
-    return pair_with_draft(engine, executor, options, installed)
+    draft_folder = Path(options.draft_engine_dir)
+    draft = engine_facts(draft_folder, read_config(draft_folder))
+    check_draft(facts, draft, options)
+    drafting = make_executor(trtllm, draft_folder, executor_config(trtllm, options, draft, None))
+    return DraftedEngine(engine, drafting, options.num_draft_tokens)
 
 
 def make_executor(trtllm: Any, folder: Path, configuration: Any) -> Any:
@@ -187,8 +192,8 @@ def stop_token_ids(folder: Path) -> tuple[int, ...]:
         )
     except Exception as error:  # noqa: BLE001 — the library raises nothing narrower
         raise LoadError(
-            f"tokenizer.json is missing in the engine directory or damaged ({first_line(error)}); trtllm-build does not "
-            "copy it: put the checkpoint's tokenizer files beside the engine."
+            f"tokenizer.json is missing in the engine directory or damaged ({first_line(error)}); trtllm-build "
+            "does not copy it: put the checkpoint's tokenizer files beside the engine."
         ) from None
     if number is None:
         raise LoadError(

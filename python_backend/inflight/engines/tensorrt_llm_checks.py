@@ -89,18 +89,21 @@ def problems(
         image = IMAGES.get(".".join(facts.version.split(".")[:2]))
         served = f", or serve in the image tritonserver:{image}-trtllm-python-py3" if image else ""
         yield (
-            f"the engine was compiled by TensorRT-LLM {facts.version} and {installed} is installed; engines load only in "
-            f"the release that made them: rebuild with {again}{served}."
+            f"the engine was compiled by TensorRT-LLM {facts.version} and {installed} is installed; engines load "
+            f"only in the release that made them: rebuild with {again}{served}."
         )
     world = facts.world_size
     missing = [rank for rank in range(world) if rank not in facts.ranks]
     if missing:
         yield (
-            f"the engine was built for {world} GPUs and rank{missing[0]}.engine is missing; copy the whole directory or "
-            f"rebuild with {again}."
+            f"the engine was built for {world} GPUs and rank{missing[0]}.engine is missing; copy the whole directory "
+            f"or rebuild with {again}."
         )
     if set(facts.ranks) - set(range(world)):
-        yield f"the engine's config.json is for {world} ranks but there are {len(facts.ranks)} rank files; rebuild with {again}."
+        yield (
+            f"the engine's config.json is for {world} ranks but there are {len(facts.ranks)} rank files; rebuild with "
+            f"{again}."
+        )
     yield from _gpu_problems(facts, options, gpus, missing)
     yield from _build_problems(facts, again)
     yield from _option_problems(facts, options, again)
@@ -138,7 +141,9 @@ def _gpu_problems(
 def _build_problems(facts: EngineFacts, again: str) -> Iterator[str]:
     kind = str(facts.build.get("kv_cache_type", "PAGED")).lower().removeprefix("kvcachetype.")
     if kind != "paged":
-        yield f"the engine was built with kv_cache_type {kind} and in-flight batching needs paged; rebuild with {again}."
+        yield (
+            f"the engine was built with kv_cache_type {kind} and in-flight batching needs paged; rebuild with {again}."
+        )
     for plugin, flag in (("gpt_attention_plugin", "auto"), ("remove_input_padding", "enable")):
         value = facts.plugins.get(plugin, True)
         if value in (None, False, "disable"):
@@ -154,8 +159,8 @@ def _option_problems(facts: EngineFacts, options: TensorRtLlmOptions, again: str
     beams = facts.limit("max_beam_width")
     if options.max_beam_width > beams:
         yield (
-            f"model parameter max_beam_width is {options.max_beam_width} and the engine was built for {beams}; lower it "
-            "or rebuild with --max-beam-width."
+            f"model parameter max_beam_width is {options.max_beam_width} and the engine was built for {beams}; lower "
+            "it or rebuild with --max-beam-width."
         )
     for name, wanted in (
         ("enable_kv_cache_reuse", options.enable_kv_cache_reuse),
@@ -201,14 +206,31 @@ def check_way_in(kind: DirectoryKind, installed: Installed) -> None:
         )
     if kind is DirectoryKind.HUGGING_FACE and installed.llm is None:
         raise LoadError(
-            f"TensorRT-LLM {installed.version} has no PyTorch flow that serves checkpoints (1.0 and later have); compile "
-            "an engine with python -m build_engine build MODEL --target tensorrt-llm, or use a newer image."
+            f"TensorRT-LLM {installed.version} has no PyTorch flow that serves checkpoints (1.0 and later have); "
+            "compile an engine with python -m build_engine build MODEL --target tensorrt-llm, or use a newer image."
+        )
+
+
+def check_draft(facts: EngineFacts, draft: EngineFacts, options: TensorRtLlmOptions) -> None:
+    """Whether the two engines of a pair fit each other. Raises `LoadError`."""
+    if draft.pretrained.get("vocab_size") != facts.pretrained.get("vocab_size"):
+        raise LoadError(
+            f"the engine in draft_engine_dir has {draft.pretrained.get('vocab_size')} tokens in its vocabulary and the "
+            f"model {facts.pretrained.get('vocab_size')}; a draft model has to share the model's tokenizer."
+        )
+    if facts.world_size > 1 or draft.world_size > 1:
+        raise LoadError("draft_engine_dir works with engines for one GPU only; remove it or build both for one GPU.")
+    longest = facts.build.get("max_draft_len", 0)
+    if not 1 <= options.num_draft_tokens <= longest:
+        raise LoadError(
+            f"engine_options: num_draft_tokens is {options.num_draft_tokens} and the engine was built for 1 to "
+            f"{longest} (max_draft_len)."
         )
 
 
 def refuse_uncompiled(folder: Path) -> None:
     """For a directory that has weights in TensorRT-LLM's form and no engine yet."""
     raise LoadError(
-        f"the engine in {folder} has not been compiled yet: run python -m build_engine compile {folder} --output ENGINE "
-        "on the GPU host that will serve it."
+        f"the engine in {folder} has not been compiled yet: run python -m build_engine compile {folder} --output "
+        "ENGINE on the GPU host that will serve it."
     )

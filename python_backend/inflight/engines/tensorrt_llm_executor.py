@@ -41,10 +41,11 @@ _FINISH = {
 class _Live:
     """A request between its acceptance and TensorRT-LLM's final response."""
 
-    __slots__ = ("cancelled", "ended", "made", "own_id", "request", "resent", "stops")
+    __slots__ = ("cancelled", "draft", "ended", "made", "own_id", "request", "resent", "stops")
 
-    def __init__(self, request: EngineRequest, stops: Stops) -> None:
+    def __init__(self, request: EngineRequest, stops: Stops, draft: list[int] | None) -> None:
         self.request = request
+        self.draft = draft
         self.stops = stops
         self.own_id = 0
         self.cancelled = False
@@ -82,7 +83,7 @@ class ExecutorEngine:
         stall_timeout_s: float = 30.0,
     ) -> None:
         self.info = info
-        self._trtllm = trtllm
+        self.bindings = trtllm
         self._executor = executor
         self._max_input_len = max_input_len
         self._tokens_per_block = tokens_per_block
@@ -99,6 +100,11 @@ class ExecutorEngine:
     # -- the seam ----------------------------------------------------------------------------------------------------
 
     def add(self, request: EngineRequest) -> None:
+        self.check(request)
+        self.add_round(request, None)
+
+    def check(self, request: EngineRequest) -> None:
+        """Raises `EngineRefusal` for what this engine cannot take, before TensorRT-LLM sees it."""
         if len(request.token_ids) > self._max_input_len:
             raise EngineRefusal(
                 f"the prompt has {len(request.token_ids)} tokens and the engine was built for {self._max_input_len} at "
@@ -111,7 +117,10 @@ class ExecutorEngine:
                 "search for all requests; use 0, or a model with max_beam_width 1",
                 "temperature",
             )
-        live = _Live(request, split_stops(sampling, self.info.stop_token_ids))
+
+    def add_round(self, request: EngineRequest, draft: list[int] | None) -> None:
+        """Take a request whose first tokens may be known from a draft. Raises `EngineRefusal`."""
+        live = _Live(request, split_stops(request.sampling, self.info.stop_token_ids), draft)
         if not self._live:
             self._progress = time.monotonic()  # an idle engine has not been standing still
         self._enqueue(live)
@@ -136,7 +145,7 @@ class ExecutorEngine:
         now = time.monotonic()
         if responses:
             self._progress = now
-        if now - self._asked_stats >= STATS_INTERVAL_S:
+        if now - self._asked_stats >= STATS_INTERVAL_S or not self._live:  # nobody will ask once it is idle
             self._ask_stats(now)
         if self._live and now - self._progress > self._stall_timeout:
             raise RuntimeError(f"TensorRT-LLM made no progress for {self._stall_timeout:g} s with requests under way")
@@ -169,7 +178,7 @@ class ExecutorEngine:
                 raise EngineRefusal("is not supported: this model has no lora_dir", "lora_name")
             lora = self._adapters.config(name)
         try:
-            made = executor_request(self._trtllm, live.request, live.stops, lora, self._retention)
+            made = executor_request(self.bindings, live.request, live.stops, lora, self._retention, live.draft)
             live.own_id = self._executor.enqueue_request(made)
         except (RuntimeError, TypeError, ValueError) as error:
             if name is not None and self._adapters is not None and MISSING in str(error) and not live.resent:

@@ -82,7 +82,7 @@ def _srun(options: TensorRtLlmOptions, world: int) -> list[str]:
 
 
 def rank_of(environment: Mapping[str, str]) -> int:
-    """This process's rank; 0 where no launcher said one."""
+    """The rank of this process; 0 where no launcher said one."""
     for name in RANK_VARIABLES:
         if name in environment:
             return int(environment[name])

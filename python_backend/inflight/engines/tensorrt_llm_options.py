@@ -18,9 +18,9 @@ class TensorRtLlmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True
 
     Ours: `max_batch_size` and `max_num_tokens` lower the engine's own limits; `max_seq_len` lowers the context.
     `lora_dir` is a folder with one folder per adapter. `stall_timeout_ms`: an engine with work that neither answers nor
-    iterates for this long is broken. `prompt_retention_priority` (0 to 100) and `prompt_retention_s` keep prompts longer
-    in the KV cache. `mpi_launcher`, `mpi_hostfile` and `mpi_arguments` start the ranks of an engine for several GPUs.
-    `draft_engine_dir` and `num_draft_tokens` pair the engine with a draft engine. For checkpoints (PyTorch flow):
+    iterates for this long is broken. `prompt_retention_priority` (0 to 100) and `prompt_retention_s` keep prompts
+    longer in the KV cache. `mpi_launcher`, `mpi_hostfile` and `mpi_arguments` start the ranks of an engine for several
+    GPUs. `draft_engine_dir` and `num_draft_tokens` pair the engine with a draft engine. For checkpoints (PyTorch flow):
     `tensor_parallel_size`, `pipeline_parallel_size`, `speculative` ("ngram" or "eagle3"), `speculative_model_dir`,
     `kv_cache_dtype`, and `llm_arguments`, further arguments of tensorrt_llm.LLM.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
 import json
 from typing import Any
 
@@ -74,7 +75,9 @@ def sampling_config(trtllm: Any, sampling: SamplingParams) -> Any:
     return trtllm.SamplingConfig(**values)
 
 
-def executor_request(trtllm: Any, request: EngineRequest, stops: Stops, lora: Any, retention: Any) -> Any:
+def executor_request(
+    trtllm: Any, request: EngineRequest, stops: Stops, lora: Any, retention: Any, draft: list[int] | None = None
+) -> Any:
     """The bindings' Request: no None, no number that is not Python's own. Raises `EngineRefusal` for a bad guide."""
     sampling = request.sampling
     values: dict[str, Any] = {
@@ -107,6 +110,8 @@ def executor_request(trtllm: Any, request: EngineRequest, stops: Stops, lora: An
         values["guided_decoding_params"] = trtllm.GuidedDecodingParams(**guide)
     if lora is not None:
         values["lora_config"] = lora
+    if draft:
+        values["external_draft_tokens_config"] = trtllm.ExternalDraftTokensConfig(tokens=draft)
     if retention is not None:
         values["kv_cache_retention_config"] = retention
     if request.cache_salt is not None:
@@ -137,17 +142,17 @@ def grammar(guide: Guide) -> tuple[str, str]:
 
 
 def _compile(guide: Guide) -> None:
-    """Let xgrammar look at the guide first, where it is installed: the executor would fail in the middle of its work."""
+    """Let xgrammar look at the guide first, where it is: the executor would fail in the middle of its work."""
     try:
-        from xgrammar import Grammar
+        grammars = importlib.import_module("xgrammar").Grammar
     except ImportError:
         return
     make = {"json_schema": "from_json_schema", "regex": "from_regex", "ebnf_grammar": "from_ebnf"}.get(guide.kind)
     if make is None:
         return
     try:
-        getattr(Grammar, make)(guide.text)
-    except Exception as error:
+        getattr(grammars, make)(guide.text)
+    except Exception as error:  # noqa: BLE001 — it raises what its C++ core does
         text = str(error).strip().splitlines()
         raise EngineRefusal(
             f"cannot be compiled: {text[-1][:200] if text else error!r}", "guided_decoding_guide"
@@ -194,6 +199,10 @@ def llm_sampling_params(api: Any, request: EngineRequest, stops: Stops) -> Any:
         values["logprobs"] = max(1, int(sampling.logprobs))
     if request.guide is not None:
         kind, text = grammar(request.guide)
-        guide = {"json": {"json_object": True}, "json_schema": {"json": text}, "regex": {"regex": text}}
+        guide: dict[str, dict[str, Any]] = {
+            "json": {"json_object": True},
+            "json_schema": {"json": text},
+            "regex": {"regex": text},
+        }
         values["guided_decoding"] = api.GuidedDecodingParams(**guide.get(kind, {"grammar": text}))
     return api.SamplingParams(**values)

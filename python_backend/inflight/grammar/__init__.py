@@ -1,4 +1,4 @@
-"""Guides as grammars that cost the engine little, whatever the text: parsing, automata, and a check for one way to read.
+"""Guides as grammars that cost the engine little, whatever the text.
 
 A regular expression, a list of choices, a JSON Schema or a client's own EBNF becomes one small form here (`nodes`), is
 made deterministic (`automaton`, `network`) and printed as EBNF. Pure: no thread, no process, no engine.

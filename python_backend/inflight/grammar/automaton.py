@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable
 
 from inflight.grammar.chars import CharSet
-from inflight.grammar.nodes import Alt, Call, Chars, GrammarError, Node, Repeat, Seq
+from inflight.grammar.nodes import Call, Chars, GrammarError, Node, Repeat, Seq
 
 MAX_NODES = 100_000  # of the nondeterministic automaton: repetition counts multiply
 MAX_STATES = 16_000  # of a deterministic one

@@ -51,7 +51,7 @@ _NAMES = {
 def parse_regex(pattern: str) -> Node:
     """Raises `GrammarError` with the reason for a pattern that is broken or not supported."""
     try:
-        tree = sre_parse.parse(pattern, re.ASCII.value)
+        tree: Any = sre_parse.parse(pattern, re.ASCII.value)
     except re.error as error:
         raise GrammarError(f"is not a regular expression: {error}") from None
     except (RecursionError, OverflowError):

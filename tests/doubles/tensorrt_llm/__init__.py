@@ -7,7 +7,7 @@ from trtllm_double.options import options, profile
 if options().import_fails:
     raise ImportError("libnvinfer.so.10: cannot open shared object file: No such file or directory")
 
-from trtllm_double.llm import LLM, SamplingParams  # noqa: E402
+from trtllm_double.llm import LLM, SamplingParams
 
 __version__ = profile()["version"]
 print(f"[TensorRT-LLM] TensorRT-LLM version: {__version__}", file=sys.stderr)

@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ class ExecutorDouble:
     """See `tensorrt_llm.bindings.executor.Executor`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        model_path, model_type, config = SIGNATURE(args, kwargs)
+        model_path, _, config = SIGNATURE(args, kwargs)
         if options().oom_at_load:
             raise RuntimeError("[TensorRT-LLM][ERROR] CUDA runtime error in cudaMalloc: out of memory")
         if options().load_ms:
@@ -100,7 +101,11 @@ class ExecutorDouble:
 
         An int is an id, never a time. Waits for ever without a timeout.
         """
-        names = ("id", "timeout") if args and not isinstance(args[0], (datetime.timedelta, float, type(None))) else ("timeout",)
+        names = (
+            ("id", "timeout")
+            if args and not isinstance(args[0], (datetime.timedelta, float, type(None)))
+            else ("timeout",)
+        )
         values = {**dict(zip(names, args, strict=False)), **kwargs}
         wanted, timeout = values.get("id", values.get("ids")), values.get("timeout")
         if timeout is not None and not isinstance(timeout, (datetime.timedelta, float)):
@@ -123,12 +128,12 @@ class ExecutorDouble:
                     return []
                 self._changed.wait(left)
 
-    def get_num_responses_ready(self, id: int | None = None) -> int:  # noqa: A002 — the bindings' name
+    def get_num_responses_ready(self, id: int | None = None) -> int:
         """Responses that wait to be taken."""
         with self._changed:
             return sum(1 for response in self._ready if id in (None, response.request_id))
 
-    def cancel_request(self, id: int) -> None:  # noqa: A002 — the bindings' name
+    def cancel_request(self, id: int) -> None:
         """Asynchronous; the final response still follows. Unknown ids are ignored."""
         with self._changed:
             for live in [*self._waiting, *self._running]:
@@ -178,7 +183,9 @@ class ExecutorDouble:
         if length > self._max_tokens and not self._config.enable_chunked_context:
             return f"Prompt length ({length}) exceeds max_num_tokens ({self._max_tokens}) and context is not chunked."
         if sampling.beam_width > self._config.max_beam_width:
-            return f"Requested beam width {sampling.beam_width} is larger than configured ({self._config.max_beam_width})."
+            return (
+                f"Requested beam width {sampling.beam_width} is larger than configured ({self._config.max_beam_width})."
+            )
         if not 0.0 <= request.priority <= 1.0:
             return "priority must be between 0 and 1"
         if request.max_tokens < 1:
@@ -210,6 +217,15 @@ class ExecutorDouble:
     # -- the loop ----------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        try:
+            self._loop()
+        except Exception:  # noqa: BLE001 — as the real one: its callers hear of it, they do not wait for ever
+            traceback.print_exc()
+            with self._changed:
+                self._broken = True
+                self._changed.notify_all()
+
+    def _loop(self) -> None:
         while True:
             with self._changed:
                 while not (self._waiting or self._running):
@@ -251,7 +267,7 @@ class ExecutorDouble:
         """Count the whole blocks of the prompt that an earlier one with the same salt left behind."""
         if not self._config.kv_cache_config.enable_block_reuse:
             return
-        salt = live.request.cache_salt_id or 0
+        salt = getattr(live.request, "cache_salt_id", None) or 0  # not in every release
         state, matching, prompt = salt, True, live.request.input_token_ids
         for place, token in enumerate(prompt[:-1], 1):
             state = tokens.advance(state, token)
@@ -312,7 +328,9 @@ def _read_engine(folder: Path, config: Any) -> dict[str, Any]:
     build: dict[str, Any] = json.loads((folder / "config.json").read_text())
     world = build["pretrained_config"]["mapping"]["world_size"]
     if world != RANKS.size:
-        raise RuntimeError(f"[TensorRT-LLM][ERROR] MPI size ({RANKS.size}) does not match the engine's world size ({world})")
+        raise RuntimeError(
+            f"[TensorRT-LLM][ERROR] MPI size ({RANKS.size}) does not match the engine's world size ({world})"
+        )
     if not (folder / f"rank{RANKS.rank}.engine").is_file():
         raise RuntimeError(f"[TensorRT-LLM][ERROR] Error opening engine file: {folder}/rank{RANKS.rank}.engine")
     if build["version"] != profile()["version"]:

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def guided_text(kind: str, guide: str | None) -> str:
-    """A text that follows the guide. Raises `RuntimeError` for one that is not well-formed, as a grammar compiler does."""
+    """A text that follows the guide. Raises `RuntimeError` for one that is not well-formed."""
     try:
         if kind == "JSON":
             return "{}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,53 @@ from trtllm_double.guides import guided_tokens
 from trtllm_double.options import options, profile
 
 ARGUMENTS = frozenset(
-    """model tokenizer tokenizer_mode skip_tokenizer_init trust_remote_code tensor_parallel_size dtype revision
-    tokenizer_revision pipeline_parallel_size context_parallel_size gpus_per_node moe_cluster_parallel_size
-    moe_tensor_parallel_size moe_expert_parallel_size enable_attention_dp load_format enable_lora lora_config
-    kv_cache_config enable_chunked_prefill guided_decoding_backend iter_stats_max_iterations
-    request_stats_max_iterations peft_cache_config scheduler_config speculative_config max_batch_size max_input_len
-    max_seq_len max_beam_width max_num_tokens gather_generation_logits num_postprocess_workers return_perf_metrics
-    cuda_graph_config disable_overlap_scheduler moe_config attn_backend sampler_type enable_iter_perf_stats
-    enable_iter_req_stats print_iter_log torch_compile_config stream_interval""".split()
+    [
+        "model",
+        "tokenizer",
+        "tokenizer_mode",
+        "skip_tokenizer_init",
+        "trust_remote_code",
+        "tensor_parallel_size",
+        "dtype",
+        "revision",
+        "tokenizer_revision",
+        "pipeline_parallel_size",
+        "context_parallel_size",
+        "gpus_per_node",
+        "moe_cluster_parallel_size",
+        "moe_tensor_parallel_size",
+        "moe_expert_parallel_size",
+        "enable_attention_dp",
+        "load_format",
+        "enable_lora",
+        "lora_config",
+        "kv_cache_config",
+        "enable_chunked_prefill",
+        "guided_decoding_backend",
+        "iter_stats_max_iterations",
+        "request_stats_max_iterations",
+        "peft_cache_config",
+        "scheduler_config",
+        "speculative_config",
+        "max_batch_size",
+        "max_input_len",
+        "max_seq_len",
+        "max_beam_width",
+        "max_num_tokens",
+        "gather_generation_logits",
+        "num_postprocess_workers",
+        "return_perf_metrics",
+        "cuda_graph_config",
+        "disable_overlap_scheduler",
+        "moe_config",
+        "attn_backend",
+        "sampler_type",
+        "enable_iter_perf_stats",
+        "enable_iter_req_stats",
+        "print_iter_log",
+        "torch_compile_config",
+        "stream_interval",
+    ]
 )
 
 
@@ -71,7 +111,8 @@ class SamplingParams:
     skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
-        if self.n > 1 and self.greedy and not self.use_beam_search:
+        allowed = os.environ.get("TLLM_ALLOW_N_GREEDY_DECODING")
+        if self.n > 1 and self.greedy and not self.use_beam_search and not allowed:
             raise ValueError("Greedy decoding in the LLM API does not allow multiple returns.")
         if self.n > (self.best_of or self.n):
             raise ValueError("n cannot be larger than best_of")
@@ -113,7 +154,7 @@ class _Config:
         unknown = set(values) - set(self.FIELDS)
         if unknown:
             raise ValueError(f"Extra inputs are not permitted: {', '.join(sorted(unknown))}")
-        self.__dict__.update({name: None for name in self.FIELDS} | values)
+        self.__dict__.update(dict.fromkeys(self.FIELDS) | values)
 
     FIELDS: tuple[str, ...] = ()
 
@@ -212,7 +253,9 @@ class _TorchLLM:
         if "pretrained_config" in config:
             raise ValueError("TensorRT engines are not supported by the PyTorch backend")
         self._vocabulary = int(config["vocab_size"])
-        self.args = type("Args", (), {**kwargs, "max_seq_len": kwargs.get("max_seq_len") or config["max_position_embeddings"]})
+        self.args = type(
+            "Args", (), {**kwargs, "max_seq_len": kwargs.get("max_seq_len") or config["max_position_embeddings"]}
+        )
         self._tokenizer_text = (Path(tokenizer or folder) / "tokenizer.json").read_text()
         self._kwargs = kwargs
         self._ids = iter(range(1, 1 << 62))
@@ -254,7 +297,12 @@ class _TorchLLM:
     def _forced(self, guide: GuidedDecodingParams | None) -> list[int] | None:
         if guide is None:
             return None
-        kinds = {"JSON_SCHEMA": guide.json, "REGEX": guide.regex, "EBNF_GRAMMAR": guide.grammar, "JSON": guide.json_object or None}
+        kinds = {
+            "JSON_SCHEMA": guide.json,
+            "REGEX": guide.regex,
+            "EBNF_GRAMMAR": guide.grammar,
+            "JSON": guide.json_object or None,
+        }
         kind, text = next((name, value) for name, value in kinds.items() if value is not None)
         return guided_tokens(kind, text if isinstance(text, str) else None, self._tokenizer_text)
 
@@ -287,7 +335,9 @@ class _TorchLLM:
         if params.logprobs is not None:
             value = tokens.logprob(state)
             entry = {token: Logprob(value, 1)}
-            entry |= {token + place + 1: Logprob(value - place - 1.0, place + 2) for place in range(params.logprobs - 1)}
+            entry |= {
+                token + place + 1: Logprob(value - place - 1.0, place + 2) for place in range(params.logprobs - 1)
+            }
             output.logprobs.append(entry)
             output.cumulative_logprob += value
         if token in (params.stop_token_ids or ()):

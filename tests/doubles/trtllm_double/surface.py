@@ -57,7 +57,9 @@ class Surface:
         classes = {name: entry for name, entry in table["classes"].items() if only is None or name in only}
         nested = [(name, values) for name, values in table["enums"].items() if "." in name]
         for name, values in table["enums"].items():
-            if "." not in name and (only is None or name in ("FinishReason", "RequestType", "RequestStage", "KvCacheTransferMode")):
+            if "." not in name and (
+                only is None or name in ("FinishReason", "RequestType", "RequestStage", "KvCacheTransferMode")
+            ):
                 self._export(name, _enum(name, values))
         for name in sorted(classes, key=lambda name: name.count(".")):
             entry = self._changed(name, copy.deepcopy(classes[name]), chosen)
@@ -148,10 +150,10 @@ class Surface:
             if name not in given and "default" not in item:
                 return None
             value = given[name] if name in given else self._default(item["default"])
-            if not fits(value, kind, self._flat, self._strict) and not (value is None and item.get("none")):
-                # A default that its own type does not take: the caller has to give a value (nanobind casts defaults).
-                if name in given or self._strict or value is not None:
-                    return None
+            fitting = fits(value, kind, self._flat, self._strict) or (value is None and item.get("none"))
+            # A default that its own type does not take: the caller has to give a value (nanobind casts defaults).
+            if not fitting and (name in given or self._strict or value is not None):
+                return None
             values[name] = bool(value) if kind == "bool" else value
         return values
 
@@ -165,7 +167,9 @@ class Surface:
 
 
 def _enum(name: str, values: list[str]) -> Any:
-    return enum.Enum(name, {value: place for place, value in enumerate(values)}, module="tensorrt_llm.bindings.executor")
+    return enum.Enum(
+        name, {value: place for place, value in enumerate(values)}, module="tensorrt_llm.bindings.executor"
+    )
 
 
 def _factory(made: Any, name: str) -> Any:

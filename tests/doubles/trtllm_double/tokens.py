@@ -26,7 +26,11 @@ def start(prompt: Iterable[int], seed: int | None = None, sequence: int = 0, ada
 def candidate(state: int, attempt: int, vocabulary: int) -> int:
     """The `attempt`-th choice for the next token."""
     mixed = ((state + attempt * 0x9E3779B97F4A7C15) & MASK) * 0xBF58476D1CE4E5B9 & MASK
-    return FIRST + (mixed >> 33) % max(1, min(COUNT, vocabulary - FIRST)) if vocabulary > FIRST else (mixed >> 33) % vocabulary
+    return (
+        FIRST + (mixed >> 33) % max(1, min(COUNT, vocabulary - FIRST))
+        if vocabulary > FIRST
+        else (mixed >> 33) % vocabulary
+    )
 
 
 def logprob(state: int) -> float:
@@ -45,7 +49,13 @@ def next_token(state: int, vocabulary: int, made: Sequence[int], bad_words: Sequ
 
 
 def expected(
-    prompt: Sequence[int], count: int, vocabulary: int, *, seed: int | None = None, sequence: int = 0, adapter: int = 0,
+    prompt: Sequence[int],
+    count: int,
+    vocabulary: int,
+    *,
+    seed: int | None = None,
+    sequence: int = 0,
+    adapter: int = 0,
     bad_words: Sequence[Sequence[int]] = (),
 ) -> list[int]:
     """What the stand-in answers to a prompt; for tests."""

@@ -165,7 +165,6 @@ class World(Core):
         super().__init__(**changes)
         self.pool = FakePool()
         self.backend._pool = self.pool  # type: ignore[assignment]
-        self.delivery._clock = self.clock.monotonic
         self.pending_steps: list[Callable[[int], int]] = []  # what the engine does while somebody is inside Triton
 
     def close(self) -> None:
@@ -203,9 +202,8 @@ class World(Core):
         try:
             live = self.delivery._ready.get_nowait()
         except queue.Empty:
-            live = self.delivery._pop_due()
-        if live is None:
-            return False
+            self.delivery._queue_overdue(self.clock.monotonic_ns())
+            return not self.delivery._ready.empty()
         self.delivery._serve(live)
         return True
 
@@ -249,7 +247,8 @@ class World(Core):
             busy = self.sender_thread() or busy or bool(self.engine.made) or bool(self.dispatcher.waiting)
             self.poller_thread()
             self.clock.now += 0.05
-            if not busy and not self.delivery._deferred and self.dispatcher._events.empty():
+            waiting = any(live.inbox and live.eager for live in self.live())
+            if not busy and not waiting and self.dispatcher._events.empty():
                 return
         raise AssertionError("it does not come to rest")
 

@@ -1,0 +1,49 @@
+"""Stage ``tensorrt.hf_checkpoint``: calibrate with ModelOpt and write a quantized Hugging Face-style checkpoint.
+
+That is what ``tensorrt_llm.LLM`` loads in releases without compiled engines. Runs in a child process.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any, Protocol
+
+from build_engine.errors import StageFailure, UserMistake
+from build_engine.tensorrt.quantize import calibrate, versions
+
+
+class Report(Protocol):
+    def __call__(self, fraction: float | None, note: str = "") -> None: ...
+    def warn(self, message: str) -> None: ...
+
+
+def run(spec: dict[str, Any], report: Report) -> dict[str, Any]:
+    """Write ``config.json``, ``hf_quant_config.json`` and safetensors into ``spec["output"]``."""
+    warnings.simplefilter("ignore")
+    import torch
+    from modelopt.torch.export import export_hf_checkpoint
+    from transformers import AutoModelForCausalLM
+
+    report(None, "loading")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            spec["staged"], dtype="auto", trust_remote_code=False, use_safetensors=True
+        ).eval()
+    except (OSError, ValueError, KeyError) as error:
+        raise UserMistake(f"transformers cannot load the checkpoint: {str(error).splitlines()[-1][:300]}") from error
+    if next(model.parameters()).dtype == torch.float32:
+        model = model.to(torch.float16)
+    tokens = calibrate(model, spec, report)
+    report(None, "writing the checkpoint")
+    output = Path(spec["output"])
+    try:
+        with torch.no_grad():
+            export_hf_checkpoint(model, export_dir=output)
+    except (NotImplementedError, AssertionError, RuntimeError, ValueError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise StageFailure(f"ModelOpt cannot export this model: {first[:300]}") from error
+    if not (output / "hf_quant_config.json").is_file():
+        raise StageFailure("ModelOpt wrote no hf_quant_config.json")
+    report(1.0)
+    return {"calibration_tokens": tokens, "packages": versions()}

@@ -1,0 +1,141 @@
+"""Build for releases of TensorRT-LLM without engines: a quantized Hugging Face-style checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+
+import inflight.manifest as manifest
+from build_engine import preflight, source
+from build_engine.errors import UserMistake
+from build_engine.job import BuildOptions, Details, Job, Outcome
+from build_engine.prequantized import Prequantized, detect
+from build_engine.quantization import Recipe, group_size_for
+from build_engine.source import Source
+from build_engine.stages import run_stage
+from build_engine.tensorrt.target import DEFAULT_CALIBRATION_TOKENS, QUANTIZE_BASE_S, QUANTIZE_S_PER_GB
+from build_engine.verification import corpus
+from build_engine.verification.verify import Artifact, measure, require
+
+ALGORITHMS = {"fp8": "FP8", "nvfp4": "NVFP4", "int4-awq": "W4A16_AWQ", "w4a8-awq": "W4A8_AWQ"}
+NOT_HERE = (
+    ("max_batch_size", "--max-batch-size"),
+    ("max_input_len", "--max-input-len"),
+    ("max_num_tokens", "--max-num-tokens"),
+    ("max_beam_width", "--max-beam-width"),
+    ("stop_after", "--stop-after"),
+    ("smoothquant_alpha", "--smoothquant-alpha"),
+)
+
+
+def prepare(options: BuildOptions, origin: Source, recipe: Recipe, kv_cache: str) -> Callable[[Job], Outcome]:
+    """Check options, shapes, disk and memory; raises `UserMistake`."""
+    for name, flag in NOT_HERE:
+        if getattr(options, name) is not None:
+            raise UserMistake(f"{flag} is not for this target: tensorrt_llm.LLM takes it when it loads the checkpoint")
+    if options.parallel.gpus > 1:
+        raise UserMistake("this target writes one checkpoint for any number of GPUs: leave out the parallel options")
+    carried = detect(origin)
+    if carried is not None:
+        if carried.recipe is None:
+            raise UserMistake(
+                f"{origin.name} is quantized already ({carried.method}), which this target cannot carry through: "
+                "give the checkpoint it was made from"
+            )
+        if carried.recipe != recipe.name or (options.kv_cache != "auto" and kv_cache != carried.kv_cache):
+            raise UserMistake(
+                f"{origin.name} is quantized already ({carried.method}, {carried.recipe}, KV cache {carried.kv_cache}) "
+                f"and is not quantized twice: ask for --quantization {carried.recipe} to carry it through"
+            )
+        return lambda job: carry(job, carried)
+    group = None
+    if recipe.group_sizes:
+        widths = sorted(
+            {origin.config.hidden_size, *mlp_widths(origin), origin.config.num_heads * origin.config.head_dim}
+        )
+        group = group_size_for(recipe, widths)
+        if group is None:
+            sizes = " or ".join(str(size) for size in recipe.group_sizes)
+            raise UserMistake(
+                f"--quantization {recipe.name} needs groups of {sizes}, and the model's widths are "
+                f"{', '.join(str(width) for width in widths)}: use fp8"
+            )
+    preflight.check_disk(options.output, 2 * origin.weight_bytes, "this build")
+    preflight.check_memory(preflight.MEMORY_BASE + round(2.5 * origin.weight_bytes), "this build")
+    return lambda job: build(job, group)
+
+
+def mlp_widths(origin: Source) -> set[int]:
+    experts = origin.config.experts
+    if experts is None:
+        return {origin.config.intermediate_size}
+    return {
+        experts.intermediate_size,
+        *([experts.shared_intermediate_size] if experts.shared_intermediate_size else []),
+    }
+
+
+def build(job: Job, group: int | None) -> Outcome:
+    """Quantize into ``job.output``."""
+    options = job.options
+    text = corpus.from_file(options.calibration_text) if options.calibration_text else corpus.calibration()
+    result = run_stage(
+        "tensorrt.hf_checkpoint",
+        {
+            "staged": str(job.staged),
+            "output": str(job.output),
+            "recipe": job.recipe.name,
+            "kv_cache": job.kv_cache,
+            "group_size": group if job.recipe.name.endswith("awq") else None,
+            "alpha": 0.0,
+            "tokenizer": str(job.output / "tokenizer.json"),
+            "calibration_text": text.text,
+            "calibration_tokens": options.calibration_tokens or DEFAULT_CALIBRATION_TOKENS,
+            "max_seq_len": job.max_seq_len,
+        },
+        console=job.console,
+        log=job.log,
+        title=f"quantizing for tensorrt_llm.LLM ({job.recipe.name})",
+        expected_s=QUANTIZE_BASE_S + QUANTIZE_S_PER_GB * job.origin.weight_bytes / 1e9,
+    )
+    details: Details = {"quant_algo": ALGORITHMS[job.recipe.name], "calibration_text": text.name}
+    details["calibration_tokens"] = result["calibration_tokens"]
+    quantization = manifest.Quantization(
+        recipe=job.recipe.name,
+        algorithm=ALGORITHMS[job.recipe.name] + (f", group {group}" if group else ""),
+        kv_cache=job.kv_cache,
+        details=details,
+    )
+    figures = None
+    if options.verify_tokens:
+        artifact = Artifact(job.output, job.output, "tensorrt_llm_checkpoint", quantization, job.max_seq_len)
+        evaluation = corpus.evaluation()
+        figures, _ = measure(artifact, job.origin, job.staged, evaluation, options.verify_tokens, job.console, job.log)
+        require(job.recipe.name, figures)
+    return Outcome(
+        target="tensorrt_llm_checkpoint",
+        quantization=quantization,
+        limits=manifest.Limits(max_seq_len=job.max_seq_len),
+        requires=manifest.Requires(),
+        verification=figures,
+        details={**result["packages"], "peak_memory_bytes": result["peak_bytes"]},
+    )
+
+
+def carry(job: Job, carried: Prequantized) -> Outcome:
+    """Copy a checkpoint that ModelOpt has quantized before; nothing is measured, for its source is not known."""
+    for path in job.origin.files():
+        shutil.copyfile(path, job.output / path.name)
+    source.copy_tokenizer(job.origin, job.output, with_config=True)
+    job.console.say(f"{job.origin.name} is quantized already ({carried.method}): carried through as it is")
+    algorithm = ALGORITHMS[job.recipe.name]
+    return Outcome(
+        target="tensorrt_llm_checkpoint",
+        quantization=manifest.Quantization(
+            recipe=job.recipe.name, algorithm=f"{algorithm}, carried through", kv_cache=carried.kv_cache
+        ),
+        limits=manifest.Limits(max_seq_len=job.max_seq_len),
+        requires=manifest.Requires(),
+        verification=None,
+        details={"carried": carried.method},
+    )

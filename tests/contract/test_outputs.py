@@ -1,0 +1,161 @@
+"""One row of the contract's outputs after the other: its type, its shape, when it is there and what it holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import grpc as grpc_library
+import pytest
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
+
+from inflight.contract import OUTPUTS
+from tests.contract.forms import PROMPT, SHAPES
+from tests.harness.grpc_client import GrpcClient
+from tests.harness.tensors import decode
+
+pytestmark = pytest.mark.server
+
+TYPES = {item.name: {"STRING": "BYTES"}.get(item.type, item.type) for item in OUTPUTS}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """An output, the request that makes it appear, and how many elements it has in a whole answer of one sequence."""
+
+    name: str
+    asked_by: dict[str, Any]
+    count: int
+    holds: Callable[[list[Any]], bool]
+
+
+TOKENS = 7
+ROWS = [
+    Row("text_output", {}, 1, lambda values: len(values[0]) > 0),
+    Row("finish_reason", {"return_finish_reason": True}, 1, lambda values: values == [b"length"]),
+    Row("output_ids", {"return_token_ids": True}, TOKENS, lambda values: min(values) >= 0),
+    Row("output_ids", {"return_log_probs": True}, TOKENS, lambda values: min(values) >= 0),
+    Row("cumulative_logprob", {"return_cumulative_logprob": True}, 1, lambda values: values[0] < 0),
+    Row("cum_log_probs", {"return_cumulative_logprob": True}, 1, lambda values: values[0] < 0),
+    Row("cum_log_probs", {"return_log_probs": True}, 1, lambda values: values[0] < 0),
+    Row("output_log_probs", {"return_log_probs": True}, TOKENS, lambda values: max(values) < 0),
+    Row("logprobs", {"return_log_probs": True}, 1, lambda values: len(json.loads(values[0])) == TOKENS),
+    Row("logprobs", {"logprobs": 0}, 1, lambda values: len(json.loads(values[0])) == TOKENS),
+    Row("num_input_tokens", {"return_num_input_tokens": True}, 1, lambda values: values[0] > 1),
+    Row("num_output_tokens", {"return_num_output_tokens": True}, 1, lambda values: values == [TOKENS]),
+    *(
+        Row(name, {"return_perf_metrics": True}, 1, lambda values: values[0] > 0)
+        for name in ("arrival_time_ns", "first_scheduled_time_ns", "first_token_time_ns", "last_token_time_ns")
+    ),
+]
+WITH_SEVERAL = {"sequence_index"}
+# Sent only by an engine that knows how many of its blocks were reused; the simulated one and OpenVINO do not.
+ENGINE_KNOWS = {"kv_cache_reused_block"}
+
+
+def answers(client: GrpcClient, model: str, **values: Any) -> list[pb.ModelInferResponse]:
+    """The raw responses of one request."""
+    request = client.build(model=model, batched=SHAPES[model], text_input=PROMPT, max_tokens=TOKENS, **values)
+    del request.parameters["triton_enable_empty_final_response"]
+    call = service_pb2_grpc.GRPCInferenceServiceStub(client._channel).ModelStreamInfer(iter([request]), timeout=30)
+    found = []
+    for message in call:
+        assert not message.error_message
+        found.append(message.infer_response)
+    return found
+
+
+def tensor(response: pb.ModelInferResponse, name: str) -> tuple[str, list[int], list[Any]] | None:
+    """(type, shape, values) of an output; None when it is not there."""
+    for place, output in enumerate(response.outputs):
+        if output.name == name:
+            values = decode(response.raw_output_contents[place], output.datatype)
+            return output.datatype, list(output.shape), values
+    return None
+
+
+@pytest.mark.parametrize("model", SHAPES)
+@pytest.mark.parametrize("row", ROWS, ids=[f"{row.name}-{next(iter(row.asked_by), 'always')}" for row in ROWS])
+def test_an_output_is_there_when_asked_for_with_its_type_and_shape(row: Row, model: str, grpc: GrpcClient) -> None:
+    (response,) = answers(grpc, model, stream=False, **row.asked_by)
+    found = tensor(response, row.name)
+    assert found is not None
+    datatype, shape, values = found
+    assert datatype == TYPES[row.name]
+    assert shape == ([1, row.count] if SHAPES[model] else [row.count])
+    assert len(values) == row.count
+    assert row.holds(values)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_nothing_else_is_there(stream: bool, grpc: GrpcClient) -> None:
+    for response in answers(grpc, "llm", stream=stream):
+        assert [output.name for output in response.outputs] == ["text_output"]
+
+
+@pytest.mark.parametrize("model", SHAPES)
+def test_streamed_outputs_add_up_to_those_of_the_whole_answer(model: str, grpc: GrpcClient) -> None:
+    asked = {
+        "return_finish_reason": True,
+        "return_num_input_tokens": True,
+        "return_num_output_tokens": True,
+        "return_token_ids": True,
+        "return_log_probs": True,
+        "return_cumulative_logprob": True,
+        "return_perf_metrics": True,
+    }
+    (whole,) = answers(grpc, model, stream=False, **asked)
+    parts = answers(grpc, model, stream=True, **asked)
+
+    def values(response: pb.ModelInferResponse, name: str) -> list[Any]:
+        found = tensor(response, name)
+        assert found is not None, name
+        return found[2]
+
+    def joined(name: str) -> list[Any]:
+        return [value for part in parts for value in values(part, name)]
+
+    assert b"".join(joined("text_output")) == values(whole, "text_output")[0]
+    for name in ("output_ids", "output_log_probs"):
+        assert joined(name) == values(whole, name)
+    assert sum(joined("num_output_tokens")) == values(whole, "num_output_tokens")[0] == TOKENS
+    assert [entry for text in joined("logprobs") for entry in json.loads(text)] == json.loads(
+        values(whole, "logprobs")[0]
+    )
+    for name in ("cumulative_logprob", "cum_log_probs"):
+        assert values(parts[-1], name) == pytest.approx(values(whole, name))
+    assert set(joined("num_input_tokens")) == set(values(whole, "num_input_tokens"))
+    assert joined("finish_reason") == [b""] * (len(parts) - 1) + [b"length"]
+    assert [tensor(part, "last_token_time_ns") is not None for part in parts] == [False] * (len(parts) - 1) + [True]
+
+
+@pytest.mark.parametrize("model", SHAPES)
+def test_several_sequences_are_several_elements(model: str, grpc: GrpcClient) -> None:
+    asked = {"return_finish_reason": True, "return_num_output_tokens": True, "return_cumulative_logprob": True}
+    (response,) = answers(grpc, model, stream=False, num_return_sequences=3, temperature=1.0, seed=1, **asked)
+    shape = [1, 3] if SHAPES[model] else [3]
+    for name in ("text_output", "finish_reason", "sequence_index", "num_output_tokens", "cumulative_logprob"):
+        found = tensor(response, name)
+        assert found is not None
+        assert found[0] == TYPES[name]
+        assert found[1] == shape
+    assert tensor(response, "sequence_index")[2] == [0, 1, 2]  # type: ignore[index]
+
+
+def test_a_client_that_names_its_outputs_gets_those_and_no_error(grpc: GrpcClient) -> None:
+    (response,) = answers(grpc, "llm", stream=False, wanted=["text_output"], return_num_output_tokens=True)
+    assert [output.name for output in response.outputs] == ["text_output"]
+    (response,) = answers(grpc, "llm", stream=False, wanted=["text_output", "finish_reason"])
+    assert "text_output" in [output.name for output in response.outputs]
+
+
+def test_an_output_that_does_not_exist_is_refused_by_core(grpc: GrpcClient) -> None:
+    with pytest.raises((grpc_library.RpcError, AssertionError)):
+        answers(grpc, "llm", wanted=["no_such_output"])
+
+
+def test_every_row_of_the_contract_is_tried() -> None:
+    assert {row.name for row in ROWS} | WITH_SEVERAL | ENGINE_KNOWS == {item.name for item in OUTPUTS}

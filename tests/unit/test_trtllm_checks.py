@@ -1,0 +1,230 @@
+"""What is refused before loading, each with the one sentence that helps; and what the directory and the machine say."""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inflight.engines.factory import resolve_engine
+from inflight.engines.tensorrt_llm_options import parse_choices, read_options
+from inflight.engines.tensorrt_llm_probe import DirectoryKind, Gpu, directory_kind, visible_gpus
+from inflight.errors import LoadError
+from tests.doubles.folders import engine_config, write_checkpoint, write_engine, write_metadata
+from tests.doubles.stand_in import StandIn, stand_in
+
+pytestmark = pytest.mark.fast
+
+Install = Callable[..., StandIn]
+GIB = 1 << 30
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Install]:
+    """Pretend that a release is installed."""
+    with ExitStack() as stack:
+
+        def pretend(profile: str = "1.2", **options: Any) -> StandIn:
+            return stack.enter_context(stand_in(monkeypatch, tmp_path, profile, **options))
+
+        yield pretend
+
+
+def refused(double: StandIn, folder: Path | None = None, **options: Any) -> str:
+    with pytest.raises(LoadError) as refusal:
+        double.engine(folder, **options)
+    message = str(refusal.value)
+    assert "\n" not in message
+    assert message.endswith(".")
+    assert "Traceback" not in message
+    return message
+
+
+def with_gpus(monkeypatch: pytest.MonkeyPatch, *gpus: Gpu) -> None:
+    monkeypatch.setattr("inflight.engines.tensorrt_llm.visible_gpus", lambda: list(gpus))
+
+
+H100 = Gpu("NVIDIA H100", "9.0", 70 * GIB)
+
+
+def test_three_kinds_of_directories() -> None:
+    assert directory_kind(engine_config()) is DirectoryKind.ENGINE
+    assert directory_kind({"architecture": "LlamaForCausalLM", "dtype": "float16"}) is DirectoryKind.CHECKPOINT
+    assert directory_kind({"architectures": ["LlamaForCausalLM"], "torch_dtype": "x"}) is DirectoryKind.HUGGING_FACE
+
+
+def test_an_engine_without_a_manifest_is_recognised_and_served(install: Install) -> None:
+    double = install()
+    folder = double.folder(with_manifest=False)
+    assert resolve_engine("auto", folder) == "tensorrt_llm"
+    assert double.engine(folder).info.version == "1.2.1"
+
+
+def test_another_release(install: Install, tmp_path: Path) -> None:
+    double = install("1.1")
+    engine = write_engine(tmp_path / "newer", double.tokenizer, "1.2", with_manifest=False)
+    message = refused(double, engine)
+    assert "compiled by TensorRT-LLM 1.2.1 and 1.1.0 is installed" in message
+    assert "image tritonserver:26.07-trtllm-python-py3" in message
+    with_manifest = write_engine(tmp_path / "manifest", double.tokenizer, "1.2")
+    assert "was built for tensorrt_llm 1.2.1 and 1.1.0 is installed: rebuild" in refused(double, with_manifest)
+
+
+def test_another_tensorrt(install: Install, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    double = install()
+    monkeypatch.syspath_prepend(str(write_metadata(tmp_path / "patched", "1.2", tensorrt="10.15.1.29")))
+    assert "was built for tensorrt 10.14.1.48 and 10.15.1.29 is installed: rebuild" in refused(double)
+
+
+def test_another_gpu(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpus(monkeypatch, Gpu("NVIDIA L4", "8.9", 20 * GIB))
+    double = install()
+    assert "compute capability 9.0 and this GPU has 8.9" in refused(double, double.folder(capability="9.0"))
+
+
+def test_ranks_gpus_and_memory(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    double = install()
+    with_gpus(monkeypatch, H100)
+    engine = double.folder(world=2)
+    assert "needs 2 GPUs on this node and 1 are visible" in refused(double, engine)
+    with_gpus(monkeypatch)
+    assert "no NVIDIA GPU is visible" in refused(double, engine)
+    with_gpus(monkeypatch, H100, H100)
+    assert "gpu_device_ids names [0, 5]" in refused(double, engine, gpu_device_ids=[0, 5])
+    with_gpus(monkeypatch, H100, Gpu("NVIDIA H100", "9.0", 1))
+    assert "rank 1 of the engine needs" in refused(double, engine)
+    (engine / "rank1.engine").unlink()
+    assert "rank1.engine" in refused(double, engine)
+    plain = double.folder("plain", world=2, with_manifest=False)
+    (plain / "rank1.engine").unlink()
+    assert "was built for 2 GPUs and rank1.engine is missing" in refused(double, plain)
+    (plain / "rank1.engine").touch()
+    (plain / "rank2.engine").touch()
+    assert "is for 2 ranks but there are 3 rank files" in refused(double, plain)
+
+
+def test_an_engine_that_cannot_batch_in_flight(install: Install) -> None:
+    double = install()
+    assert "kv_cache_type continuous" in refused(double, double.folder("a", kv_cache_type="CONTINUOUS"))
+    without = double.folder("b", plugin_config={"remove_input_padding": False})
+    assert "--remove_input_padding enable" in refused(double, without)
+    assert "--gpt_attention_plugin auto" in refused(
+        double, double.folder("c", plugin_config={"gpt_attention_plugin": None})
+    )
+
+
+def test_parameters_that_the_build_does_not_allow(install: Install) -> None:
+    double = install()
+    folder = double.folder(plugin_config={"use_paged_context_fmha": False})
+    assert "enable_kv_cache_reuse needs an engine built with use_paged_context_fmha" in refused(
+        double, folder, enable_kv_cache_reuse=True
+    )
+    assert "enable_chunked_context needs" in refused(double, folder, enable_chunked_context=True)
+    assert double.engine(folder).info.capabilities, "unset means: where the engine can"
+    engine = double.folder("plain")
+    assert "max_beam_width is 4 and the engine was built for 1" in refused(double, engine, max_beam_width=4)
+    assert "max_batch_size is 99 and the engine was built for 16" in refused(double, engine, max_batch_size=99)
+    assert "decoding_mode is medusa and the engine was built for none" in refused(
+        double, engine, decoding_mode="medusa"
+    )
+    assert "built without lora_plugin" in refused(double, engine, lora_dir=str(engine))
+    assert "draft_tokens_external" in refused(double, engine, draft_engine_dir=str(engine))
+
+
+def test_a_pair_that_does_not_fit(install: Install) -> None:
+    double = install()
+    large = double.folder("large", speculative_decoding_mode=2, max_draft_len=5)
+    other = double.folder("other", vocab_size=30_000)
+    assert "has to share the model's tokenizer" in refused(double, large, draft_engine_dir=str(other))
+    same = double.folder("same")
+    assert "num_draft_tokens is 9 and the engine was built for 1 to 5" in refused(
+        double, large, draft_engine_dir=str(same), num_draft_tokens=9
+    )
+
+
+def test_a_release_without_engines(install: Install) -> None:
+    double = install("1.3")
+    message = refused(double, double.folder(with_manifest=False))
+    assert "TensorRT-LLM 1.3.0rc24 cannot run compiled engines any more" in message
+    assert "26.07-trtllm-python-py3" in message
+
+
+def test_a_checkpoint_on_a_release_without_the_pytorch_flow(install: Install, tmp_path: Path) -> None:
+    double = install("0.21")
+    folder = write_checkpoint(tmp_path / "checkpoint", double.tokenizer)
+    assert "has no PyTorch flow that serves checkpoints" in refused(double, folder)
+
+
+def test_an_engine_that_is_not_compiled_yet(install: Install, tmp_path: Path) -> None:
+    double = install()
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"architecture": "LlamaForCausalLM", "dtype": "bfloat16"}))
+    assert "has not been compiled yet: run python -m build_engine compile" in refused(double, folder)
+
+
+def test_tensorrt_llm_that_is_missing_or_broken(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    double = install(import_fails=True)
+    assert "cannot be imported (libnvinfer.so.10" in refused(double)
+    monkeypatch.setattr("sys.path", [entry for entry in __import__("sys").path if "doubles" not in entry])
+    double.made.clear()
+    assert "26.07-trtllm-python-py3" in refused(double, double.folder("again", with_manifest=False))
+
+
+def test_memory_that_runs_out_at_load(install: Install) -> None:
+    message = refused(install(oom_at_load=True))
+    assert "CUDA runtime error in cudaMalloc: out of memory" in message
+    assert "lower kv_cache_free_gpu_mem_fraction" in message
+
+
+def test_mpi_that_does_not_start(install: Install) -> None:
+    double = install(mpi_fails=True)
+    with pytest.raises((LoadError, RuntimeError), match="MPI_Init"):
+        double.engine()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"gpt_model_type": "V1"}, "Invalid gpt_model_type 'V1'"),
+        ({"batch_scheduler_policy": "static"}, "batch_scheduler_policy must be one of"),
+        ({"decoding_mode": "beams"}, "decoding_mode must be one of"),
+        ({"decoding_mode": "lookahead"}, "needs lookahead_window_size"),
+        ({"decoding_mode": "eagle", "max_beam_width": 2}, "works without beams only"),
+        ({"encoder_model_path": "x"}, "encoder-decoder"),
+        ({"kv_cache_free_gpu_mem_fraction": 1.5}, "must be above 0 and at most 1"),
+        ({"speculative_decoding_fast_logits": True}, "set it to false"),
+        ({"max_beam_with": 2}, "max_beam_with"),
+        ({"max_beam_width": "two"}, "Expected `int`"),
+    ],
+)
+def test_options_that_cannot_be(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(LoadError) as refusal:
+        read_options(options)
+    assert sentence in str(refusal.value)
+
+
+def test_token_trees() -> None:
+    assert parse_choices("medusa_choices", "{0, 0, 0}, {0, 1}") == [[0, 0, 0], [0, 1]]
+    with pytest.raises(LoadError, match="must look like"):
+        parse_choices("medusa_choices", "[[0]]")
+
+
+def test_gpus_as_nvidia_smi_tells_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text('#!/bin/sh\necho "0, GPU-aa, NVIDIA H100, 9.0, 70000"\necho "1, GPU-bb, NVIDIA L4, 8.9, 100"\n')
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert visible_gpus() == [Gpu("NVIDIA H100", "9.0", 70000 << 20), Gpu("NVIDIA L4", "8.9", 100 << 20)]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert visible_gpus() == [Gpu("NVIDIA L4", "8.9", 100 << 20)]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-aa")
+    assert visible_gpus() == [Gpu("NVIDIA H100", "9.0", 70000 << 20)]
+    program.write_text("#!/bin/sh\necho broken\nexit 9\n")
+    assert visible_gpus() is None

@@ -1,0 +1,318 @@
+"""Compiled engines behind the seam, on the stand-in: what every request gets, and how each way to end ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inflight.engines.base import Capability, EngineRefusal, FinishReason, Guide
+from tests.doubles.stand_in import StandIn, collect, ids, request, run, stand_in
+
+pytestmark = pytest.mark.fast
+
+PROMPT = [11, 12, 13, 14]
+Install = Callable[..., StandIn]
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Install]:
+    """Pretend that a release is installed."""
+    with ExitStack() as stack:
+
+        def pretend(profile: str = "1.2", **options: Any) -> StandIn:
+            return stack.enter_context(stand_in(monkeypatch, tmp_path, profile, **options))
+
+        yield pretend
+
+
+@pytest.mark.parametrize("profile", ["0.21", "1.0", "1.1", "1.2"])
+def test_tokens_come_as_increments_without_the_prompt_in_every_release(install: Install, profile: str) -> None:
+    double = install(profile)
+    engine = double.engine()
+    (outputs,) = run(engine, request(1, PROMPT, max_tokens=6)).values()
+    assert ids(outputs) == double.expected(PROMPT, 6)
+    assert len(outputs) > 1
+    assert outputs[-1].finish is FinishReason.LENGTH
+    assert (Capability.CACHE_SALT in engine.info.capabilities) == (profile in ("1.1", "1.2"))
+
+
+def test_what_it_says_about_itself(install: Install) -> None:
+    double = install()
+    info = double.engine(double.folder(max_batch_size=12, max_seq_len=700, max_input_len=600), 5).info
+    assert (info.name, info.version, info.max_running, info.max_seq_len) == ("tensorrt_llm", "1.2.1", 5, 700)
+    assert (info.block_size, info.blocks_total, info.vocab_size, info.stop_token_ids) == (32, 0, 20_000, (1,))
+    assert Capability.BEAM_SEARCH not in info.capabilities
+    assert Capability.LORA not in info.capabilities
+    assert {Capability.NEVER_PREEMPTS, Capability.PREFIX_CACHE, Capability.GUIDED_JSON} <= info.capabilities
+
+
+def test_a_policy_that_evicts_is_told(install: Install) -> None:
+    engine = install().engine(batch_scheduler_policy="max_utilization")
+    assert Capability.NEVER_PREEMPTS not in engine.info.capabilities
+
+
+def test_sampling_names_what_greedy_would_be_without(install: Install) -> None:
+    double = install()
+    engine = double.engine()
+    sampled = [run(engine, request(n, PROMPT, temperature=1.0, seed=n)) for n in (1, 2)]
+    texts = [ids(found[(n, 0)]) for n, found in zip((1, 2), sampled, strict=True)]
+    assert texts[0] != texts[1]
+    assert texts[0] == double.expected(PROMPT, 8, seed=1)
+    assert double.expected(PROMPT, 8) not in texts
+    again = run(engine, request(9, PROMPT, temperature=1.0, seed=1))
+    assert ids(again[(9, 0)]) == texts[0]
+
+
+def test_several_sequences_each_end_once(install: Install) -> None:
+    double = install()
+    found = run(double.engine(), request(1, PROMPT, temperature=0.7, seed=5, num_sequences=3))
+    assert [ids(found[(1, index)]) for index in range(3)] == [
+        double.expected(PROMPT, 8, seed=5, sequence=index) for index in range(3)
+    ]
+
+
+def test_log_probabilities_are_those_of_the_new_tokens(install: Install) -> None:
+    """The bindings hand out all log-probabilities so far with every increment."""
+    double = install()
+    (outputs,) = run(double.engine(), request(1, PROMPT, logprobs=0)).values()
+    assert all(output.logprobs is not None and len(output.logprobs) == len(output.token_ids) for output in outputs)
+    values = [value for output in outputs for value in output.logprobs or []]
+    assert len(set(values)) > 4
+    whole = run(double.engine(double.folder(), 0), request(1, PROMPT, logprobs=0, max_tokens=8))
+    assert values == [value for output in whole[(1, 0)] for value in output.logprobs or []]
+
+
+def test_beams_come_whole_best_first_with_their_scores(install: Install) -> None:
+    double = install()
+    engine = double.engine(double.folder(max_beam_width=4), max_beam_width=4)
+    assert engine.info.max_beam_width == 4
+    found = run(engine, request(1, PROMPT, beam_width=4, num_sequences=3, logprobs=0))
+    assert [len(found[(1, index)]) for index in range(3)] == [1, 1, 1]
+    scores = [found[(1, index)][0].score for index in range(3)]
+    assert all(score is not None for score in scores)
+    assert scores == sorted(scores, key=lambda score: -(score or 0.0))
+    assert len({tuple(ids(outputs)) for outputs in found.values()}) == 3
+    with pytest.raises(EngineRefusal, match="max_beam_width above 1") as refusal:
+        engine.add(request(2, PROMPT, temperature=0.5))
+    assert refusal.value.parameter == "temperature"
+
+
+def test_the_end_token_ends_with_stop(install: Install) -> None:
+    double = install(eos_every=3)
+    (outputs,) = run(double.engine(), request(1, PROMPT, stop_token_ids=(1,))).values()
+    assert (ids(outputs), outputs[-1].finish) == (double.expected(PROMPT, 3), FinishReason.STOP)
+    (outputs,) = run(double.made[0], request(2, PROMPT)).values()
+    assert outputs[-1].finish is FinishReason.LENGTH, "ignore_eos sends no end token"
+
+
+def test_several_stop_tokens(install: Install) -> None:
+    double = install()
+    stop = double.expected(PROMPT, 4)[3]
+    (outputs,) = run(double.engine(), request(1, PROMPT, stop_token_ids=(1, stop))).values()
+    assert (ids(outputs)[-1], outputs[-1].finish, len(ids(outputs))) == (stop, FinishReason.STOP, 4)
+
+
+def test_min_tokens_holds_back_every_stop_token(install: Install) -> None:
+    """TensorRT-LLM holds back only the end token: the others are looked for here."""
+    double = install()
+    tokens = double.expected(PROMPT, 8)
+    engine = double.engine()
+    (outputs,) = run(engine, request(1, PROMPT, stop_token_ids=(1, tokens[1], tokens[5]), min_tokens=3)).values()
+    assert (ids(outputs), outputs[-1].finish) == (tokens[:6], FinishReason.STOP)
+    assert run(engine, request(2, PROMPT, max_tokens=2)), "the engine goes on"
+
+
+def test_bad_words_of_several_tokens(install: Install) -> None:
+    double = install()
+    tokens = double.expected(PROMPT, 8)
+    word = (tokens[2], tokens[3])
+    (outputs,) = run(double.engine(), request(1, PROMPT, bad_words=(word,))).values()
+    assert ids(outputs) == double.expected(PROMPT, 8, bad_words=[word])
+    assert ids(outputs)[:3] == tokens[:3]
+    assert ids(outputs)[3] != tokens[3]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "answer"),
+    [
+        ("json", "", "{}"),
+        ("json_schema", '{"type": "object", "properties": {"a": {"enum": ["x"]}}, "required": ["a"]}', '{"a": "x"}'),
+        ("regex", "[a-z]{3}", "aaa"),
+        ("ebnf_grammar", 'root ::= "yes" | "no"', "yes"),
+        ("choice", '["maybe", "no"]', "maybe"),
+    ],
+)
+def test_guides(install: Install, kind: str, text: str, answer: str) -> None:
+    from tokenizers import Tokenizer
+
+    double = install()
+    (outputs,) = run(double.engine(), request(1, PROMPT, guide=Guide(kind, text), max_tokens=40)).values()
+    assert Tokenizer.from_file(str(double.tokenizer / "tokenizer.json")).decode(ids(outputs)) == answer
+    assert outputs[-1].finish is FinishReason.STOP
+
+
+@pytest.mark.parametrize(("kind", "text"), [("json_schema", "{"), ("choice", "[]"), ("choice", "x"), ("regex", "(")])
+def test_a_guide_that_is_none_is_the_clients_mistake(install: Install, kind: str, text: str) -> None:
+    engine = install().engine()
+    with pytest.raises(EngineRefusal):
+        engine.add(request(1, PROMPT, guide=Guide(kind, text)))
+    assert run(engine, request(1, PROMPT))
+
+
+def test_guided_decoding_can_be_off(install: Install) -> None:
+    engine = install().engine(guided_decoding_backend="none")
+    assert Capability.GUIDED_JSON not in engine.info.capabilities
+
+
+def test_priorities_reach_the_scheduler(install: Install) -> None:
+    double = install()
+    engine = double.engine(double.folder(max_batch_size=1))
+    engine.add(request(1, PROMPT, max_tokens=300))
+    while not engine.step(0.05):
+        pass
+    engine.add(request(2, PROMPT, priority=-100))
+    engine.add(request(3, PROMPT, priority=100))
+    first: list[int] = []
+    while len(first) < 3:
+        first += [output.request_id for output in engine.step(0.05) if output.finish]
+    assert first == [1, 3, 2]
+
+
+def test_salts_keep_cached_blocks_apart(install: Install) -> None:
+    engine = install().engine()
+    prompt = list(range(300, 400))
+    for request_id, salt in enumerate(["a", "a", "b", None, None], 1):
+        run(engine, request(request_id, prompt, cache_salt=salt, max_tokens=60))
+    # Three whole blocks of 32: the second of salt a and the second without a salt find them.
+    assert engine.stats().reused_tokens_total == 2 * 3 * 32
+
+
+def test_a_prompt_beyond_the_engine_is_refused_in_our_words(install: Install) -> None:
+    double = install()
+    engine = double.engine(double.folder(max_input_len=64))
+    with pytest.raises(EngineRefusal, match="has 65 tokens and the engine was built for 64 at most"):
+        engine.add(request(1, list(range(65))))
+
+
+@pytest.mark.parametrize("how", ["raise", "response"])
+def test_limits_that_only_tensorrt_llm_knows(install: Install, how: str) -> None:
+    """They come out of enqueue_request, or as a response with an error: both end the request and nothing else."""
+    double = install(errors=how)
+    engine = double.engine(max_num_tokens=100)
+    long = request(1, [7] * 200)
+    if how == "raise":
+        with pytest.raises(EngineRefusal, match=r"^Prompt length \(200\) exceeds max_num_tokens"):
+            engine.add(long)
+    else:
+        (outputs,) = run(engine, long).values()
+        assert outputs[-1].error is not None
+        assert "max_num_tokens" in outputs[-1].error
+    assert run(engine, request(2, PROMPT))
+
+
+def test_cancel_drains_the_final_response(install: Install) -> None:
+    engine = install().engine()
+    engine.add(request(1, PROMPT, max_tokens=1000, num_sequences=2, temperature=1.0))
+    while not engine.step(0.05):
+        pass
+    engine.cancel(1)
+    engine.cancel(1)
+    engine.cancel(77)
+    found = {}
+    for place, outputs in collect(engine, {(1, 0), (1, 1)}).items():
+        found[place] = outputs[-1].finish
+    assert set(found.values()) == {FinishReason.CANCELLED}
+    assert engine.stats().running == 0
+    assert run(engine, request(2, PROMPT))
+
+
+def test_cancel_of_a_request_that_waits(install: Install) -> None:
+    double = install()
+    engine = double.engine(double.folder(max_batch_size=1))
+    engine.add(request(1, PROMPT, max_tokens=100))
+    engine.add(request(2, PROMPT))
+    engine.cancel(2)
+    found = collect(engine, {(1, 0), (2, 0)})
+    assert (ids(found[(2, 0)]), found[(2, 0)][-1].finish) == ([], FinishReason.CANCELLED)
+
+
+def test_enqueue_that_raises_harms_nobody_else(install: Install) -> None:
+    engine = install(enqueue_raises_at=2).engine()
+    engine.add(request(1, PROMPT, max_tokens=50))
+    with pytest.raises(EngineRefusal, match="told to raise"):
+        engine.add(request(2, PROMPT))
+    assert collect(engine, {(1, 0)})[(1, 0)][-1].finish is FinishReason.LENGTH
+
+
+def test_a_response_with_an_error_ends_every_sequence(install: Install) -> None:
+    engine = install(error_at=1).engine()
+    found = run(engine, request(1, PROMPT, num_sequences=2, temperature=1.0))
+    assert [outputs[-1].error for outputs in found.values()] == ["the stand-in was told to answer with an error"] * 2
+
+
+def test_an_executor_that_breaks_ends_the_engine(install: Install) -> None:
+    engine = install(break_at=5).engine()
+    engine.add(request(1, PROMPT, max_tokens=50))
+    with pytest.raises(RuntimeError, match="forwardAsync"):
+        collect(engine, {(1, 0)})
+
+
+def test_an_executor_that_stands_still_is_noticed(install: Install) -> None:
+    engine = install(stall_at=5).engine(stall_timeout_ms=300)
+    engine.add(request(1, PROMPT, max_tokens=50))
+    with pytest.raises(RuntimeError, match=r"made no progress for 0\.3 s"):
+        collect(engine, {(1, 0)})
+
+
+def test_statistics_drain_and_do_not_stick_when_idle(install: Install) -> None:
+    double = install(step_ms=5)
+    engine = double.engine(double.folder(max_batch_size=2))
+    for request_id in (1, 2, 3):
+        engine.add(request(request_id, PROMPT, max_tokens=80))
+    most = engine.stats()
+    waited = 0
+    left = {1, 2, 3}
+    while left:
+        left -= {output.request_id for output in engine.step(0.02) if output.finish}
+        stats = engine.stats()
+        waited = max(waited, stats.waiting)
+        most = stats if stats.blocks_used > most.blocks_used else most
+    assert (most.running, most.blocks_max, waited) == (2, 512, 1)
+    assert most.blocks_used >= 2
+    assert most.step_seconds >= 0.005
+    assert (engine.stats().running, engine.stats().blocks_used) == (0, 0)
+
+
+def test_a_pair_of_engines_gives_the_tokens_of_the_large_one(install: Install) -> None:
+    double = install()
+    large = double.folder("large", speculative_decoding_mode=2, max_draft_len=5)
+    engine = double.engine(large, draft_engine_dir=str(double.folder("small")), num_draft_tokens=4)
+    assert Capability.SPECULATIVE in engine.info.capabilities
+    found = run(
+        engine,
+        request(1, PROMPT, max_tokens=20),
+        request(2, [*PROMPT, 9], max_tokens=3, temperature=1.0, seed=4),
+        request(3, [*PROMPT, 8], max_tokens=1),
+    )
+    assert ids(found[(1, 0)]) == double.expected(PROMPT, 20)
+    assert len(found[(1, 0)]) <= 5, "several tokens a round"
+    assert ids(found[(2, 0)]) == double.expected([*PROMPT, 9], 3, seed=4)
+    assert ids(found[(3, 0)]) == double.expected([*PROMPT, 8], 1)
+    stats = engine.stats()
+    assert (stats.draft_tokens_total, stats.accepted_tokens_total) == (16, 16)
+    engine.add(request(4, PROMPT, max_tokens=1500))
+    while not engine.step(0.02):
+        pass
+    engine.cancel(4)
+    assert collect(engine, {(4, 0)})[(4, 0)][-1].finish is FinishReason.CANCELLED
+
+
+def test_close_with_work_under_way_returns(install: Install) -> None:
+    engine = install(step_ms=2).engine()
+    engine.add(request(1, PROMPT, max_tokens=1500))
+    engine.step(0.05)
+    engine.close()

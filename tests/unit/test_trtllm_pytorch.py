@@ -1,0 +1,150 @@
+"""Hugging Face-style checkpoints through tensorrt_llm.LLM, on the stand-in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inflight.engines.base import Capability, EngineRefusal, FinishReason, Guide
+from inflight.errors import LoadError
+from tests.doubles.folders import write_checkpoint
+from tests.doubles.stand_in import StandIn, collect, ids, request, run, stand_in
+
+pytestmark = pytest.mark.fast
+
+PROMPT = [11, 12, 13, 14]
+VOCABULARY = 49_152
+Checkpoint = Callable[..., Any]
+
+
+@pytest.fixture
+def checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Checkpoint]:
+    """`checkpoint(profile, double={…}, **options)` loads a checkpoint in the release of that profile."""
+    with ExitStack() as stack:
+
+        def load(profile: str = "1.3", double: dict[str, Any] | None = None, **options: Any) -> Any:
+            installed: StandIn = stack.enter_context(stand_in(monkeypatch, tmp_path, profile, **(double or {})))
+            return installed.engine(write_checkpoint(tmp_path / "checkpoint", installed.tokenizer), **options)
+
+        yield load
+
+
+def expected(prompt: list[int], count: int, **more: Any) -> list[int]:
+    from trtllm_double.tokens import expected as answer  # type: ignore[import-not-found]
+
+    found: list[int] = answer(prompt, count, VOCABULARY, **more)
+    return found
+
+
+@pytest.mark.parametrize("profile", ["1.0", "1.1", "1.2", "1.3"])
+def test_tokens_in_every_release_that_has_it(checkpoint: Checkpoint, profile: str) -> None:
+    engine = checkpoint(profile)
+    (outputs,) = run(engine, request(1, PROMPT, max_tokens=40)).values()
+    assert ids(outputs) == expected(PROMPT, 40), "not the 32 tokens that LLM makes by default"
+    assert outputs[-1].finish is FinishReason.LENGTH
+    assert engine.info.max_seq_len == 2048
+    kwargs = engine._llm._kwargs
+    sampler = {"1.0": "enable_trtllm_sampler", "1.1": "sampler_type", "1.2": "sampler_type"}.get(profile)
+    assert [name for name in ("enable_trtllm_sampler", "sampler_type") if name in kwargs] == (
+        [sampler] if sampler else []
+    )
+
+
+def test_greedy_and_sampled_and_several(checkpoint: Checkpoint) -> None:
+    engine = checkpoint()
+    found = run(
+        engine, request(1, PROMPT, num_sequences=2), request(2, PROMPT, temperature=1.0, seed=3, num_sequences=2)
+    )
+    assert ids(found[(1, 0)]) == ids(found[(1, 1)]) == expected(PROMPT, 8)
+    assert [ids(found[(2, index)]) for index in (0, 1)] == [expected(PROMPT, 8, seed=3, sequence=n) for n in (0, 1)]
+
+
+def test_log_probabilities_of_the_likeliest(checkpoint: Checkpoint) -> None:
+    (outputs,) = run(checkpoint(), request(1, PROMPT, logprobs=2)).values()
+    for output in outputs:
+        assert output.logprobs is not None
+        assert output.top_logprobs is not None
+        assert len(output.logprobs) == len(output.top_logprobs) == len(output.token_ids)
+        assert all(
+            len(entry) == 2 and token in entry
+            for token, entry in zip(output.token_ids, output.top_logprobs, strict=True)
+        )
+
+
+def test_beams_come_at_the_end(checkpoint: Checkpoint) -> None:
+    found = run(checkpoint(max_beam_width=3), request(1, PROMPT, beam_width=3, num_sequences=2))
+    assert [len(found[(1, index)]) for index in (0, 1)] == [1, 1]
+    assert [len(ids(found[(1, index)])) for index in (0, 1)] == [8, 8]
+
+
+def test_stop_tokens_guides_and_min_tokens(checkpoint: Checkpoint) -> None:
+    engine = checkpoint()
+    tokens = expected(PROMPT, 8)
+    (outputs,) = run(engine, request(1, PROMPT, stop_token_ids=(1, tokens[2]))).values()
+    assert (ids(outputs), outputs[-1].finish) == (tokens[:3], FinishReason.STOP)
+    (outputs,) = run(engine, request(2, PROMPT, stop_token_ids=(1, tokens[1], tokens[5]), min_tokens=3)).values()
+    assert (ids(outputs), outputs[-1].finish) == (tokens[:6], FinishReason.STOP)
+    (outputs,) = run(engine, request(3, PROMPT, guide=Guide("choice", '["yes"]'), max_tokens=20)).values()
+    assert outputs[-1].finish is FinishReason.STOP
+
+
+def test_cancel_and_errors(checkpoint: Checkpoint) -> None:
+    engine = checkpoint(double={"step_ms": 5})
+    engine.add(request(1, PROMPT, max_tokens=500, temperature=1.0, num_sequences=2))
+    while not engine.step(0.05):
+        pass
+    engine.cancel(1)
+    engine.cancel(1)
+    found = collect(engine, {(1, 0), (1, 1)})
+    assert {outputs[-1].finish for outputs in found.values()} == {FinishReason.CANCELLED}
+    with pytest.raises(EngineRefusal, match="should not exceed max_seq_len"):
+        engine.add(request(2, [5] * 3000))
+    assert run(engine, request(3, PROMPT, max_tokens=2))
+
+
+def test_a_request_that_fails_ends_alone(checkpoint: Checkpoint) -> None:
+    engine = checkpoint(double={"error_at": 3})
+    (outputs,) = run(engine, request(1, PROMPT)).values()
+    assert outputs[-1].error == "the stand-in was told to answer with an error"
+    assert run(engine, request(2, PROMPT))
+
+
+def test_what_it_cannot_do_is_refused_before(checkpoint: Checkpoint) -> None:
+    new = checkpoint("1.3").info.capabilities
+    assert {Capability.MIN_P, Capability.CACHE_SALT, Capability.TOP_LOGPROBS} <= new
+    assert not new & {Capability.BAD_WORDS, Capability.LORA, Capability.BEAM_SEARCH}
+    assert Capability.MIN_P not in checkpoint("1.2").info.capabilities
+
+
+def test_adapters_by_name(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "lora" / "red").mkdir(parents=True)
+    engine = checkpoint(lora_dir=str(tmp_path / "lora"))
+    (outputs,) = run(engine, request(1, PROMPT, lora_name="red")).values()
+    assert ids(outputs) == expected(PROMPT, 8, adapter=1)
+    with pytest.raises(EngineRefusal, match="the adapters of this model are red"):
+        engine.add(request(2, PROMPT, lora_name="blue"))
+
+
+def test_speculation_is_handed_on(checkpoint: Checkpoint) -> None:
+    engine = checkpoint(speculative="ngram", num_draft_tokens=3)
+    assert engine._llm._kwargs["speculative_config"].max_draft_len == 3
+    assert Capability.SPECULATIVE in engine.info.capabilities
+
+
+def test_loads_that_fail_say_why(checkpoint: Checkpoint) -> None:
+    with pytest.raises(LoadError, match=r"refuses its arguments \(LLM got invalid arguments: frobnicate\)"):
+        checkpoint(llm_arguments={"frobnicate": 1})
+    with pytest.raises(LoadError, match=r"CUDA out of memory.*raise tensor_parallel_size"):
+        checkpoint(double={"oom_at_load": True})
+
+
+def test_close_with_work_under_way_returns(checkpoint: Checkpoint) -> None:
+    engine = checkpoint(double={"step_ms": 5})
+    engine.add(request(1, PROMPT, max_tokens=500))
+    engine.step(0.05)
+    engine.close()
+    engine.close = lambda: None

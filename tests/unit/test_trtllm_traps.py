@@ -1,0 +1,274 @@
+"""The known traps of TensorRT-LLM (docs/tensorrt_llm.md lists them): each test fails when its trap is stepped into."""
+
+from __future__ import annotations
+
+import datetime
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from inflight.engines.base import Capability, EngineRefusal, FinishReason
+from inflight.errors import LoadError
+from tests.doubles.stand_in import StandIn, collect, ids, request, run, stand_in
+
+pytestmark = pytest.mark.fast
+
+PROMPT = [11, 12, 13, 14]
+Install = Callable[..., StandIn]
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Install]:
+    """Pretend that a release is installed."""
+    with ExitStack() as stack:
+
+        def pretend(profile: str = "1.2", **options: Any) -> StandIn:
+            return stack.enter_context(stand_in(monkeypatch, tmp_path, profile, **options))
+
+        yield pretend
+
+
+def configuration(engine: Any) -> Any:
+    """The ExecutorConfig that the executor was made with."""
+    return engine._executor._config
+
+
+def test_none_and_numpy_scalars_are_refused_by_nanobind_and_never_sent(install: Install) -> None:
+    double = install()
+    bindings = double.bindings
+    for values in ({"streaming": None}, {"priority": None}, {"streaming": np.bool_(True)}, {"strem": True}):
+        with pytest.raises(TypeError, match="incompatible function arguments"):
+            bindings.Request([1], 1, **values)
+    with pytest.raises(TypeError):
+        bindings.Request([np.int32(1)], 1)
+    with pytest.raises(TypeError):
+        bindings.SamplingConfig(top_k=np.int64(1))
+    tokens = list(np.array(PROMPT, dtype=np.int64))
+    values = {"temperature": np.float32(0.5), "top_k": np.int32(3), "seed": np.uint64(7), "max_tokens": np.int32(4)}
+    (outputs,) = run(double.engine(), request(1, tokens, **values)).values()
+    assert len(ids(outputs)) == 4
+
+
+def test_none_was_taken_before_nanobind(install: Install) -> None:
+    assert install("0.21").bindings.Request([1], 1, streaming=None).streaming is False
+
+
+def test_two_of_the_four_performance_knobs_are_properties(install: Install) -> None:
+    double = install()
+    with pytest.raises(TypeError):
+        double.bindings.ExtendedRuntimePerfKnobConfig(cuda_graph_mode=True)
+    engine = double.engine(cuda_graph_mode=True, cuda_graph_cache_size=9, multi_block_mode=False)
+    knobs = configuration(engine).extended_runtime_perf_knob_config
+    assert (knobs.cuda_graph_mode, knobs.cuda_graph_cache_size, knobs.multi_block_mode) == (True, 9, False)
+
+
+def test_times_are_timedeltas(install: Install) -> None:
+    double = install()
+    with pytest.raises(TypeError):
+        double.bindings.Request([1], 1, allotted_time_ms=5)
+    retention = double.bindings.KvCacheRetentionConfig
+    with pytest.raises(TypeError):
+        retention.TokenRangeRetentionConfig(0, None, 50, duration_ms=5)
+    engine: Any = double.engine(prompt_retention_priority=80, prompt_retention_s=1.5)
+    (whole,) = engine._retention.token_range_retention_configs
+    assert (whole.priority, whole.duration_ms) == (80, datetime.timedelta(seconds=1.5))
+    assert run(engine, request(1, PROMPT))
+
+
+def test_the_folder_of_a_retention_config_has_a_default_that_its_type_refuses(install: Install) -> None:
+    double = install()
+    with pytest.raises(TypeError):
+        double.bindings.KvCacheRetentionConfig([])
+    engine: Any = double.engine(prompt_retention_priority=80)
+    assert engine._retention.directory == ""
+
+
+def test_every_default_that_differs_between_layers_is_set(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    double = install()
+    from trtllm_double import surface  # type: ignore[import-not-found]
+
+    given: dict[str, set[str]] = {}
+    bind = surface.Surface._bind
+
+    def spy(self: Any, init: list[dict[str, Any]], args: Any, kwargs: dict[str, Any]) -> Any:
+        given.setdefault(init[0]["name"] if init else "", set()).update(kwargs)
+        return bind(self, init, args, kwargs)
+
+    monkeypatch.setattr(surface.Surface, "_bind", spy)
+    engine: Any = double.engine()
+    config = configuration(engine)
+    assert {"normalize_log_probs", "enable_chunked_context", "iter_stats_max_iterations", "batching_type"} <= given[
+        "max_beam_width"
+    ]
+    assert {"enable_block_reuse", "free_gpu_memory_fraction"} <= given["enable_block_reuse"]
+    assert (config.normalize_log_probs, config.enable_chunked_context) == (True, False)
+    assert config.kv_cache_config.free_gpu_memory_fraction == 0.9
+    run(engine, request(1, PROMPT))
+    assert "exclude_input_from_output" in given["return_log_probs"]
+
+
+def test_beams_never_stream_increments(install: Install) -> None:
+    double = install()
+    engine: Any = double.engine(double.folder(max_beam_width=2), max_beam_width=2)
+    engine.add(request(1, PROMPT, beam_width=2, num_sequences=2))
+    (live,) = engine._live.values()
+    with engine._executor._changed:
+        sent = [*engine._executor._waiting, *engine._executor._running]
+    assert all(item.request.streaming is False for item in sent)
+    assert live.request.sampling.beam_width == 2
+    found = collect(engine, {(1, 0), (1, 1)})
+    assert [len(ids(outputs)) for outputs in found.values()] == [8, 8]
+
+
+def test_an_id_is_kept_until_the_final_response(install: Install) -> None:
+    double = install(step_ms=30)
+    engine: Any = double.engine()
+    engine.add(request(1, PROMPT, max_tokens=500))
+    while not engine.step(0.05):
+        pass
+    engine.cancel(1)
+    assert len(engine._live) == 1, "the final response is still to come"
+    found = collect(engine, {(1, 0)})
+    assert found[(1, 0)][-1].finish is FinishReason.CANCELLED
+    assert not engine._live
+
+
+def test_responses_are_awaited_with_a_timeout_only(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    double = install()
+    engine: Any = double.engine()
+    await_responses = engine._executor.await_responses
+    given: list[Any] = []
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        given.append((args, kwargs))
+        return await_responses(*args, **kwargs)
+
+    monkeypatch.setattr(engine._executor, "await_responses", spy)
+    run(engine, request(1, PROMPT))
+    assert given
+    assert all(args == () and isinstance(kwargs["timeout"], datetime.timedelta) for args, kwargs in given)
+
+
+def test_the_stand_in_hangs_where_the_real_one_does(install: Install) -> None:
+    """A number is an id, and an id whose responses were all handed out never has another."""
+    double = install()
+    engine: Any = double.engine()
+    run(engine, request(1, PROMPT))
+    waiting = threading.Thread(target=engine._executor.await_responses, args=(1,), daemon=True)
+    waiting.start()
+    waiting.join(0.5)
+    assert waiting.is_alive()
+
+
+def test_statistics_are_drained_and_may_be_off(install: Install) -> None:
+    double = install()
+    engine: Any = double.engine()
+    run(engine, request(1, PROMPT))
+    assert len(engine._executor.get_latest_iteration_stats()) <= 2
+    off: Any = double.engine(iter_stats_max_iterations=0)
+    run(off, request(1, PROMPT))
+    assert off.stats().blocks_max == 0
+
+
+def test_sampling_without_top_k_and_top_p_would_be_greedy(install: Install) -> None:
+    double = install()
+    bindings = double.bindings
+    engine: Any = double.engine()
+    greedy = bindings.Request(PROMPT, 4, sampling_config=bindings.SamplingConfig(temperature=1.0, seed=3))
+    number = engine._executor.enqueue_request(greedy)
+    (response,) = engine._executor.await_responses(number, datetime.timedelta(seconds=5))
+    assert response.result.output_token_ids[0][len(PROMPT) :] == double.expected(PROMPT, 4)
+    (outputs,) = run(engine, request(1, PROMPT, temperature=1.0, seed=3, max_tokens=4)).values()
+    assert ids(outputs) == double.expected(PROMPT, 4, seed=3)
+
+
+def test_a_misspelt_attribute_is_silent_on_executor_config(install: Install) -> None:
+    """So attributes are never assigned there: everything goes through the constructor, which refuses."""
+    bindings = install().bindings
+    config = bindings.ExecutorConfig()
+    config.enable_chunked_contxt = True
+    with pytest.raises(AttributeError):
+        bindings.KvCacheConfig().enable_blok_reuse = True
+    import inflight.engines.tensorrt_llm_config as ours
+
+    source = Path(ours.__file__).read_text()
+    assert "configuration." not in source
+
+
+def test_the_tokenizer_is_not_in_what_trtllm_build_writes(install: Install) -> None:
+    double = install()
+    folder = double.folder(with_manifest=False)
+    for name in ("tokenizer.json", "generation_config.json"):
+        (folder / name).unlink()
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<|eos|>"}')
+    with pytest.raises(LoadError, match="trtllm-build does not copy it"):
+        double.engine(folder)
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(LoadError, match="does not say which token ends a text"):
+        double.engine(folder)
+
+
+def test_the_end_token_can_come_from_the_tokenizer(install: Install) -> None:
+    double = install()
+    folder = double.folder(with_manifest=False)
+    (folder / "generation_config.json").unlink()
+    (folder / "tokenizer_config.json").write_text('{"eos_token": {"content": "<|eos|>"}}')
+    assert double.engine(folder).info.stop_token_ids == (1,)
+
+
+def test_lora_weights_travel_once_and_again_after_an_eviction(install: Install, tmp_path: Path) -> None:
+    double = install(lora_slots=1)
+    adapters = tmp_path / "adapters"
+    for number, name in enumerate(("red", "blue"), 1):
+        (adapters / name).mkdir(parents=True)
+        np.save(adapters / name / "model.lora_weights.npy", np.full((4, 8), number, dtype=np.float16))
+        np.save(adapters / name / "model.lora_config.npy", np.zeros((4, 3), dtype=np.int32))
+    (adapters / "raw").mkdir()
+    engine: Any = double.engine(double.folder(plugin_config={"lora_plugin": "auto"}), lora_dir=str(adapters))
+    assert Capability.LORA in engine.info.capabilities
+    sent: list[bool] = []
+    enqueue = engine._executor.enqueue_request
+
+    def spy(made: Any) -> Any:
+        sent.append(made.lora_config is not None and made.lora_config.weights is not None)
+        return enqueue(made)
+
+    engine._executor.enqueue_request = spy
+    texts = {}
+    for request_id, name in enumerate(("red", "red", "blue", "red"), 1):
+        (outputs,) = run(engine, request(request_id, PROMPT, lora_name=name)).values()
+        texts.setdefault(name, set()).add(tuple(ids(outputs)))
+    assert sent == [True, False, True, False, True], "the evicted adapter's weights were sent again"
+    assert [len(found) for found in texts.values()] == [1, 1]
+    assert texts["red"] != texts["blue"]
+    with pytest.raises(EngineRefusal, match="the adapters of this model are blue, raw, red"):
+        engine.add(request(9, PROMPT, lora_name="green"))
+    with pytest.raises(EngineRefusal, match="hf_lora_convert"):
+        engine.add(request(9, PROMPT, lora_name="raw"))
+    with pytest.raises(EngineRefusal):
+        engine.add(request(9, PROMPT, lora_name="../red"))
+
+
+def test_decoding_modes_reach_the_configuration(install: Install) -> None:
+    double = install()
+    medusa = double.folder("medusa", speculative_decoding_mode=4, max_draft_len=3)
+    engine = double.engine(medusa, medusa_choices="{0}, {0, 1}")
+    decoding = configuration(engine).decoding_config
+    assert (decoding.decoding_mode.name, decoding.medusa_choices) == ("Medusa", [[0], [0, 1]])
+    assert Capability.SPECULATIVE in engine.info.capabilities
+    assert Capability.GUIDED_JSON not in engine.info.capabilities
+    lookahead = double.engine(
+        double.folder("lookahead", speculative_decoding_mode=8),
+        decoding_mode="lookahead",
+        lookahead_window_size=7,
+        lookahead_ngram_size=5,
+        lookahead_verification_set_size=3,
+    )
+    config = configuration(lookahead).decoding_config.lookahead_decoding_config
+    assert (config.max_window_size, config.max_ngram_size, config.max_verification_set_size) == (7, 5, 3)
+    assert configuration(double.engine()).decoding_config is None
