@@ -61,7 +61,7 @@ def build(options: BuildOptions, console: Console) -> manifest.Manifest:
             sha256 = origin.sha256()
         source.copy_tokenizer(origin, out.path, with_config=options.target == OPENVINO)
         staged = source.stage(origin, out.scratch / "staged")
-        job = Job(options, origin, recipe, kv_cache, max_seq_len, out.path, out.scratch, staged, log, console)
+        job = Job(options, origin, recipe, kv_cache, max_seq_len, out.path, out.scratch, staged, log, console, sha256)
         outcome = run(job)
         written = make_manifest(outcome, origin, sha256, out.path, options.command, started)
         manifest.write(out.path, written)

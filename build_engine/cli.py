@@ -17,6 +17,7 @@ import msgspec
 from build_engine import __version__, source
 from build_engine.architectures import TARGETS
 from build_engine.build import build, compile_engine
+from build_engine.cache import default_directory
 from build_engine.console import make_console
 from build_engine.errors import AccuracyFailure, BuilderError, Interrupted, UserMistake
 from build_engine.inspection import inspect
@@ -136,6 +137,13 @@ def _add_build(commands: argparse._SubParsersAction[_Parser]) -> None:
         default=True,
         help=f"compare the engine with its source on {BUILD_TOKENS} tokens (default: yes)",
     )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="where finished steps are kept (default: $INFLIGHT_BUILD_CACHE or the user's cache directory)",
+    )
+    parser.add_argument("--no-cache", action="store_true", help="neither use nor keep finished steps")
     parser.add_argument("--json", action="store_true", help="progress as JSON lines")
     parser.set_defaults(run=_run_build)
 
@@ -162,6 +170,7 @@ def _run_build(options: argparse.Namespace, arguments: list[str]) -> int:
         calibration_tokens=options.calibration_tokens,
         force=options.force,
         verify_tokens=BUILD_TOKENS if options.verify else 0,
+        cache=None if options.no_cache else options.cache or default_directory(),
         command=_command_line(arguments),
     )
     build(asked, console)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import inflight.manifest as manifest
+from build_engine.cache import StageCache
 from build_engine.console import Console
 from build_engine.planning.roofline import Parallel
 from build_engine.quantization import Recipe
 from build_engine.source import Source
+from build_engine.stages import run_stage
 
 Details = dict[str, str | int | float | bool | None]
 
@@ -39,6 +41,7 @@ class BuildOptions:
     calibration_tokens: int | None = None
     force: bool = False
     verify_tokens: int = 0
+    cache: Path | None = None
     command: str = ""
 
 
@@ -56,6 +59,21 @@ class Job:
     staged: Path
     log: Path
     console: Console
+    source_sha256: str
+
+    def run_stage(
+        self, name: str, spec: dict[str, Any], output: Path, *, title: str, expected_s: float | None = None
+    ) -> dict[str, Any]:
+        """Run a stage that fills ``output``, or take what an earlier build made of the very same inputs."""
+        cache = StageCache(self.options.cache)
+
+        def work() -> dict[str, Any]:
+            return run_stage(name, spec, console=self.console, log=self.log, title=title, expected_s=expected_s)
+
+        result, found = cache.run(name, spec, self.source_sha256, output, work)
+        if found:
+            self.console.say(f"{title}: taken from an earlier build")
+        return result
 
 
 @dataclass(frozen=True, slots=True)

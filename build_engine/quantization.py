@@ -43,7 +43,7 @@ KV_CACHES = ("auto", "fp8", "int8", "none")
 """``auto`` is the target's best default; ``none`` keeps the KV cache in the model's own precision."""
 
 BY_TARGET: dict[str, tuple[str, ...]] = {
-    OPENVINO: ("none", "int8", "int4"),
+    OPENVINO: ("none", "int8", "int4", "int4-awq", "int4-gptq"),
     TENSORRT_LLM: ("none", "int8", "int8-sq", "int4", "int4-awq", "w4a8-awq", "fp8"),
     TENSORRT_LLM_CHECKPOINT: ("int4-awq", "w4a8-awq", "fp8", "nvfp4"),
 }

@@ -75,7 +75,7 @@ class TritonPythonModel:
                 Exception
             ):  # must not reach Triton: it would end every request of this call, those already answered too
                 log.exception("a request could not be taken")
-                responder.fail(internal(request.request_id()))
+                self._backend.refuse(responder, internal(request.request_id()), request.request_id())
 
     def is_ready(self) -> bool:
         """Whether the engine is up (asked by Triton 26.03 and later)."""

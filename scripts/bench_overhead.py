@@ -24,6 +24,7 @@ from pathlib import Path
 
 from _client import Connection
 from _layout import MODEL_REPOSITORY, REPOSITORY
+from _lengths import Lengths
 from _perf_analyzer import find_perf_analyzer
 from _prompts import prompts
 from _report import Failure, Progress, run_main
@@ -54,7 +55,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--waves", type=int, default=3, metavar="N", help="requests per run: N × concurrency (default: 3)"
     )
-    parser.add_argument("--prompt-tokens", type=int, default=32, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--prompt-tokens",
+        type=int,
+        default=32,
+        metavar="N",
+        help="on average: N/2 to 3N/2, evenly (default: %(default)s)",
+    )
     parser.add_argument("--max-tokens", type=int, default=64, metavar="N", help="of each answer (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the prompts (default: %(default)s)")
     parser.add_argument(
@@ -99,6 +106,10 @@ class Sides:
         """Nothing is started yet."""
         self._arguments = arguments
         self._texts = prompts(f"overhead {arguments.seed}", 2 * arguments.prompt_tokens)
+        mean = arguments.prompt_tokens
+        self._lengths = Lengths("uniform", max(mean // 2, 1), mean + mean // 2, mean).draws(
+            f"overhead {arguments.seed}"
+        )
         self._stack = ExitStack()
 
     def __enter__(self) -> Sides:
@@ -125,7 +136,7 @@ class Sides:
 
     def supply(self, count: int) -> list[Prompt]:
         """Prompts that were never used before."""
-        return self._model.prompts(self._texts, count, self._arguments.prompt_tokens)
+        return self._model.prompts(self._texts, self._lengths, count)
 
     def different_tokens(self, count: int) -> list[str]:
         """Prompts whose greedy tokens differ between the sides, each prompt sent alone."""
@@ -140,7 +151,7 @@ class Sides:
 def table(rows: Sequence[Comparison]) -> Table:
     """The comparison for a person."""
     made = Table(title="over the bare pipeline: median (least–most of the repeats)", title_justify="left")
-    for name in ("arm", "concurrency", "tokens/s", "bare tokens/s", "ratio", "added TTFT, ms"):
+    for name in ("arm", "concurrency", "tokens/s", "bare tokens/s", "ratio", "CPU ratio", "added TTFT, ms"):
         made.add_column(name, justify="right")
     for name in ("tokens/response", "CPU µs/token: server + stub + engine + client (bare)", "CPU used by others"):
         made.add_column(name, justify="right")
@@ -152,6 +163,7 @@ def table(rows: Sequence[Comparison]) -> Table:
             f"{row.tokens_per_s:.1f}",
             f"{row.base_tokens_per_s:.1f}",
             f"{row.ratio:.3f} ({min(row.ratios):.3f}–{max(row.ratios):.3f})",
+            f"{row.cpu_ratio:.3f}",
             f"{row.added_ttft_ms:.1f} ({min(row.added_ttfts_ms):.1f}–{max(row.added_ttfts_ms):.1f})",
             f"{row.tokens_per_response:.2f}",
             f"{parts} ({row.base_cpu_us_per_token['engine']:.0f})",

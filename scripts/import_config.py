@@ -13,12 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import text_format
+from google.protobuf import text_format  # type: ignore[import-untyped,unused-ignore]
 from tritonclient.grpc import model_config_pb2
 
 from _report import Failure, run_main
@@ -89,7 +88,7 @@ class Import:
 def read_config(path: Path) -> Any:
     """A config.pbtxt as a message; placeholders that were never filled are taken as absent. Raises `Failure`."""
     text = re.sub(r"^\s*#.*$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    text = re.sub(r"^\s*\w+\s*:\s*\[\s*\$\{[^}]*\}\s*\]\s*,?\s*$", "", text, flags=re.MULTILINE)
+    text = re.sub(r"\w+\s*:\s*\[\s*\$\{[^}]*\}\s*\]", "", text)
     text = re.sub(r"\w+\s*:\s*\$\{[^}]*\}", "", text)
     config = model_config_pb2.ModelConfig()
     try:
@@ -110,8 +109,8 @@ def plan(repository: Path, name: str) -> Import:
     found = {model: path for model, path in found.items() if path.is_file()}
     if "tensorrt_llm" not in found:
         raise Failure(
-            f"{repository} has no tensorrt_llm/config.pbtxt: give the repository that holds preprocessing, tensorrt_llm, "
-            "postprocessing and ensemble."
+            f"{repository} has no tensorrt_llm/config.pbtxt: give the repository that holds preprocessing, "
+            "tensorrt_llm, postprocessing and ensemble."
         )
     configs = {model: read_config(path) for model, path in found.items()}
     made = Import(name)
@@ -268,4 +267,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main))
+    run_main(main)

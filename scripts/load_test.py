@@ -1,97 +1,76 @@
 #!/usr/bin/env python3
 """Measures a served model under load with the real perf_analyzer: gRPC streaming at several concurrencies or rates.
 
-Prints a table and writes JSON and CSV. What the figures mean is defined in scripts/_load_stats.py; tokens are counted,
-not responses. Exit status: 0 done, 1 an error (one sentence says which), 130 stopped by Ctrl-C.
+Prints a table and writes results.json, results.csv and report.html. What the figures mean is defined in
+scripts/_load_stats.py; tokens are counted, not responses. Exit status: 0 done, 1 an error (one sentence says which),
+130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import json
-import math
 import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from _answer import Response
-from _client import Connection, Value, parse_value
+from _client import Connection
 from _layout import CACHE
-from _load_stats import LevelResult, Percentiles, summarize
-from _perf_analyzer import Inputs, Load, find_perf_analyzer, measure
-from _prompts import prompts
+from _lengths import SHAREGPT_ANSWER, SHAREGPT_PROMPT, parse_lengths
+from _load_compare import compare, read_levels
+from _load_report import comparison_table, terminal_table, write
+from _load_stats import LevelResult, Objective, Run, summarize
+from _load_workload import Workload, parse_parameters, words_per_token
+from _perf_analyzer import Load, find_perf_analyzer, measure
 from _report import Failure, Progress, run_main
+from _resources import Sampler, listener
 
-try:
-    from rich.console import Console
-    from rich.table import Table
-except ModuleNotFoundError:
-    raise SystemExit(
-        f"error: the package rich is missing in {sys.executable}: run this with .venv/bin/python."
-    ) from None
-
-_PROBE_WORDS = 200
 _LEAST_REQUESTS = 32
+_LIMITS = ("ttft", "tpot", "latency")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Our options."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument(
-        "--url", default="127.0.0.1:8001", metavar="HOST:PORT", help="gRPC endpoint (default: %(default)s)"
+    option = parser.add_argument
+    option("--url", default="127.0.0.1:8001", metavar="HOST:PORT", help="gRPC endpoint (default: %(default)s)")
+    option("--model", default="llm", help="model name (default: %(default)s)")
+    load = parser.add_argument_group("load")
+    level = load.add_mutually_exclusive_group()
+    level.add_argument(
+        "--concurrency", type=_counts, metavar="N,N", help="requests in flight, per level (default: 1,4,16)"
     )
-    parser.add_argument("--model", default="llm", help="model name (default: %(default)s)")
-    load = parser.add_mutually_exclusive_group()
-    load.add_argument(
-        "--concurrency", type=_counts, metavar="N,N", help="requests in flight, one level each (default: 1,4,16)"
+    level.add_argument("--rate", type=_rates, metavar="R,R", help="requests sent per second instead, per level")
+    option = load.add_argument
+    option("--arrivals", choices=("poisson", "constant"), default="poisson", help="with --rate (default: poisson)")
+    option(
+        "--prompt-tokens", default="64", metavar="D", help="a number, uniform:LOW-HIGH, sharegpt[:MEAN] (default: 64)"
     )
-    load.add_argument("--rate", type=_rates, metavar="R,R", help="requests sent per second instead, one level each")
-    parser.add_argument(
-        "--arrivals", choices=("poisson", "constant"), default="poisson", help="with --rate (default: poisson)"
+    option("--max-tokens", default="64", metavar="D", help="of the answers, likewise (default: 64)")
+    option("--stop-at-eos", action="store_true", help="let answers end by themselves; else all have their --max-tokens")
+    option("--seed", type=int, default=0, help="of the prompts; another seed meets no cached prefix (default: 0)")
+    option("--parameter", action="append", default=[], metavar="NAME=VALUE", help="any further request parameter")
+    measured = parser.add_argument_group("measurement")
+    option = measured.add_argument
+    least = f"default: 4 × concurrency, at least {_LEAST_REQUESTS}"
+    option("--requests", type=_positive, metavar="N", help=f"measured per level and run ({least})")
+    option("--warmup", type=_count, metavar="N", help="sent before those and not measured (default: concurrency)")
+    option("--runs", type=_positive, default=1, metavar="N", help="of every level, taking turns (default: %(default)s)")
+    option("--timeout", type=float, default=600.0, metavar="S", help="longest time of one run (default: %(default)s)")
+    option("--perf-analyzer", type=Path, metavar="PROGRAM", help="default: the one in .cache, else on PATH")
+    results = parser.add_argument_group("results")
+    option = results.add_argument
+    option(
+        "--slo", action="append", default=[], metavar="NAME=MS", help="limit on ttft, tpot or latency, for the goodput"
     )
-    parser.add_argument(
-        "--prompt-tokens", type=_positive, default=64, metavar="N", help="about so many (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--max-tokens", type=_positive, default=64, metavar="N", help="of each answer (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--stop-at-eos", action="store_true", help="let answers end by themselves; else all have --max-tokens"
-    )
-    parser.add_argument(
-        "--requests",
-        type=_positive,
-        metavar="N",
-        help=f"measured per level (default: 4 × concurrency, at least {_LEAST_REQUESTS})",
-    )
-    parser.add_argument(
-        "--warmup", type=_count, metavar="N", help="sent before those and not measured (default: concurrency)"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the prompts; another seed meets no cached prefix (default: 0)"
-    )
-    parser.add_argument(
-        "--parameter",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="any further request parameter; repeat for more",
-    )
-    parser.add_argument(
-        "--timeout", type=float, default=600.0, metavar="S", help="longest time of one level (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="for results.json and .csv (default: .cache/load_test/TIME)"
-    )
-    parser.add_argument(
-        "--perf-analyzer", type=Path, metavar="PROGRAM", help="default: the one in .cache, else on PATH"
-    )
+    option("--price-per-hour", type=float, metavar="X", help="of the machine, for the cost per 1,000 tokens")
+    option("--compare", type=Path, metavar="FILE", help="results.json of another test, to be compared with this one")
+    option("--output", type=Path, metavar="DIR", help="for the files (default: .cache/load_test/TIME)")
     return parser.parse_args(arguments)
 
 
@@ -126,62 +105,21 @@ def _rates(text: str) -> list[float]:
     return rates
 
 
-def parse_parameters(texts: Sequence[str]) -> dict[str, Value]:
-    """NAME=VALUE pairs as values of the inputs they name. Raises `Failure`."""
-    found: dict[str, Value] = {}
+def parse_objective(texts: Sequence[str]) -> Objective:
+    """NAME=MS pairs. Raises `Failure`."""
+    objective = Objective()
     for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise Failure(f"--parameter must be NAME=VALUE, but is {text!r}.")
-        found[name] = parse_value(name, value)
-    return found
-
-
-class Workload:
-    """Makes the requests of each level: distinct prompts of about the wanted length, all else equal."""
-
-    def __init__(self, arguments: argparse.Namespace, words: int) -> None:
-        """`words` per prompt."""
-        self._seed = arguments.seed
-        self._words = words
-        self._common: dict[str, Value] = {
-            "stream": True,
-            "max_tokens": arguments.max_tokens,
-            "ignore_eos": not arguments.stop_at_eos,
-            "return_num_input_tokens": True,
-            "return_num_output_tokens": True,
-            **parse_parameters(arguments.parameter),
-        }
-
-    def requests(self, load: Load, count: int) -> list[Inputs]:
-        """`count` requests for a level; no two levels share a prompt."""
-        texts: Iterator[str] = prompts(f"{self._seed} {load}", self._words)
-        return [
-            {name: _listed(value) for name, value in {"text_input": text, **self._common}.items()}
-            for text in islice(texts, count)
-        ]
-
-
-def _listed(value: Value) -> Sequence[str | int | float | bool]:
-    if isinstance(value, bytes):
-        return [value.decode()]
-    return [value] if isinstance(value, (str, int, float)) else list(value)
-
-
-def words_for(connection: Connection, model: str, batched: bool, tokens: int) -> int:
-    """How many words make about `tokens` prompt tokens at this model: one request tells. Raises `Failure`."""
-    probe: dict[str, Value] = {
-        "text_input": next(prompts("probe", _PROBE_WORDS)),
-        "max_tokens": 1,
-        "return_num_input_tokens": True,
-    }
-    answers: list[Response] = list(connection.stream(model, probe, batched))
-    counts = answers[-1].outputs.get("num_input_tokens")
-    if not counts:
-        raise Failure(
-            f"the model {model!r} does not tell its num_input_tokens: load_test.py needs a model of this backend."
-        )
-    return max(1, round(tokens * _PROBE_WORDS / int(counts[0])))
+        name, _, value = text.partition("=")
+        try:
+            limit = float(value)
+        except ValueError:
+            limit = 0.0
+        if name not in _LIMITS or not limit > 0:
+            raise Failure(
+                f"--slo must be one of {', '.join(_LIMITS)} with milliseconds, such as ttft=200, but is {text!r}."
+            )
+        objective = replace(objective, **{name: limit})
+    return objective
 
 
 def levels(arguments: argparse.Namespace) -> list[Load]:
@@ -191,98 +129,80 @@ def levels(arguments: argparse.Namespace) -> list[Load]:
     return [Load(concurrency=count) for count in arguments.concurrency or [1, 4, 16]]
 
 
+def plan(arguments: argparse.Namespace, load: Load) -> tuple[int, int]:
+    """(measured requests, warm-up) of one run at a level. Raises `Failure` when nothing steady could be measured."""
+    width = load.concurrency or 1
+    count = arguments.requests or max(4 * width, _LEAST_REQUESTS)
+    if count < width:
+        raise Failure(f"--requests is {count}, less than the concurrency {width}: nothing steady could be measured.")
+    return count, width if arguments.warmup is None else arguments.warmup
+
+
 def run(arguments: argparse.Namespace) -> list[LevelResult]:
-    """Measure every level."""
+    """Measure every level, `--runs` times; levels take turns, so that a change of the machine meets them all."""
     program = find_perf_analyzer(arguments.perf_analyzer)
+    objective = parse_objective(arguments.slo)
+    prompt = parse_lengths(arguments.prompt_tokens, SHAREGPT_PROMPT)
+    answer = parse_lengths(arguments.max_tokens, SHAREGPT_ANSWER)
+    parameters = parse_parameters(arguments.parameter)
+    loads = levels(arguments)
+    plans = {str(load): plan(arguments, load) for load in loads}
     with Connection(arguments.url) as connection:
         batched = connection.is_batched(arguments.model, "auto")
-        workload = Workload(arguments, words_for(connection, arguments.model, batched, arguments.prompt_tokens))
+        words = words_per_token(connection, arguments.model, batched)
+    workload = Workload(prompt, answer, words, arguments.seed, arguments.stop_at_eos, parameters)
+    server = listener(arguments.url)
     progress = Progress()
-    results = []
-    for load in levels(arguments):
-        width = load.concurrency or 1
-        count = arguments.requests or max(4 * width, _LEAST_REQUESTS)
-        warmup = width if arguments.warmup is None else arguments.warmup
-        if count < width:
-            raise Failure(
-                f"--requests is {count}, less than the concurrency {width}: nothing steady could be measured."
-            )
-        inputs = workload.requests(load, warmup + count)
+    found: dict[str, list[Run]] = {str(load): [] for load in loads}
+    for number in range(arguments.runs):
+        for load in loads:
+            count, warmup = plans[str(load)]
+            inputs = workload.requests(f"{load} run {number}", warmup + count)
+            what = f"{load}, run {number + 1} of {arguments.runs}" if arguments.runs > 1 else str(load)
 
-        def tick(seconds: float, load: Load = load) -> None:
-            progress.show(f"{load}: {seconds:.0f} s")
+            def tick(seconds: float, what: str = what) -> None:
+                progress.show(f"{what}: {seconds:.0f} s")
 
-        try:
-            measured = measure(program, arguments.url, arguments.model, load, inputs, arguments.timeout, tick)
-        finally:
-            progress.clear()
-        results.append(summarize(str(load), measured, warmup, load.concurrency))
-    return results
-
-
-def table(results: Sequence[LevelResult], title: str) -> Table:
-    """The figures for a person."""
-    made = Table(
-        title=title, title_justify="left", caption="TTFT, ITL, latency in ms: p50 / p90 / p99", caption_justify="left"
-    )
-    for name in ("load", "requests/s", "tokens/s", "TTFT", "inter-token latency", "latency", "tokens/response"):
-        made.add_column(name, justify="left" if name == "load" else "right", no_wrap=True)
-    for result in results:
-        made.add_row(
-            result.load,
-            f"{result.requests_per_s:.2f}",
-            f"{result.tokens_per_s:.1f}",
-            _three(result.ttft),
-            _three(result.itl),
-            _three(result.latency),
-            f"{result.tokens_per_response:.2f}",
-        )
-    return made
+            with ExitStack() as stack:
+                stack.callback(progress.clear)
+                sampler = stack.enter_context(Sampler(server)) if server else None
+                requests = measure(program, arguments.url, arguments.model, load, inputs, arguments.timeout, tick)
+            found[str(load)].append(Run(requests, warmup, sampler.samples if sampler else ()))
+    price = arguments.price_per_hour
+    return [
+        summarize(str(load), load.concurrency or load.rate or 0, found[str(load)], load.concurrency, objective, price)
+        for load in loads
+    ]
 
 
-def _three(times: Percentiles) -> str:
-    return " / ".join(f"{value:.1f}" if value < 100 else f"{value:.0f}" for value in (times.p50, times.p90, times.p99))
-
-
-def write(folder: Path, arguments: argparse.Namespace, results: Sequence[LevelResult]) -> None:
-    """results.json (settings, machine, figures) and results.csv (one row per level)."""
-    folder.mkdir(parents=True, exist_ok=True)
+def about(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was measured where."""
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
-    content = {
+    return {
         "settings": settings,
-        "machine": {"cpus": os.cpu_count(), "architecture": platform.machine(), "system": platform.platform()},
+        "client_machine": {"cpus": os.cpu_count(), "architecture": platform.machine(), "system": platform.platform()},
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "levels": [result.to_json() for result in results],
     }
-    text = json.dumps(_without_nan(content), indent=1, ensure_ascii=False)
-    (folder / "results.json").write_text(text + "\n", encoding="utf-8")
-    rows = [result.to_row() for result in results]
-    with (folder / "results.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: null says that there was nothing to measure."""
-    if isinstance(value, dict):
-        return {name: _without_nan(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def main() -> int:
     """Measure, print, write."""
     arguments = parse()
+    other = read_levels(arguments.compare) if arguments.compare else []
     results = run(arguments)
-    length = f"up to {arguments.max_tokens}" if arguments.stop_at_eos else f"{arguments.max_tokens}"
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
     prompt = sum(result.prompt_tokens for result in results) / len(results)
-    title = f"{arguments.model} at {arguments.url}: prompts of {prompt:.0f} tokens, answers of {length}"
-    Console(width=None if sys.stdout.isatty() else 160).print(table(results, title))
+    answers = f"up to {arguments.max_tokens}" if arguments.stop_at_eos else arguments.max_tokens
+    title = f"{arguments.model} at {arguments.url}: prompts of {prompt:.0f} tokens on average, answers of {answers}"
+    console.print(terminal_table(results, title))
+    ratios = compare([result.to_json() for result in results], other) if other else []
+    if ratios:
+        console.print(comparison_table(ratios, str(arguments.compare)))
     folder = arguments.output or CACHE / "load_test" / time.strftime("%Y%m%d-%H%M%S")
-    write(folder, arguments, results)
-    print(f"written: {folder}/results.json, {folder}/results.csv")
+    write(folder, about(arguments), results, title, ratios, other)
+    print(f"written: {folder}/results.json, results.csv, report.html")
     return 0
 
 

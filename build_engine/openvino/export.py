@@ -14,6 +14,7 @@ from build_engine.errors import StageFailure, UserMistake
 
 MODEL_XML = "openvino_model.xml"
 EXPORTED = "exported"
+CALIBRATION_WINDOW = 128
 CONVERT_SHARE = 0.55
 """Share of the stage's time that loading and converting take; the rest is compression (SmolLM2-135M, int8)."""
 
@@ -33,7 +34,8 @@ def run(spec: dict[str, Any], report: Report) -> dict[str, Any]:
     staged, output, scratch = Path(spec["staged"]), Path(spec["output"]), Path(spec["scratch"])
     report(None, "loading")
     exported = convert(staged, scratch / EXPORTED, report)
-    compress(exported, output / MODEL_XML, spec["compression"], report)
+    items = calibration_items(spec) if "calibration_text" in spec else None
+    compress(exported, output / MODEL_XML, spec["compression"], report, items)
     report(0.97, "tokenizer")
     tokenizer_problem = write_tokenizers(staged, output)
     report(1.0)
@@ -66,8 +68,38 @@ def convert(staged: Path, directory: Path, report: Report) -> Path:
     return path
 
 
-def compress(source: Path, destination: Path, arguments: dict[str, Any] | None, report: Report) -> None:
-    """Compress the weights of the IR at ``source`` and save it at ``destination``."""
+def calibration_items(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    """Inputs of the exported model, one window of the calibration text each."""
+    import numpy as np
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(spec["tokenizer"])
+    ids = tokenizer.encode(spec["calibration_text"], add_special_tokens=False).ids[: spec["calibration_tokens"]]
+    prefix = tokenizer.encode("").ids
+    size = CALIBRATION_WINDOW - len(prefix)
+    rows = [[*prefix, *ids[start : start + size]] for start in range(0, len(ids) - size + 1, size)]
+    if not rows:
+        raise UserMistake("the calibration text is shorter than one window: give a longer one with --calibration-text")
+    position = np.arange(CALIBRATION_WINDOW, dtype=np.int64)[None]
+    return [
+        {
+            "input_ids": np.array([row], dtype=np.int64),
+            "attention_mask": np.ones_like(position),
+            "position_ids": position,
+            "beam_idx": np.zeros(1, dtype=np.int32),
+        }
+        for row in rows
+    ]
+
+
+def compress(
+    source: Path,
+    destination: Path,
+    arguments: dict[str, Any] | None,
+    report: Report,
+    items: list[dict[str, Any]] | None = None,
+) -> None:
+    """Compress the weights of the IR at ``source`` and save it at ``destination``; ``items`` calibrate."""
     import nncf
     import openvino as ov
 
@@ -76,6 +108,10 @@ def compress(source: Path, destination: Path, arguments: dict[str, Any] | None, 
         hook_progress(report)
         options = dict(arguments)
         options["mode"] = nncf.CompressWeightsMode(options["mode"])
+        if items is not None:
+            names = {name for port in model.inputs for name in port.get_names()}
+            kept = [{name: value for name, value in item.items() if name in names} for item in items]
+            options.update(dataset=nncf.Dataset(kept), subset_size=len(kept))
         model = nncf.compress_weights(model, **options)
     report(0.93, "saving")
     ov.save_model(model, destination, compress_to_fp16=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import inflight.manifest as manifest
 from build_engine import preflight, prequantized
@@ -12,10 +13,10 @@ from build_engine.openvino import recipes
 from build_engine.openvino.recipes import Compression
 from build_engine.quantization import Recipe
 from build_engine.source import Source
-from build_engine.stages import run_stage
 from build_engine.verification import corpus
 from build_engine.verification.verify import Artifact, measure, require
 
+DEFAULT_CALIBRATION_TOKENS = 4096
 EXPORT_BASE_S, EXPORT_S_PER_GB = 9.0, 60.0
 """Expected time of the export: a constant for imports and so much per GB of weights (2 cores, int8)."""
 
@@ -26,8 +27,6 @@ NOT_HERE = (
     ("max_beam_width", "--max-beam-width"),
     ("stop_after", "--stop-after"),
     ("smoothquant_alpha", "--smoothquant-alpha"),
-    ("calibration_text", "--calibration-text"),
-    ("calibration_tokens", "--calibration-tokens"),
 )
 """Options that an OpenVINO engine has no place for: it takes its limits when it is served."""
 
@@ -37,6 +36,8 @@ def prepare(options: BuildOptions, origin: Source, recipe: Recipe, kv_cache: str
     for name, flag in NOT_HERE:
         if getattr(options, name) is not None:
             raise UserMistake(f"{flag} is not for --target openvino: it concerns TensorRT-LLM only")
+    if not recipe.calibrated and (options.calibration_text or options.calibration_tokens):
+        raise UserMistake(f"--quantization {recipe.name} needs no calibration: leave out the calibration options")
     if options.parallel.gpus > 1:
         raise UserMistake("--target openvino builds for one machine: leave out the parallel options")
     if options.speculative != "none":
@@ -48,18 +49,31 @@ def prepare(options: BuildOptions, origin: Source, recipe: Recipe, kv_cache: str
     return lambda job: build(job, compression)
 
 
+def calibration(job: Job, compression: Compression | None) -> dict[str, Any]:
+    """The text that a calibrated recipe sees, and how many of its tokens."""
+    if compression is None or not compression.calibrated:
+        return {}
+    options = job.options
+    text = corpus.from_file(options.calibration_text) if options.calibration_text else corpus.calibration()
+    return {
+        "calibration_text": text.text,
+        "calibration_tokens": options.calibration_tokens or DEFAULT_CALIBRATION_TOKENS,
+        "tokenizer": str(job.output / "tokenizer.json"),
+    }
+
+
 def build(job: Job, compression: Compression | None) -> Outcome:
     """Export into ``job.output``."""
-    result = run_stage(
+    result = job.run_stage(
         "openvino.export",
         {
             "staged": str(job.staged),
             "output": str(job.output),
             "scratch": str(job.scratch),
             "compression": compression.arguments if compression else None,
+            **calibration(job, compression),
         },
-        console=job.console,
-        log=job.log,
+        job.output,
         title=f"exporting to OpenVINO ({job.recipe.name})",
         expected_s=EXPORT_BASE_S + EXPORT_S_PER_GB * job.origin.weight_bytes / 1e9,
     )

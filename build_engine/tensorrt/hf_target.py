@@ -12,7 +12,6 @@ from build_engine.job import BuildOptions, Details, Job, Outcome
 from build_engine.prequantized import Prequantized, detect
 from build_engine.quantization import Recipe, group_size_for
 from build_engine.source import Source
-from build_engine.stages import run_stage
 from build_engine.tensorrt.target import DEFAULT_CALIBRATION_TOKENS, QUANTIZE_BASE_S, QUANTIZE_S_PER_GB
 from build_engine.verification import corpus
 from build_engine.verification.verify import Artifact, measure, require
@@ -79,7 +78,7 @@ def build(job: Job, group: int | None) -> Outcome:
     """Quantize into ``job.output``."""
     options = job.options
     text = corpus.from_file(options.calibration_text) if options.calibration_text else corpus.calibration()
-    result = run_stage(
+    result = job.run_stage(
         "tensorrt.hf_checkpoint",
         {
             "staged": str(job.staged),
@@ -93,8 +92,7 @@ def build(job: Job, group: int | None) -> Outcome:
             "calibration_tokens": options.calibration_tokens or DEFAULT_CALIBRATION_TOKENS,
             "max_seq_len": job.max_seq_len,
         },
-        console=job.console,
-        log=job.log,
+        job.output,
         title=f"quantizing for tensorrt_llm.LLM ({job.recipe.name})",
         expected_s=QUANTIZE_BASE_S + QUANTIZE_S_PER_GB * job.origin.weight_bytes / 1e9,
     )

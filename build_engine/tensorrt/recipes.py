@@ -30,6 +30,7 @@ RECIPES: dict[str, TensorRtRecipe] = {
     "int4-awq": TensorRtRecipe("INT4_AWQ_CFG", "W4A16_AWQ"),
     "w4a8-awq": TensorRtRecipe("W4A8_AWQ_BETA_CFG", "W4A8_AWQ"),
     "fp8": TensorRtRecipe("FP8_DEFAULT_CFG", "FP8"),
+    "nvfp4": TensorRtRecipe("NVFP4_DEFAULT_CFG", "NVFP4"),
 }
 
 KV_ALGOS = {"fp8": "FP8", "int8": "INT8", "none": None}

@@ -17,7 +17,6 @@ from build_engine.job import BuildOptions, Details, Job, Outcome
 from build_engine.planning.plan import check_parallel
 from build_engine.quantization import Recipe
 from build_engine.source import Source
-from build_engine.stages import run_stage
 from build_engine.tensorrt import compile as compiler
 from build_engine.tensorrt import recipes
 from build_engine.tensorrt.compile import CompileLimits
@@ -76,7 +75,7 @@ def build(job: Job, group: int | None, limits: CompileLimits) -> Outcome:
     checkpoint.mkdir()
     alpha = options.smoothquant_alpha or DEFAULT_ALPHA
     text = corpus.from_file(options.calibration_text) if options.calibration_text else corpus.calibration()
-    result = run_stage(
+    result = job.run_stage(
         "tensorrt.checkpoint",
         {
             "staged": str(job.staged),
@@ -92,8 +91,7 @@ def build(job: Job, group: int | None, limits: CompileLimits) -> Outcome:
             "calibration_tokens": options.calibration_tokens or DEFAULT_CALIBRATION_TOKENS,
             "max_seq_len": limits.max_seq_len,
         },
-        console=job.console,
-        log=job.log,
+        checkpoint,
         title=f"quantizing for TensorRT-LLM ({job.recipe.name})",
         expected_s=QUANTIZE_BASE_S + QUANTIZE_S_PER_GB * origin.weight_bytes / 1e9,
     )

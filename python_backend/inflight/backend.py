@@ -22,7 +22,7 @@ from inflight.admission import AdmissionQueue
 from inflight.cancellation import CancellationPoller
 from inflight.chat_template import load_chat_template
 from inflight.config import ModelConfig
-from inflight.delivery import Delivery, LiveStream, Responder, answer_error
+from inflight.delivery import Delivery, LiveStream, Responder
 from inflight.detokenizer import DetokenizerFactory
 from inflight.dispatcher import Dispatcher
 from inflight.engine_link import EngineLink
@@ -140,7 +140,7 @@ class Backend:
             raw = _warmup(raw)
         refusal = self._refusal()
         if refusal is not None:
-            self._refuse(raw, responder, refusal)
+            self.refuse(responder, refusal, raw.request_id)
             return
         with self._accepted_lock:
             self._accepted += 1
@@ -154,7 +154,11 @@ class Backend:
             self._pool.submit(self._prepare, raw, responder, arrival_ns, warmup, decision)
         except RuntimeError:  # the pool is shut down
             self._forget()
-            self._refuse(raw, responder, unavailable("the model is being unloaded; send the request to another server"))
+            self.refuse(
+                responder,
+                unavailable("the model is being unloaded; send the request to another server"),
+                raw.request_id,
+            )
 
     def _refusal(self) -> RequestError | None:
         if self._draining:
@@ -181,12 +185,12 @@ class Backend:
             return
         except RequestError as error:
             self._forget()
-            self._refuse(raw, responder, error)
+            self.refuse(responder, error, raw.request_id)
             return
         except Exception:
             log.exception("request %s: parsing failed", raw.request_id)
             self._forget()
-            self._refuse(raw, responder, internal(raw.request_id))
+            self.refuse(responder, internal(raw.request_id), raw.request_id)
             return
         live.counted = not warmup
         self._live[live.request_id] = live
@@ -236,12 +240,12 @@ class Backend:
         with self._accepted_lock:
             self._accepted -= 1
 
-    def _refuse(self, raw: RawRequest, responder: Responder, error: RequestError) -> None:
-        """Answer a request that never became a stream."""
+    def refuse(self, responder: Responder, error: RequestError, request_id: str) -> None:
+        """Answer a request that never became a stream. Never raises, never blocks."""
         self._observation.refused(error)
-        answer_error(responder, error, raw.request_id)
+        self._delivery.refusals.answer(responder, error, request_id, time.monotonic_ns())
         if error.code is ErrorCode.INTERNAL:
-            log.error("request %s ended with an internal error", raw.request_id)
+            log.error("request %s ended with an internal error", request_id)
 
     def _live_streams(self) -> list[LiveStream]:
         return list(self._live.values())

@@ -24,6 +24,7 @@ from typing import Protocol
 from inflight.engines.base import EngineOutput
 from inflight.errors import RequestError, cancelled, internal
 from inflight.metrics import Metrics
+from inflight.refusals import Refusals
 from inflight.stream import Reply, Stream, Taken
 
 log = logging.getLogger("inflight.delivery")
@@ -33,7 +34,6 @@ SEND_SHARE = 0.05  # of all cores, spent on sending while tokens could wait for 
 MAX_GAP_S = 0.25
 LOOK_S = 0.02  # how often to look for tokens that wait longer than the gap
 IDLE_S = 0.5
-RETRY_S = (0.02, 0.1, 0.5)  # waits between attempts to tell Triton of an end
 
 
 class Responder(Protocol):
@@ -47,21 +47,6 @@ class Responder(Protocol):
 
     def is_cancelled(self) -> bool:
         """Whether the client has left. Never called after the terminal response."""
-
-
-def answer_error(responder: Responder, error: RequestError, request_id: str) -> None:
-    """The terminal error of a request, tried a few times: without one its client would wait for ever.
-
-    A send fails when shared memory is short, which passes when other responses have been read.
-    """
-    for wait_s in (*RETRY_S, 0.0):
-        try:
-            responder.fail(error)
-        except Exception:
-            log.exception("request %s: Triton does not take its end", request_id)
-            time.sleep(wait_s)
-        else:
-            return
 
 
 class _Gone:
@@ -137,6 +122,7 @@ class Delivery:
         self._metrics = metrics
         self._live = live
         self._share = SEND_SHARE * len(os.sched_getaffinity(0))
+        self.refusals = Refusals()
         self._ready: queue.SimpleQueue[LiveStream | None] = queue.SimpleQueue()
         self._looked_ns = 0  # when somebody last looked for overdue tokens
         self._threads = [
@@ -145,6 +131,7 @@ class Delivery:
 
     def start(self) -> None:
         """Start the sender threads."""
+        self.refusals.start()
         for thread in self._threads:
             thread.start()
 
@@ -154,6 +141,7 @@ class Delivery:
             self._ready.put(None)
         for thread in self._threads:
             thread.join(timeout_s)
+        self.refusals.stop(timeout_s)
 
     def push_token(self, live: LiveStream, token_id: int, now_ns: int) -> None:
         """Put one token of the first sequence into a stream's inbox. Called by the one reader thread; never blocks."""
@@ -291,12 +279,15 @@ class Delivery:
         live.stream.break_off()
         if not live.closed:
             live.closed = True
-            answer_error(live.responder, internal(live.stream.request_id), live.stream.request_id)
+            self._answer(live, internal(live.stream.request_id))
+
+    def _answer(self, live: LiveStream, error: RequestError) -> None:
+        self.refusals.answer(live.responder, error, live.stream.request_id, live.stream.timing.arrival_ns)
 
     def _send(self, live: LiveStream, taken: Taken) -> None:
         if taken.error is not None:
             live.closed = True
-            live.responder.fail(taken.error)
+            self._answer(live, taken.error)
             return
         last = len(taken.replies) - 1
         for place, reply in enumerate(taken.replies):

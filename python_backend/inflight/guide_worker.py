@@ -33,14 +33,12 @@ PR_SET_PDEATHSIG = 1
 
 
 class Compiler(Protocol):
-    """An engine's compiler of grammars, away from the engine."""
+    """An engine's compiler of grammars, away from the engine. A `broken` one must not be used again."""
+
+    broken: bool
 
     def compile(self, grammar: str) -> None:
         """Compile it as the engine would. Raises `GrammarError` when it cannot, `MemoryError` when room runs out."""
-
-    @property
-    def broken(self) -> bool:
-        """Whether it must not be used again."""
 
     def close(self) -> None:
         """Leave nothing behind."""

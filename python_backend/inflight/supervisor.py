@@ -10,6 +10,7 @@ import contextlib
 import enum
 import logging
 import math
+import os
 import threading
 import time
 from typing import Protocol
@@ -69,6 +70,7 @@ class Supervisor:
         self._max_restarts = max_restarts
         self._stop = threading.Event()
         self._first = threading.Event()
+        self._parent = os.getppid()
         self._error: LoadError | None = None
         self.health = Health.STARTING
         self.reason = "the engine is starting"
@@ -134,7 +136,7 @@ class Supervisor:
         link: EngineLink | None = None
         grace = 0.0
         try:
-            info = process.start(self._load_timeout, self._stop.is_set)
+            info = process.start(self._load_timeout, lambda: self._stop.is_set() or self._is_orphan(process))
             assert process.connection is not None
             link = EngineLink(process.connection, process.buffer, self._observer)
             link.start()
@@ -165,10 +167,21 @@ class Supervisor:
                 return f"the engine process {process.pid} was lost"
             if process.exit_code() is not None:
                 return f"the engine process {process.pid} ended with exit code {process.exit_code()}"
+            self._is_orphan(process)
             state, beat_ns = process.page.read()
             if state is not WorkerState.STARTING and beat_ns and watchdog.tick(time.monotonic(), beat_ns / 1e9):
                 return f"the engine process {process.pid} stalled (no progress for {self._stall_timeout:g} s)"
         return "the server is stopping"
+
+    def _is_orphan(self, process: EngineProcess) -> bool:
+        """Leave at once, engine and all, when tritonserver is gone.
+
+        Its stub would end by itself but for threads that wait in a call into the server which nobody will ever answer.
+        """
+        if os.getppid() != self._parent:
+            process.kill()
+            os._exit(1)
+        return False
 
     @staticmethod
     def _ask_to_leave(link: EngineLink) -> None:

@@ -183,6 +183,8 @@ class BareWorker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            # A session of its own: the kernel wakes stopped members of a group whose shell has gone.
+            start_new_session=True,
             preexec_fn=end_with_parent,
         )
         try:

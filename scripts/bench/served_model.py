@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -49,13 +50,13 @@ class ServedModel:
         options = dict(self.config.engine_options)
         return asdict(WorkerSpec(engine, str(self.folder), options, self.config.max_running))
 
-    def prompts(self, texts: Iterator[str], count: int, tokens: int) -> list[Prompt]:
-        """`count` prompts of at most `tokens` tokens each, with the token ids that the backend will make of them."""
+    def prompts(self, texts: Iterator[str], lengths: Iterator[int], count: int) -> list[Prompt]:
+        """`count` prompts, each cut to the next of `lengths`, with the token ids that the backend will make of them."""
         tokenizer = TextTokenizer(self.folder)
         found = []
-        for _ in range(count):
-            words = next(texts).split(" ")
-            while len(ids := tokenizer.encode(" ".join(words), add_special_tokens=True)) > tokens and len(words) > 1:
+        for text, most in zip(texts, itertools.islice(lengths, count), strict=False):
+            words = text.split(" ")
+            while len(ids := tokenizer.encode(" ".join(words), add_special_tokens=True)) > most and len(words) > 1:
                 words.pop()
             found.append(Prompt(" ".join(words), ids))
         return found

@@ -133,8 +133,10 @@ def _record(repeat: int, concurrency: int, arm: Arm, measured: Measured, others:
 class Comparison:
     """One arm against another at one concurrency: the medians over the repeats, and the spread of what was paired.
 
-    `ratio` is of tokens/s; `added_ttft_ms` is the difference of the p50 of each run. Both are made pair by pair, of
-    runs that were next to each other in time.
+    `ratio` is of tokens/s; `cpu_ratio` is the base's CPU time per token over all CPU time per token of the arm, client
+    included: what the ratio would be if nothing ran in parallel with the engine, and less shaken by other programs;
+    `added_ttft_ms` is the difference of the p50 of each run. All are made pair by pair, of runs that were next to each
+    other in time.
     """
 
     arm: str
@@ -142,6 +144,7 @@ class Comparison:
     concurrency: int
     ratio: float
     ratios: list[float]
+    cpu_ratio: float
     tokens_per_s: float
     base_tokens_per_s: float
     added_ttft_ms: float
@@ -172,6 +175,10 @@ def compare(records: Sequence[Record], arm: str, base: str) -> list[Comparison]:
                 concurrency=concurrency,
                 ratio=statistics.median(ratios),
                 ratios=ratios,
+                cpu_ratio=statistics.median(
+                    sum(theirs.cpu_us_per_token.values()) / sum(ours.cpu_us_per_token.values())
+                    for ours, theirs in pairs
+                ),
                 tokens_per_s=statistics.median(ours.tokens_per_s for ours, _ in pairs),
                 base_tokens_per_s=statistics.median(theirs.tokens_per_s for _, theirs in pairs),
                 added_ttft_ms=statistics.median(added),

@@ -1,7 +1,7 @@
 """One server with the simulated engine for all contract tests: they are about requests, not about a model.
 
-The models differ in what a test needs: `llm` and `llm_batched` are the two shapes, and fast; `ends` ends every answer by
-itself; `narrow` has a small context; `slow` takes its time and has one place and a short queue.
+The models differ in what a test needs: `llm` and `llm_batched` are the two shapes, and fast; `ends` ends every answer
+by itself; `narrow` has a small context; `slow` takes its time and has one place and a short queue.
 """
 
 from __future__ import annotations

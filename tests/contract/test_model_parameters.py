@@ -1,4 +1,7 @@
-"""One row of the contract's model parameters after the other: what it changes, loaded into the running server."""
+"""The contract's model parameters: what each changes, in models that are loaded into the running server.
+
+Which values each takes is in tests/unit/test_config.py; loading and unloading as such is in tests/reliability.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from _server import Server
+from _server import Server, ServerConfig
 from inflight.contract import declared_inputs
 from tests.contract.conftest import FAST
 from tests.contract.forms import PROMPT, ask
@@ -155,30 +158,6 @@ def test_more_than_one_instance_is_refused(load: Load, server: Server) -> None:
     assert b"Traceback" not in body
 
 
-def test_loading_again_and_unloading_leave_nothing_running(load: Load, server: Server, grpc: GrpcClient) -> None:
-    http = HttpClient(server.http_url)
-    before = len(server.engine_pids())
-    assert load("again")[0] == 200
-    for _ in range(3):
-        assert http.call("POST", "/v2/repository/models/again/load", b"{}")[0] == 200
-        assert works(grpc, "again").text
-    assert http.call("POST", "/v2/repository/models/again/unload", b"{}")[0] == 200
-    give_up = time.monotonic() + 10.0
-    while len(server.engine_pids()) > before and time.monotonic() < give_up:
-        time.sleep(0.05)
-    assert len(server.engine_pids()) == before
-
-
-def test_a_model_can_be_warmed_up(load: Load, grpc: GrpcClient) -> None:
-    warmup = """
-model_warmup [ { name: "w" batch_size: 1
-  inputs { key: "text_input" value { data_type: TYPE_STRING dims: [ 1 ] zero_data: true } } } ]
-"""
-    status, error = load("warm", pbtxt=warmup)
-    assert status == 200, error
-    assert works(grpc, "warm").text
-
-
 def test_the_configuration_that_triton_shows_is_the_contract(server: Server) -> None:
     for model, batch in (("llm", 0), ("llm_batched", 1)):
         status, body = HttpClient(server.http_url).call("GET", f"/v2/models/{model}/config")
@@ -191,9 +170,7 @@ def test_the_configuration_that_triton_shows_is_the_contract(server: Server) -> 
         assert all(item["optional"] for item in config["input"])
 
 
-def test_the_shipped_configurations_serve_without_auto_completion(
-    make_server: Callable[..., Server], tmp_path: Path, server: Server
-) -> None:
+def test_the_shipped_configurations_serve_without_auto_completion(tmp_path: Path, server: Server) -> None:
     """`model_repository/*/config.pbtxt` are complete: a server that completes nothing loads them as they are."""
     repository = tmp_path / "shipped"
     engine = (server.config.repository / "llm" / "1" / "engine").resolve()
@@ -203,14 +180,18 @@ def test_the_shipped_configurations_serve_without_auto_completion(
         text = (ROOT / "model_repository" / model / "config.pbtxt").read_text()
         engine_parameter = 'parameters { key: "engine" value { string_value: "simulated" } }\n'
         (repository / model / "config.pbtxt").write_text(text + engine_parameter)
-    log = tmp_path / "complete.log"
-    complete = make_server(
-        {"llm": {}, "llm_batched": {}}, repository=repository, arguments=("--disable-auto-complete-config",), log=log
+    config = ServerConfig(
+        repository=repository,
+        models=("llm", "llm_batched"),
+        arguments=("--disable-auto-complete-config",),
+        log=tmp_path / "tritonserver.log",
+        drain_timeout_s=0.0,
     )
-    with GrpcClient(complete.grpc_url) as client:
-        texts = {
-            ask(client, {"max_tokens": 6}, form, model).text
-            for form in ("tensor", "json")
-            for model in ("llm", "llm_batched")
-        }
+    texts = set()
+    with Server(config) as complete:
+        complete.wait_ready(120.0)
+        with GrpcClient(complete.grpc_url) as client:
+            for model in ("llm", "llm_batched"):
+                for form in ("tensor", "json", "parameter"):
+                    texts.add(ask(client, {"max_tokens": 6}, form, model).text)
     assert len(texts) == 1

@@ -27,7 +27,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "python_b
 
 def command(model: Path, output: Path, *more: str) -> list[str]:
     base = [sys.executable, "-m", "build_engine", "build", str(model), "--target", "openvino", "--output", str(output)]
-    return [*base, *more]
+    return [*base, *([] if "--cache" in more else ["--no-cache"]), *more]
 
 
 def build(model: Path, output: Path, *more: str) -> subprocess.CompletedProcess[str]:
@@ -43,7 +43,9 @@ def tool(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("source") / "tiny-llama", rope_theta=500.0)
+    return write_checkpoint(
+        tmp_path_factory.mktemp("source") / "tiny-llama", rope_theta=500.0, hidden_size=128, intermediate_size=256
+    )
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +169,9 @@ def test_a_checkpoint_of_transformers_5_keeps_its_rotary_base(checkpoint: Path, 
     assert np.abs(wrong - expected).max() > 0.1, "the planted fault must be visible for this test to mean anything"
 
 
-@pytest.mark.parametrize(("recipe", "largest"), [("int8", 0.45), ("int4", 0.45)])
+@pytest.mark.parametrize(
+    ("recipe", "largest"), [("int8", 0.45), ("int4", 0.45), ("int4-awq", 0.45), ("int4-gptq", 0.45)]
+)
 def test_quantized_engine_generates(checkpoint: Path, tmp_path: Path, recipe: str, largest: float) -> None:
     import openvino as ov
     import openvino_genai as genai
@@ -176,7 +180,9 @@ def test_quantized_engine_generates(checkpoint: Path, tmp_path: Path, recipe: st
     assert done.returncode == 0, done.stderr
     checked = manifest.check(tmp_path / "engine", deep=True)
     assert checked.quantization.kv_cache == "int8"
-    assert checked.quantization.details["mode"] == {"int8": "int8_asym", "int4": "int4_asym"}[recipe]
+    details = checked.quantization.details
+    assert details["mode"] == ("int8_asym" if recipe == "int8" else "int4_asym")
+    assert (details.get("awq"), details.get("gptq")) == (recipe == "int4-awq" or None, recipe == "int4-gptq" or None)
     weights = (tmp_path / "engine" / "openvino_model.bin").stat().st_size
     assert weights < largest * (checkpoint / "model.safetensors").stat().st_size
     scheduler = genai.SchedulerConfig()
@@ -203,6 +209,17 @@ def test_the_same_build_gives_the_same_bytes(checkpoint: Path, engine: Path, tmp
     first = {entry.path: entry.sha256 for entry in manifest.read(engine).files}
     again = {entry.path: entry.sha256 for entry in manifest.read(tmp_path / "engine").files}
     assert again == first
+
+
+def test_a_finished_export_is_taken_from_the_cache(checkpoint: Path, tmp_path: Path) -> None:
+    cache = str(tmp_path / "cache")
+    first = build(checkpoint, tmp_path / "a", "--no-verify", "--cache", cache)
+    assert first.returncode == 0, first.stderr
+    again = build(checkpoint, tmp_path / "b", "--no-verify", "--cache", cache)
+    assert again.returncode == 0, again.stderr
+    assert "taken from an earlier build" in again.stderr
+    hashes = [[entry.sha256 for entry in manifest.check(tmp_path / name, deep=True).files] for name in "ab"]
+    assert hashes[0] == hashes[1]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -17,7 +17,8 @@ from build_engine import hf_config, source
 from build_engine.errors import BuilderError
 from build_engine.planning.roofline import Parallel
 from build_engine.quantization import RECIPES as VOCABULARY
-from build_engine.tensorrt import quantize, recipes
+from build_engine.tensorrt import hf_quantize, hf_target, quantize, recipes
+from build_engine.tensorrt.hf_reader import round_e2m1, unpack_e2m1
 from build_engine.tensorrt.reader import Checkpoint, unpack_int4
 from build_engine.tensorrt.runner import CheckpointCandidate
 from build_engine.tensorrt.weights import worst_weight
@@ -89,12 +90,12 @@ def export(
     return corrections
 
 
-def compare(trained: Trained, directory: Path, tokens: int = 1024) -> Verification:
+def compare(trained: Trained, directory: Path, tokens: int = 1024, target: str = "tensorrt_llm") -> Verification:
     spec = {
         "tokenizer": str(trained.staged / "tokenizer.json"),
         "directory": str(directory),
         "staged": str(trained.staged),
-        "target": "tensorrt_llm",
+        "target": target,
         "kv_cache": "none",
         "max_seq_len": 129,
         "weight_bytes": 0,
@@ -165,6 +166,38 @@ def test_quantized_splits_agree_with_the_unsplit_one(
         parts = CheckpointCandidate(checkpoints(f"{recipe}/{split}")).logits(ids)
     divergence = (whole.log_softmax(-1).exp() * (whole.log_softmax(-1) - parts.log_softmax(-1))).sum(-1).mean()
     assert float(divergence) < 2e-3
+
+
+@pytest.mark.parametrize("recipe", ["fp8", "nvfp4", "int4-awq", "w4a8-awq"])
+def test_hugging_face_style_checkpoints(trained: Trained, tmp_path: Path, recipe: str) -> None:
+    """What ``tensorrt_llm.LLM`` loads: read back, and the reader equal to ModelOpt's own simulation."""
+    output = tmp_path / "checkpoint"
+    output.mkdir()
+    spec = {
+        "staged": str(trained.staged),
+        "output": str(output),
+        "recipe": recipe,
+        "kv_cache": "none",
+        "group_size": 128 if recipe.endswith("awq") else None,
+        "alpha": 0.0,
+        "tokenizer": str(trained.staged / "tokenizer.json"),
+        "calibration_text": trained.text,
+        "calibration_tokens": 1024,
+        "max_seq_len": 129,
+    }
+    hf_quantize.run(spec, Silent())
+    figures = compare(trained, output, target="tensorrt_llm_checkpoint")
+    assert too_far(recipe, figures) is None, figures
+    assert figures.mean_kl > 1e-4, "a quantized model that equals its source was not quantized"
+    described = json.loads((output / "hf_quant_config.json").read_text())["quantization"]
+    assert described["quant_algo"] == hf_target.ALGORITHMS[recipe]
+
+
+def test_e2m1_by_hand() -> None:
+    packed = torch.tensor([[0x21, 0xFA]], dtype=torch.uint8)
+    assert unpack_e2m1(packed).tolist() == [[0.5, 1.0, -1.0, -6.0]]
+    x = torch.tensor([0.1, 0.3, -0.26, 6.0, 5.1, 2.4, -2.6, 0.0] + [0.0] * 8)
+    assert round_e2m1(x, torch.tensor(1.0)).tolist()[:8] == [0.0, 0.5, -0.5, 6.0, 6.0, 2.0, -3.0, 0.0]
 
 
 @pytest.mark.parametrize(("kv", "largest"), [("fp8", 0.06), ("int8", 0.02)])

@@ -61,6 +61,8 @@ def test_figures_are_those_of_the_engine(make_server: MakeServer, tmp_path: Path
         assert result["ttft"]["p50"] <= result["ttft"]["p99"] <= result["latency"]["p99"]
     assert one["tokens_per_s"] <= 50
     assert four["tokens_per_s"] > 2 * one["tokens_per_s"]  # in-flight batching
+    assert four["usage"]["cpu_cores"] > 0  # the server runs on this machine, so it is watched
+    assert "<svg" in (output / "report.html").read_text()
     rows = list(csv.DictReader((output / "results.csv").open()))
     assert [row["load"] for row in rows] == ["concurrency 1", "concurrency 4"]
     assert float(rows[1]["tokens_per_s"]) == four["tokens_per_s"]

@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-import _shm
 from tests.conftest import require_installation
-from tests.reliability.rig import Rig, leftovers, run_folders
+from tests.reliability.rig import Rig
 
 OpenRig = Callable[..., Rig]
 Report = Callable[[str], None]
@@ -41,7 +40,6 @@ def open_rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenRig]:
     What the servers leave behind after their stop fails the module's last test.
     """
     require_installation()
-    regions, folders = set(_shm.regions()), run_folders()
     opened: list[Rig] = []
 
     def make(models: dict[str, dict[str, Any]] | None = None, **config: Any) -> Rig:
@@ -51,9 +49,7 @@ def open_rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenRig]:
         return rig
 
     yield make
-    for rig in opened:
-        rig.server.stop()
-    left = [item for rig in opened for item in leftovers(rig.server, regions, folders)]
+    left = [item for rig in opened for item in rig.stop()]
     assert not left, left
 
 

@@ -51,6 +51,7 @@ class End:
     text: str = ""
     tokens: int = 0
     responses: int = 0
+    sizes: list[int] = dataclasses.field(default_factory=list)  # tokens of each response
     finals: int = 0
     at: float = 0.0
     first_at: float = 0.0
@@ -166,7 +167,9 @@ def _take(answer: pb.ModelInferResponse, end: End) -> None:
     end.first_at = end.first_at or time.monotonic()
     values = outputs(answer)
     end.text += b"".join(values.get("text_output", [])).decode()
-    end.tokens += int(sum(values.get("num_output_tokens", [])))
+    tokens = int(sum(values.get("num_output_tokens", [])))
+    end.tokens += tokens
+    end.sizes.append(tokens)
     reasons = [reason.decode() for reason in values.get("finish_reason", []) if reason]
     if reasons:
         end.how = reasons[-1]

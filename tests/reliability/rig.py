@@ -20,7 +20,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 import _shm
-from _processes import holds_any, living_pids
+from _processes import holds_any
 from _server import Server, ServerConfig
 from inflight import control
 from inflight.engine_process import RUN_PREFIX
@@ -66,7 +66,15 @@ class Rig:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stop()
+
+    def stop(self) -> list[str]:
+        """Stop the server; what it leaves behind: processes, shared memory, run folders. Nothing is right."""
+        stubs = self.server.stub_pids()
+        paths = regions_of(stubs) | run_folders_of(stubs)
         self.server.stop()
+        left = [str(path) for path in paths if path.exists()]
+        return left + [f"process {pid}" for pid in self.server.processes()]
 
     # -- what it says ------------------------------------------------------------------------------------------------
 
@@ -197,14 +205,6 @@ def _as_exported(name: str) -> str:
     return name
 
 
-def leftovers(server: Server, regions_before: set[Path], folders_before: set[Path]) -> list[str]:
-    """What a stopped server has left: processes, shared memory, run folders."""
-    found = [f"process {pid}" for pid in server.processes()]
-    found += [str(path) for path in set(_shm.regions()) - regions_before if not _in_use(path)]
-    found += [str(path) for path in run_folders() - folders_before if not _owner_lives(path)]
-    return found
-
-
 def regions_of(pids: Iterable[int]) -> set[Path]:
     """The backend's shared-memory regions that these processes hold."""
     regions = {str(path) for path in _shm.regions()}
@@ -223,12 +223,3 @@ def run_folders() -> set[Path]:
 
 def _owner(folder: Path) -> int:
     return int(folder.name[len(RUN_PREFIX) :].split("-")[0])
-
-
-def _owner_lives(folder: Path) -> bool:
-    return Path("/proc", str(_owner(folder))).exists()
-
-
-def _in_use(region: Path) -> bool:
-    """Whether some living process (of another test's server) holds the region."""
-    return any(holds_any(pid, {str(region)}) for pid in living_pids())

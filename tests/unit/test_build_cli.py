@@ -42,7 +42,7 @@ def test_mistakes_are_one_sentence_and_leave_nothing(tmp_path: Path, capsys: pyt
     assert "no/such" in mistake(capsys, "build", "no/such/model", "--target", "openvino", "--output", out)
     assert "--target" in mistake(capsys, "build", model, "--output", out)
     assert "invalid choice: 'int7'" in mistake(capsys, *build, "--quantization", "int7")
-    assert "which takes: none, int8, int4" in mistake(capsys, *build, "--quantization", "nvfp4")
+    assert "which takes: none, int8, int4, int4-awq, int4-gptq" in mistake(capsys, *build, "--quantization", "nvfp4")
     assert "--kv-cache fp8" in mistake(capsys, *build, "--kv-cache", "fp8")
     assert "own limit of 256 tokens" in mistake(capsys, *build, "--max-seq-len", 512)
     strange = checkpoint(tmp_path / "s", architectures=["MambaForCausalLM"])
@@ -61,7 +61,7 @@ def test_no_disk_is_said_before_any_work(
 ) -> None:
     model = checkpoint(tmp_path / "m")
     monkeypatch.setattr("build_engine.preflight.DISK_MARGIN", 1 << 60)
-    monkeypatch.setattr("build_engine.openvino.target.run_stage", lambda *_, **__: pytest.fail("work was begun"))
+    monkeypatch.setattr("build_engine.job.run_stage", lambda *_, **__: pytest.fail("work was begun"))
     assert "of disk under" in mistake(capsys, "build", model, "--target", "openvino", "--output", tmp_path / "e")
 
 

@@ -137,7 +137,7 @@ def test_unsupported_architecture_is_named_with_the_list() -> None:
 
 
 def test_quantization_a_target_lacks_is_refused_with_what_it_has() -> None:
-    with pytest.raises(UserMistake, match="cannot be built for openvino, which takes: none, int8, int4"):
+    with pytest.raises(UserMistake, match="cannot be built for openvino, which takes: none, int8, int4, int4-awq"):
         recipe_for("nvfp4", "openvino")
     with pytest.raises(UserMistake, match="--kv-cache fp8 cannot be served by openvino"):
         kv_cache_for("fp8", "openvino", RECIPES["int8"])

@@ -9,10 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from _load_stats import LevelResult, Percentiles, steady_interval, summarize
+from _load_stats import LevelResult, Objective, Percentiles, Run, half_width, steady_interval, t975
+from _load_stats import summarize as summarize_runs
 from _profile_export import Request
+from _resources import Sample
 
 MS = 1_000_000
+
+
+def summarize(load: str, requests: list[Request], warmup: int, concurrency: int | None) -> LevelResult:
+    """One run of one level."""
+    return summarize_runs(load, concurrency or 1, [Run(requests, warmup)], concurrency)
 
 
 def request(sent_ms: float, *arrivals: tuple[float, int], prompt: int = 5) -> Request:
@@ -55,7 +62,10 @@ def test_one_at_a_time() -> None:
     result = summarize("concurrency 1", requests, 1, 1)
     assert result.requests == 3
     assert result.tokens == 15
-    assert result.steady_s == pytest.approx(0.18)
+    assert result.runs[0].steady_s == pytest.approx(0.18)
+    assert result.tokens_per_s_ci95 is None
+    assert result.usage is None
+    assert result.cost_per_1000_tokens is None
     assert result.tokens_per_s == pytest.approx(15 / 0.18)
     assert result.requests_per_s == pytest.approx(3 / 0.18)
     assert result.ttft.p50 == result.ttft.p99 == 20
@@ -111,3 +121,56 @@ def test_json_and_csv_have_the_same_figures() -> None:
     assert row["tokens_per_s"] == content["tokens_per_s"]
     assert row["load"] == "concurrency 1"
     assert all(not isinstance(value, dict) for value in row.values())
+
+
+def test_several_runs_give_a_mean_with_its_interval() -> None:
+    """Two runs at 100 tokens/s, then one of them with one at 50."""
+    runs = [Run([even(100.0 * number, 10, gap, 10) for number in range(3)], 0) for gap in (10, 10)]
+    same = summarize_runs("", 1, runs, 1)
+    assert same.tokens_per_s_ci95 == 0
+    assert same.requests == 6
+    assert len(same.runs) == 2
+    slow = [even(200.0 * number, 20, 20, 10) for number in range(3)]
+    both = summarize_runs("", 1, [runs[0], Run(slow, 0)], 1)
+    assert both.tokens_per_s == pytest.approx(75)
+    assert both.tokens_per_s_ci95 == pytest.approx(12.706 * 25, rel=1e-3)  # t with one degree of freedom
+    assert both.itl.p50 == 10  # percentiles are over the requests of all runs
+    assert both.itl.p90 == 20
+
+
+def test_the_width_of_an_interval() -> None:
+    assert half_width([1.0]) is None
+    assert half_width([1.0, 2.0, 3.0]) == pytest.approx(4.303 / math.sqrt(3))
+    assert t975(1) == 12.706
+    assert t975(2) > t975(2.5) > t975(3)
+    assert t975(20) == pytest.approx(2.086, rel=0.007)
+    assert t975(100) == pytest.approx(1.984, rel=0.001)
+
+
+def test_goodput_counts_requests_within_every_limit() -> None:
+    requests = [even(100.0 * number, 10, 10, 10) for number in range(3)] + [
+        even(300, 50, 10, 10),
+        even(440, 10, 20, 10),
+    ]
+    tight = summarize_runs("", 1, [Run(requests, 0)], 1, Objective(ttft=20, tpot=15))
+    assert tight.good_share == pytest.approx(3 / 5)
+    assert tight.goodput_requests_per_s == pytest.approx(tight.requests_per_s * 3 / 5)
+    assert summarize_runs("", 1, [Run(requests, 0)], 1, Objective(latency=1)).good_share == 0
+    assert summarize_runs("", 1, [Run(requests, 0)], 1).good_share == 1
+
+
+def test_cost_follows_from_price_and_speed() -> None:
+    requests = [even(100.0 * number, 10, 10, 10) for number in range(3)]  # 100 tokens/s: 360,000 an hour
+    result = summarize_runs("", 1, [Run(requests, 0)], 1, price_per_hour=3.6)
+    assert result.cost_per_1000_tokens == pytest.approx(3.6 / 360)
+
+
+def test_use_of_the_machine_is_that_of_the_steady_interval() -> None:
+    requests = [even(1000.0 * number, 100, 100, 10) for number in range(4)]  # 10 tokens/s
+    samples = [Sample(at * 500 * MS, cpu_s=0.9 * at, memory=10**9 + at) for at in range(-4, 20)]
+    found = summarize_runs("", 1, [Run(requests, 1, samples)], 1).usage
+    assert found is not None
+    assert found.cpu_cores == pytest.approx(1.8)
+    assert found.cpu_s_per_1000_tokens == pytest.approx(180, rel=0.05)
+    assert found.memory == 10**9 + 8  # at 4 s, when the steady interval ends
+    assert found.gpu_percent is None

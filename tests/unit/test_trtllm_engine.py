@@ -104,7 +104,11 @@ def test_beams_come_whole_best_first_with_their_scores(install: Install) -> None
 def test_the_end_token_ends_with_stop(install: Install) -> None:
     double = install(eos_every=3)
     (outputs,) = run(double.engine(), request(1, PROMPT, stop_token_ids=(1,))).values()
-    assert (ids(outputs), outputs[-1].finish) == (double.expected(PROMPT, 3), FinishReason.STOP)
+    assert (ids(outputs), outputs[-1].finish) == ([*double.expected(PROMPT, 3), 1], FinishReason.STOP)
+    (outputs,) = run(double.made[0], request(3, PROMPT, stop_token_ids=(1,), logprobs=0)).values()
+    values = [value for output in outputs for value in output.logprobs or []]
+    assert len(values) == 4, "the end token counts, and has a log-probability"
+    assert -3.0 < values[-1] < 0.0
     (outputs,) = run(double.made[0], request(2, PROMPT)).values()
     assert outputs[-1].finish is FinishReason.LENGTH, "ignore_eos sends no end token"
 
@@ -142,8 +146,8 @@ def test_bad_words_of_several_tokens(install: Install) -> None:
         ("json", "", "{}"),
         ("json_schema", '{"type": "object", "properties": {"a": {"enum": ["x"]}}, "required": ["a"]}', '{"a": "x"}'),
         ("regex", "[a-z]{3}", "aaa"),
-        ("ebnf_grammar", 'root ::= "yes" | "no"', "yes"),
-        ("choice", '["maybe", "no"]', "maybe"),
+        ("ebnf_grammar", 'root ::= "yes" | "no"', "no"),
+        ("choice", '["maybe", "no"]', "no"),
     ],
 )
 def test_guides(install: Install, kind: str, text: str, answer: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from inflight.engines.base import Capability, EngineRefusal, FinishReason
+from inflight.engines.base import Capability, FinishReason
 from inflight.errors import LoadError
 from tests.doubles.stand_in import StandIn, collect, ids, request, run, stand_in
 
@@ -219,39 +219,6 @@ def test_the_end_token_can_come_from_the_tokenizer(install: Install) -> None:
     (folder / "generation_config.json").unlink()
     (folder / "tokenizer_config.json").write_text('{"eos_token": {"content": "<|eos|>"}}')
     assert double.engine(folder).info.stop_token_ids == (1,)
-
-
-def test_lora_weights_travel_once_and_again_after_an_eviction(install: Install, tmp_path: Path) -> None:
-    double = install(lora_slots=1)
-    adapters = tmp_path / "adapters"
-    for number, name in enumerate(("red", "blue"), 1):
-        (adapters / name).mkdir(parents=True)
-        np.save(adapters / name / "model.lora_weights.npy", np.full((4, 8), number, dtype=np.float16))
-        np.save(adapters / name / "model.lora_config.npy", np.zeros((4, 3), dtype=np.int32))
-    (adapters / "raw").mkdir()
-    engine: Any = double.engine(double.folder(plugin_config={"lora_plugin": "auto"}), lora_dir=str(adapters))
-    assert Capability.LORA in engine.info.capabilities
-    sent: list[bool] = []
-    enqueue = engine._executor.enqueue_request
-
-    def spy(made: Any) -> Any:
-        sent.append(made.lora_config is not None and made.lora_config.weights is not None)
-        return enqueue(made)
-
-    engine._executor.enqueue_request = spy
-    texts = {}
-    for request_id, name in enumerate(("red", "red", "blue", "red"), 1):
-        (outputs,) = run(engine, request(request_id, PROMPT, lora_name=name)).values()
-        texts.setdefault(name, set()).add(tuple(ids(outputs)))
-    assert sent == [True, False, True, False, True], "the evicted adapter's weights were sent again"
-    assert [len(found) for found in texts.values()] == [1, 1]
-    assert texts["red"] != texts["blue"]
-    with pytest.raises(EngineRefusal, match="the adapters of this model are blue, raw, red"):
-        engine.add(request(9, PROMPT, lora_name="green"))
-    with pytest.raises(EngineRefusal, match="hf_lora_convert"):
-        engine.add(request(9, PROMPT, lora_name="raw"))
-    with pytest.raises(EngineRefusal):
-        engine.add(request(9, PROMPT, lora_name="../red"))
 
 
 def test_decoding_modes_reach_the_configuration(install: Install) -> None:

@@ -29,7 +29,7 @@ from inflight.engines.base import (
     FinishReason,
     Guide,
 )
-from inflight.engines.openvino_guides import can_be_guided, structured_output
+from inflight.engines.openvino_guides import CompiledGrammars, can_be_guided, structured_output
 from inflight.errors import LoadError
 from inflight.grammar.nodes import GrammarError
 from inflight.manifest import Manifest, ManifestError, check
@@ -136,6 +136,7 @@ class OpenVinoEngine:
         self._of_request: dict[int, list[int]] = {}  # request id → OpenVINO's ids
         self._next_id = 0
         self._pipeline = self._load(folder)
+        self._grammars = CompiledGrammars(self._pipeline, folder, self.info.vocab_size)
 
     def _plan(self, folder: Path, manifest: Manifest, config: Mapping[str, Any], max_running: int) -> EngineInfo:
         """Sizes and capabilities, before anything heavy is loaded."""
@@ -186,6 +187,8 @@ class OpenVinoEngine:
         for index in range(count):
             config, stop_ids = _generation_config(request, index, own_stops)
             sequences.append(_Sequence(request.request_id, index, request.token_ids, config, stop_ids))
+        if request.guide is not None:
+            self._grammars.use(request.guide)
         first = sequences[0]
         first.followers = sequences[1:]
         if self._needs_primer(len(request.token_ids)):

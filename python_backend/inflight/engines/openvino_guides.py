@@ -9,12 +9,12 @@ grammar compiles it for real, in milliseconds, where nobody is harmed.
 from __future__ import annotations
 
 import contextlib
-import gc
+import hashlib
 import json
 import os
 import re
-import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,9 @@ from inflight.grammar.prepare import prepare
 HEAD_SIZE = 16
 PROBE_TOKENS = 8  # written under the grammar after it was compiled
 SELF_TEST = 'root ::= "a" | "b"\n'
+MAX_COMPILED_TEXT = 256 << 10  # characters of grammars after which the engine forgets them: about 250 MB
 _BLOCKS = 16
+_PROPERTIES = {"INFERENCE_NUM_THREADS": 1, "KV_CACHE_PRECISION": "u8"}
 _SOURCE_PLACE = re.compile(r"^.*?\.(?:cc|cpp|h|hpp):\d+:?\s*")
 
 
@@ -55,64 +57,109 @@ class OpenVinoCompiler:
     def __init__(self, folder: Path) -> None:
         """Raises `GrammarError` when this model's tokenizer cannot be guided."""
         config = json.loads((folder / "config.json").read_text())
-        self._folder = Path(tempfile.mkdtemp(prefix="inflight-guides-"))  # 0700
-        try:
-            openvino.save_model(
-                probe_model(int(config["vocab_size"])), self._folder / "openvino_model.xml", compress_to_fp16=False
-            )
-            for path in folder.iterdir():
-                if not path.name.startswith("openvino_model"):
-                    os.symlink(path, self._folder / path.name)
-            self._pipeline: Any = self._open()
-        finally:
-            # Loaded is loaded: nothing is read from the folder later, and a killed process cannot tidy up.
-            shutil.rmtree(self._folder, ignore_errors=True)
         self._next_id = 0
-        self._broken = False
+        self.broken = False  # a grammar has failed: OpenVINO's pipeline is of no use after that
+        with _probe_folder(folder, int(config["vocab_size"]), with_tokenizer=True) as probe:
+            self._pipeline: Any = openvino_genai.ContinuousBatchingPipeline(
+                str(probe), _scheduler(), "CPU", dict(_PROPERTIES)
+            )
         try:
             self.compile(SELF_TEST)
         except GrammarError as error:
             raise GrammarError(f"cannot be used with this model's tokenizer ({error})") from None
 
-    def _open(self) -> Any:
-        scheduler = openvino_genai.SchedulerConfig()
-        scheduler.num_kv_blocks = _BLOCKS
-        scheduler.max_num_seqs = 1
-        scheduler.max_num_batched_tokens = 32
-        properties = {"INFERENCE_NUM_THREADS": 1, "KV_CACHE_PRECISION": "u8"}
-        return openvino_genai.ContinuousBatchingPipeline(str(self._folder), scheduler, "CPU", properties)
-
     def compile(self, grammar: str) -> None:
         """Compile, and write a few tokens under the grammar. Raises `GrammarError` with the compiler's own sentence;
-        then this compiler is broken and must not be used again (`broken`).
+        after that this compiler is `broken`.
         """
         config = openvino_genai.GenerationConfig()
         config.max_new_tokens = PROBE_TOKENS
         config.structured_output_config = structured_output(Guide("ebnf_grammar", grammar))
-        prompt = openvino.Tensor(np.zeros((1, 1), dtype=np.int64))
         self._next_id += 1
         try:
-            handle = self._pipeline.add_request(self._next_id, prompt, config)
-            while self._pipeline.has_non_finished_requests():
-                self._pipeline.step()
-                while handle.can_read():
-                    handle.read()
+            _write(self._pipeline, self._next_id, config)
         except RuntimeError as error:
-            self._broken = True
+            self.broken = True
             if "bad_alloc" in str(error):
                 raise MemoryError from None
             raise GrammarError(f"does not compile: {_sentence(str(error))}") from None
 
-    @property
-    def broken(self) -> bool:
-        """Whether a grammar has failed: OpenVINO's pipeline is of no use after that."""
-        return self._broken
-
     def close(self) -> None:
         """Free the pipeline."""
         self._pipeline = None
-        with contextlib.suppress(Exception):
-            gc.collect()
+
+
+class CompiledGrammars:
+    """Keeps an engine's memory from growing with every new grammar. Used by the engine's thread.
+
+    OpenVINO keeps what it has compiled (megabytes for a schema) in the tokenizer's controller and never forgets. But it
+    makes a new controller when a model with another size of vocabulary samples with the same tokenizer. So after enough
+    new grammars a model of one token more writes one token, which takes a few milliseconds; texts under way keep the
+    grammars they use.
+    """
+
+    def __init__(self, pipeline: Any, folder: Path, vocab_size: int, most_text: int = MAX_COMPILED_TEXT) -> None:
+        self._tokenizer = pipeline.get_tokenizer()
+        self._folder = folder
+        self._vocab_size = vocab_size
+        self._most_text = most_text
+        self._seen: set[bytes] = set()
+        self._text = 0
+        self._other: Any = None
+        self.forgotten = 0
+
+    def use(self, guide: Guide) -> None:
+        """A request with this guide is about to start."""
+        key = hashlib.sha256(f"{guide.kind}\0{guide.text}".encode()).digest()
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        self._text += len(guide.text)
+        if self._text > self._most_text:
+            self._forget()
+            self._seen = {key}
+            self._text = len(guide.text)
+
+    def _forget(self) -> None:
+        if self._other is None:
+            with _probe_folder(self._folder, self._vocab_size + 1, with_tokenizer=False) as probe:
+                self._other = openvino_genai.ContinuousBatchingPipeline(
+                    str(probe), self._tokenizer, _scheduler(), "CPU", **_PROPERTIES
+                )
+        config = openvino_genai.GenerationConfig()
+        config.max_new_tokens = 1
+        self.forgotten += 1
+        _write(self._other, self.forgotten, config)
+
+
+@contextlib.contextmanager
+def _probe_folder(folder: Path, vocab_size: int, with_tokenizer: bool) -> Iterator[Path]:
+    """A private folder with a probe model beside the engine's tokenizer, for as long as it takes to load it."""
+    with tempfile.TemporaryDirectory(prefix="inflight-guides-") as name:
+        probe = Path(name)
+        openvino.save_model(probe_model(vocab_size), probe / "openvino_model.xml", compress_to_fp16=False)
+        for path in folder.iterdir():
+            is_tokenizer = path.name.startswith(("openvino_tokenizer", "openvino_detokenizer"))
+            if not path.name.startswith("openvino_model") and (with_tokenizer or not is_tokenizer):
+                os.symlink(path, probe / path.name)
+        yield probe
+
+
+def _scheduler() -> Any:
+    scheduler = openvino_genai.SchedulerConfig()
+    scheduler.num_kv_blocks = _BLOCKS
+    scheduler.max_num_seqs = 1
+    scheduler.max_num_batched_tokens = 32
+    return scheduler
+
+
+def _write(pipeline: Any, request_id: int, config: Any) -> None:
+    """One request, from a prompt of one token to its end."""
+    handle = pipeline.add_request(request_id, openvino.Tensor(np.zeros((1, 1), dtype=np.int64)), config)
+    while pipeline.has_non_finished_requests():
+        pipeline.step()
+        while handle.can_read():
+            handle.read()
 
 
 def _sentence(message: str) -> str:

@@ -46,6 +46,7 @@ from inflight.engines.tensorrt_llm_probe import (
 )
 from inflight.errors import LoadError
 from inflight.model_files import read_json_object
+from inflight.trtllm_parameters import PARAMETERS
 
 log = logging.getLogger("inflight.engine_worker")
 
@@ -70,6 +71,9 @@ def create(folder: Path, values: Mapping[str, Any], max_running: int) -> Engine:
     manifest = check_manifest(folder, gpus)
     if kind is DirectoryKind.CHECKPOINT or (manifest is not None and manifest.stage != "engine"):
         refuse_uncompiled(folder)
+    without_effect = sorted(name for name in values if name in PARAMETERS and PARAMETERS[name].effect)
+    if without_effect:
+        log.warning("model parameters without effect here: %s", ", ".join(without_effect))
     facts = None
     if kind is DirectoryKind.ENGINE:
         facts = engine_facts(folder, config)
@@ -79,8 +83,12 @@ def create(folder: Path, values: Mapping[str, Any], max_running: int) -> Engine:
     if facts is None:
         from inflight.engines.tensorrt_llm_llmapi import LlmEngine
 
-        return LlmEngine(folder, config, options, installed, max_running)
-    return load_compiled(facts, options, installed, max_running)
+        engine: Engine = LlmEngine(folder, config, options, installed, max_running)
+    else:
+        engine = load_compiled(facts, options, installed, max_running)
+    names = sorted(capability.value for capability in engine.info.capabilities)
+    log.info("TensorRT-LLM %s runs this %s; capabilities: %s", installed.version, kind.value, ", ".join(names))
+    return engine
 
 
 def load_compiled(facts: EngineFacts, options: TensorRtLlmOptions, installed: Installed, max_running: int) -> Engine:

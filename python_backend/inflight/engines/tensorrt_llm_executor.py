@@ -227,9 +227,24 @@ class ExecutorEngine:
             return
         if result.is_sequence_final or (result.is_final and live.sequences == 1):
             reason = self._reason(live, result.finish_reasons, 0, live.made[index])
+            if result.finish_reasons and result.finish_reasons[0].name == "END_ID":
+                self._add_end_token(live, result, ids, logprobs)
             self._finish(live, index, reason, ids, logprobs, outputs)
         elif ids:
             outputs.append(EngineOutput(live.request.request_id, index, ids, logprobs=logprobs))
+
+    @staticmethod
+    def _add_end_token(live: _Live, result: Any, ids: list[int], logprobs: list[float] | None) -> None:
+        """TensorRT-LLM leaves the end token out of its output; here it counts, as on every engine. Its log-probability
+        is what the sum has more than the tokens.
+        """
+        end = live.stops.end_id
+        if end is None or (ids and ids[-1] == end):
+            return
+        ids.append(end)
+        live.made[result.sequence_index] += 1
+        if logprobs is not None and result.cum_log_probs and result.log_probs is not None:
+            logprobs.append(min(0.0, float(result.cum_log_probs[0]) - float(sum(result.log_probs[0]))))
 
     @staticmethod
     def _watched_stop(live: _Live, ids: list[int], before: int) -> int:

@@ -310,8 +310,24 @@ def _snapshot(state: Any, live: _Live) -> list[tuple[int, list[int], str | None,
         ids = [int(token) for token in output.token_ids[begin:]]
         logprobs = list(output.logprobs[begin:]) if output.logprobs else None
         seen[output.index] = begin + len(ids)
+        end = live.stops.end_id
+        if output.finish_reason == "stop" and output.stop_reason is None and end is not None:
+            known = output.token_ids[-1] if output.token_ids else None
+            if known not in (end, *live.stops.words):  # the C++ sampler leaves the end token out; here it counts
+                ids.append(end)
+                if logprobs is not None or live.request.sampling.logprobs >= 0:
+                    rest = sum(
+                        _chosen(token, entry)
+                        for token, entry in zip(output.token_ids, output.logprobs or (), strict=False)
+                    )
+                    logprobs = [*(logprobs or []), min(0.0, float(output.cumulative_logprob or 0.0) - rest)]
         found.append((output.index, ids, output.finish_reason, logprobs))
     return found
+
+
+def _chosen(token: int, entry: Any) -> float:
+    """The log-probability of the chosen token; an entry is {token: Logprob} or a plain number."""
+    return float(entry) if isinstance(entry, (int, float)) else float(entry[token].logprob)
 
 
 def _logprobs(ids: list[int], entries: Any, wanted: int) -> tuple[list[float] | None, list[dict[int, float]] | None]:
@@ -320,11 +336,11 @@ def _logprobs(ids: list[int], entries: Any, wanted: int) -> tuple[list[float] | 
         return None, None
     chosen, top = [], []
     for token, entry in zip(ids, entries, strict=False):
+        chosen.append(_chosen(token, entry))
         if isinstance(entry, (int, float)):
-            chosen.append(float(entry))
+            top.append({token: float(entry)})
             continue
         values = {int(other): float(value.logprob) for other, value in entry.items()}
-        chosen.append(values[token])
         ranked = sorted(values.items(), key=lambda item: -item[1])
         top.append(dict(ranked[:wanted]))
     return chosen, top if wanted > 0 and top else None

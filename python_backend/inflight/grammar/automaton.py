@@ -14,6 +14,7 @@ from inflight.grammar.nodes import Call, Chars, GrammarError, Node, Repeat, Seq
 
 MAX_NODES = 100_000  # of the nondeterministic automaton: repetition counts multiply
 MAX_STATES = 16_000  # of a deterministic one
+MAX_WORK = 300_000  # places looked at in the subset construction: about two seconds
 MAX_REFINEMENTS = 64  # longer chains have nothing to merge; they stay as they are
 
 
@@ -116,8 +117,12 @@ def _determinize(nfa: _Nfa, start: int, end: int) -> list[State]:
     numbers = {first: 0}
     order = [first]
     states: list[State] = []
+    work = 0
     while len(states) < len(order):
         subset = order[len(states)]
+        work += len(subset)
+        if work > MAX_WORK:
+            raise GrammarError("is too large: too many ways to read it are open at once; use smaller repetition counts")
         state = State(final=end in subset)
         states.append(state)
 

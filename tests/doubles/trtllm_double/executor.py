@@ -18,7 +18,7 @@ from trtllm_double import tokens
 from trtllm_double.live import NAMES, LiveRequest
 from trtllm_double.options import options, profile
 from trtllm_double.ranks import RANKS
-from trtllm_double.surface import SURFACE
+from trtllm_double.surface import SURFACE, signature
 
 NAMES.update(SURFACE.names)
 
@@ -28,10 +28,11 @@ class ExecutorDouble:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         model_path, _, config = SIGNATURE(args, kwargs)
-        if options().oom_at_load:
+        self._options = options(Path(model_path))
+        if self._options.oom_at_load:
             raise RuntimeError("[TensorRT-LLM][ERROR] CUDA runtime error in cudaMalloc: out of memory")
-        if options().load_ms:
-            ctypes.PyDLL(None).usleep(int(options().load_ms * 1000))  # the constructor holds the interpreter lock
+        if self._options.load_ms:
+            ctypes.PyDLL(None).usleep(int(self._options.load_ms * 1000))  # the constructor holds the interpreter lock
         self._config, self._folder = config, Path(model_path)
         self._build = _read_engine(self._folder, config)
         self._vocabulary = int(self._build["pretrained_config"]["vocab_size"])
@@ -39,7 +40,7 @@ class ExecutorDouble:
         self._batch = min(config.max_batch_size or self._limits["max_batch_size"], self._limits["max_batch_size"])
         self._max_tokens = config.max_num_tokens or self._limits["max_num_tokens"]
         pool = config.kv_cache_config.max_tokens
-        self._pool = min(options().blocks, pool // options().tokens_per_block) if pool else options().blocks
+        self._pool = min(self._options.blocks, pool // self._options.tokens_per_block) if pool else self._options.blocks
         guided = config.guided_decoding_config
         self._tokenizer = guided.tokenizer_str if guided is not None else None
         self._changed = threading.Condition()
@@ -73,15 +74,15 @@ class ExecutorDouble:
         if not self._leader or self._stopping:
             raise RuntimeError("[TensorRT-LLM][ERROR] Assertion failed: requests cannot be enqueued here")
         self._enqueued += 1
-        if self._enqueued == options().enqueue_raises_at:
+        if self._enqueued == self._options.enqueue_raises_at:
             raise RuntimeError("[TensorRT-LLM][ERROR] Assertion failed: the stand-in was told to raise")
         problem = self._problem(request)
         adapter = 0
         if problem is None:
             problem, adapter = self._adapter(request)
-        if self._enqueued == options().error_at:
+        if self._enqueued == self._options.error_at:
             problem = "the stand-in was told to answer with an error"
-        if problem is not None and options().errors == "raise" and self._enqueued != options().error_at:
+        if problem is not None and self._options.errors == "raise" and self._enqueued != self._options.error_at:
             raise RuntimeError(f"[TensorRT-LLM][ERROR] Assertion failed: {problem}")
         request_id = next(self._ids)
         with self._changed:
@@ -148,6 +149,13 @@ class ExecutorDouble:
             self._stats.clear()
             return found
 
+    def get_latest_debug_tensors(self) -> list[Any]:
+        """Always empty: debugging is off."""
+        return []
+
+    def get_kv_cache_event_manager(self) -> None:
+        """None: events are off."""
+
     def get_latest_request_stats(self) -> list[Any]:
         """Always empty: request statistics are off."""
         return []
@@ -210,7 +218,7 @@ class ExecutorDouble:
             if lora.weights.dim() != 3 or lora.config.dim() != 3:
                 return "LoRA weights and config must have a batch dimension of 1 in front", 0
             self._adapters[lora.task_id] = int(float(lora.weights.double().sum()) * 1000) & tokens.MASK
-            while len(self._adapters) > options().lora_slots:
+            while len(self._adapters) > self._options.lora_slots:
                 del self._adapters[next(iter(self._adapters))]
         return None, self._adapters[lora.task_id]
 
@@ -239,7 +247,7 @@ class ExecutorDouble:
                 self._record(time.monotonic() - begin)
                 self._changed.notify_all()
             self._faults(made)
-            time.sleep(options().step_ms / 1000)
+            time.sleep(self._options.step_ms / 1000)
 
     def _end_cancelled(self) -> None:
         for live in [*self._waiting, *self._running]:
@@ -250,7 +258,7 @@ class ExecutorDouble:
 
     def _schedule(self) -> None:
         no_evict = self._config.scheduler_config.capacity_scheduler_policy.name == "GUARANTEED_NO_EVICT"
-        size = options().tokens_per_block
+        size = self._options.tokens_per_block
         self._waiting.sort(key=lambda live: -live.priority)
         while self._waiting:
             live = self._waiting[0]
@@ -285,7 +293,7 @@ class ExecutorDouble:
                 live.prefill_left -= spent
                 budget -= spent
             if not live.prefill_left:
-                made += live.decode(options().eos_every)
+                made += live.decode(self._options.eos_every)
                 self._deliver(live)
         return made
 
@@ -300,25 +308,29 @@ class ExecutorDouble:
         self._iteration += 1
         stats = NAMES["IterationStats"]()
         stats.timestamp = time.strftime("%m-%d-%Y %H:%M:%S.000000")
-        stats.iter, stats.iter_latency_ms = self._iteration, seconds * 1000 + options().step_ms
+        stats.iter, stats.iter_latency_ms = self._iteration, seconds * 1000 + self._options.step_ms
         stats.num_active_requests, stats.num_queued_requests = len(self._running), len(self._waiting)
         stats.num_completed_requests, stats.max_num_active_requests = self._completed, self._batch
         cache = stats.kv_cache_stats = NAMES["KvCacheStats"]()
-        used = sum(live.blocks(options().tokens_per_block, False) for live in self._running)
+        used = sum(live.blocks(self._options.tokens_per_block, False) for live in self._running)
         cache.max_num_blocks, cache.used_num_blocks, cache.free_num_blocks = self._pool, used, self._pool - used
-        cache.tokens_per_block, cache.reused_blocks = options().tokens_per_block, self._reused
+        cache.tokens_per_block, cache.reused_blocks = self._options.tokens_per_block, self._reused
         self._stats.append(stats)
 
     def _faults(self, made: int) -> None:
         before, self._made = self._made, self._made + made
-        if before < options().die_at <= self._made:
+        if before < self._options.die_at <= self._made:
             os.kill(os.getpid(), signal.SIGKILL)
-        if before < options().stall_at <= self._made:
+        if before < self._options.stall_at <= self._made:
             time.sleep(1e6)
-        if before < options().break_at <= self._made:
+        if before < self._options.break_at <= self._made:
             with self._changed:
                 self._broken = True
                 self._changed.notify_all()
+
+
+_EXECUTOR = SURFACE.table["classes"]["Executor"]
+ExecutorDouble.__init__.__doc__ = "\n".join(signature(init) for init in _EXECUTOR["init"])
 
 
 def _read_engine(folder: Path, config: Any) -> dict[str, Any]:

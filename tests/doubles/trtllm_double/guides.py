@@ -6,6 +6,9 @@ import json
 import re
 from typing import Any
 
+from inflight.grammar.ebnf import parse_ebnf
+from inflight.grammar.nodes import Alt, Call, Chars, Grammar, Node, Seq
+
 
 def guided_text(kind: str, guide: str | None) -> str:
     """A text that follows the guide. Raises `RuntimeError` for one that is not well-formed."""
@@ -21,11 +24,42 @@ def guided_text(kind: str, guide: str | None) -> str:
             text = re.sub(r"[+*?^$]", "", re.sub(r"\(([^()|]*)[^()]*\)", r"\1", text))
             assert re.fullmatch(guide, text), "only simple patterns are known to the stand-in"
             return text
-        found = re.search(r'root\s*::=\s*"((?:\\.|[^"\\])*)"', guide)
-        assert found, "no rule root with a literal"
-        return str(json.loads(f'"{found[1]}"'))
+        return shortest(parse_ebnf(guide))
     except (ValueError, AssertionError, re.error, KeyError, TypeError) as error:
         raise RuntimeError(f"[TensorRT-LLM][ERROR] the grammar cannot be compiled: {error}") from None
+
+
+def shortest(grammar: Grammar) -> str:
+    """A shortest text of a grammar: texts of rules are improved until nothing changes."""
+    texts: dict[str, str | None] = dict.fromkeys(grammar.rules)
+
+    def of(node: Node) -> str | None:
+        if isinstance(node, Chars):
+            return chr(node.chars[0][0]) if node.chars else None
+        if isinstance(node, Call):
+            return texts[node.rule]
+        if isinstance(node, Seq):
+            parts = [of(part) for part in node.parts]
+            return None if None in parts else "".join(part for part in parts if part is not None)
+        if isinstance(node, Alt):
+            found = [text for option in node.options if (text := of(option)) is not None]
+            return min(found, key=len) if found else None
+        if not node.least:
+            return ""
+        body = of(node.body)
+        return None if body is None else body * node.least
+
+    for _ in range(len(texts) + 1):
+        before = dict(texts)
+        for name, node in grammar.rules.items():
+            text, old = of(node), texts[name]
+            if text is not None and (old is None or len(text) < len(old)):
+                texts[name] = text
+        if texts == before:
+            break
+    text = texts[grammar.root]
+    assert text is not None, "the grammar has no text"
+    return text
 
 
 def _instance(schema: dict[str, Any]) -> Any:

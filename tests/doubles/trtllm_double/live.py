@@ -22,6 +22,7 @@ class LiveSequence:
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
         self.sent = 0
+        self.end_logprob = 0.0  # of the end token, which is in the sum and not in the output
         self.finish: str | None = None
         self.reported = False
 
@@ -93,17 +94,23 @@ class LiveRequest:
             minimum = request.sampling_config.min_tokens or 0
             at_end = self.forced is not None and made >= len(self.forced)
             at_end = at_end or bool(self.forced is None and eos_every and made >= eos_every)
-            if at_end and made >= minimum and request.end_id not in (None, -1):
+            has_end = request.end_id not in (None, -1)
+            token = -1
+            if not at_end:
+                words = list(request.bad_words or ())
+                if has_end and made < minimum:
+                    words.append([request.end_id])
+                token = (
+                    self.forced[made]
+                    if self.forced is not None
+                    else tokens.next_token(sequence.state, self.vocabulary, sequence.tokens, words)
+                )
+            if (at_end and (self.forced is not None or (has_end and made >= minimum))) or token == request.end_id:
                 sequence.finish = "END_ID"  # the end token itself is not part of the output
+                sequence.end_logprob = tokens.logprob(sequence.state)
                 return
-            if at_end and self.forced is not None:
-                sequence.finish = "END_ID"
-                return
-            token = (
-                self.forced[made]
-                if self.forced is not None
-                else tokens.next_token(sequence.state, self.vocabulary, sequence.tokens, request.bad_words or ())
-            )
+            if at_end:
+                token = tokens.next_token(sequence.state, self.vocabulary, sequence.tokens, request.bad_words or ())
             sequence.logprobs.append(tokens.logprob(sequence.state))
             sequence.tokens.append(token)
             sequence.state = tokens.advance(sequence.state, token)
@@ -149,7 +156,7 @@ class LiveRequest:
             result.output_token_ids = [prompt + sequence.tokens]
         if output.return_log_probs:
             result.log_probs = [sequence.logprobs[:]]  # all so far, although the tokens are increments
-            result.cum_log_probs = [sum(sequence.logprobs)]
+            result.cum_log_probs = [sum(sequence.logprobs) + sequence.end_logprob]
         result.finish_reasons = [NAMES["FinishReason"][sequence.finish or "NOT_FINISHED"]]
         result.sequence_index = sequence.index
         result.is_sequence_final = sequence.finish is not None

@@ -43,9 +43,14 @@ class DoubleOptions:
 
 
 @functools.cache
-def options() -> DoubleOptions:
-    """The options of this process. Raises `TypeError` for a name that does not exist."""
-    return DoubleOptions(**json.loads(os.environ.get("TRTLLM_DOUBLE", "{}")))
+def options(engine: Path | None = None) -> DoubleOptions:
+    """The options of this process, with those of double.json in the directory of an engine over them. Raises
+    `TypeError` for a name that does not exist.
+    """
+    values = json.loads(os.environ.get("TRTLLM_DOUBLE", "{}"))
+    if engine is not None and (engine / "double.json").is_file():
+        values |= json.loads((engine / "double.json").read_text())
+    return DoubleOptions(**values)
 
 
 @functools.cache

@@ -53,6 +53,7 @@ class Surface:
         self._strict: bool = chosen["strict"]
         self._flat: dict[str, Any] = {}  # by last name, for the types of parameters
         self.names: dict[str, Any] = {}
+        self.table: dict[str, Any] = table
         only = chosen["only"]
         classes = {name: entry for name, entry in table["classes"].items() if only is None or name in only}
         nested = [(name, values) for name, values in table["enums"].items() if "." in name]
@@ -123,6 +124,7 @@ class Surface:
                 raise TypeError(f"{name}.{key}: incompatible value {value!r:.40}")
             object.__setattr__(self, key, value)
 
+        construct.__doc__ = "\n".join(signature(init) for init in entry["init"])
         body: dict[str, Any] = dict.fromkeys(entry["attributes"])  # so that `hasattr` on the class finds properties
         body |= {"__init__": construct, "__setattr__": assign, "__module__": "tensorrt_llm.bindings.executor"}
         made = type(name, (), body)
@@ -133,6 +135,8 @@ class Surface:
                 setattr(made, method, _is_named(method[2:]))
             elif method == "has_error":
                 setattr(made, method, lambda self: self.error_msg is not None)
+            else:
+                setattr(made, method, _not_pretended(name, method))
         return made
 
     def _bind(self, init: list[dict[str, Any]], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
@@ -166,6 +170,19 @@ class Surface:
         return written
 
 
+def signature(init: list[dict[str, Any]]) -> str:
+    """A constructor as nanobind's documentation shows it."""
+    parts, keyword = ["self"], False
+    for item in init:
+        if item.get("keyword") and not keyword:
+            parts.append("*")
+            keyword = True
+        default = item.get("default", ...)
+        shown = "" if default is ... else f" = {default!r}" if not isinstance(default, dict) else " = ..."
+        parts.append(f"{item['name']}: {item['type']}{shown}")
+    return f"__init__({', '.join(parts)}) -> None"
+
+
 def _enum(name: str, values: list[str]) -> Any:
     return enum.Enum(
         name, {value: place for place, value in enumerate(values)}, module="tensorrt_llm.bindings.executor"
@@ -179,6 +196,13 @@ def _factory(made: Any, name: str) -> Any:
         return mode
 
     return make
+
+
+def _not_pretended(name: str, method: str) -> Any:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise NotImplementedError(f"the stand-in has no {name}.{method}")
+
+    return refuse
 
 
 def _is_named(name: str) -> Any:

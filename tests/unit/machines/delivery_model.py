@@ -21,6 +21,8 @@ from inflight import frames
 from inflight.backend import Backend
 from inflight.config import ModelConfig
 from inflight.delivery import LiveStream
+from inflight.refusals import answer_error
+from inflight.observation import Snapshot
 from inflight.request import RawRequest
 from inflight.stream import Stream
 from inflight.supervisor import Health
@@ -158,11 +160,12 @@ class World(Core):
 
     def __init__(self, **changes: Any) -> None:
         self.clock = FakeClock()
-        modules = ("dispatcher", "delivery", "backend", "observation")
+        modules = ("dispatcher", "delivery", "backend", "observation", "refusals")
         self._patches = [mock.patch(f"inflight.{module}.time", self.clock) for module in modules]
         for patch in self._patches:
             patch.start()
         super().__init__(**changes)
+        self._refusals = self.delivery.refusals._queue
         self.pool = FakePool()
         self.backend._pool = self.pool  # type: ignore[assignment]
         self.pending_steps: list[Callable[[int], int]] = []  # what the engine does while somebody is inside Triton
@@ -198,7 +201,15 @@ class World(Core):
         return event is not None
 
     def sender_thread(self) -> bool:
-        """One round of `Delivery._run`; false when there was nothing to do now."""
+        """One round of `Refusals._run` or of `Delivery._run`; false when there was nothing to do now."""
+        try:
+            refusal = self._refusals.get_nowait()
+        except queue.Empty:
+            pass
+        else:
+            assert refusal is not None
+            answer_error(*refusal[:3])
+            return True
         try:
             live = self.delivery._ready.get_nowait()
         except queue.Empty:
@@ -229,6 +240,20 @@ class World(Core):
                 self.delivery.poll_cancelled(live)
             except Exception:  # noqa: BLE001 — as `CancellationPoller._run` does
                 continue
+
+    def flush(self, meanwhile: int) -> None:
+        """The metrics thread: between its look at the streams and what it makes of that, senders have some turns."""
+        observation = self.backend._observation
+        look = observation._snapshot
+
+        def looked() -> Snapshot:
+            snapshot = look()
+            for _ in range(meanwhile):
+                self.sender_thread()
+            return snapshot
+
+        with mock.patch.object(observation, "_snapshot", looked):
+            observation.flush()
 
     def live(self) -> list[LiveStream]:
         """Streams without an end."""

@@ -137,9 +137,9 @@ class DeliveryMachine(RuleBasedStateMachine):
     def the_poller_runs(self) -> None:
         self.world.poller_thread()
 
-    @rule()
-    def the_metrics_are_flushed(self) -> None:
-        self.world.backend._observation.flush()
+    @rule(meanwhile=st.integers(0, 6))
+    def the_metrics_are_flushed(self, meanwhile: int) -> None:
+        self.world.flush(meanwhile)
 
     # -- what must hold ------------------------------------------------------------------------------------------------
 

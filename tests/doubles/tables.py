@@ -1,0 +1,116 @@
+"""The tables of docs/tensorrt_llm.md, out of the code and the stand-in: `python -m tests.doubles.tables --write`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from inflight.engines.base import Capability
+from inflight.trtllm_parameters import PARAMETERS
+from tests.doubles.folders import environment, write_checkpoint, write_engine
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENT = ROOT / "docs" / "tensorrt_llm.md"
+ENGINES = ("0.21", "1.0", "1.1", "1.2")
+CHECKPOINTS = ("1.0", "1.1", "1.2", "1.3")
+ASKED: dict[str, Any] = {"max_beam_width": 2}  # with every option that gives a capability
+PROGRAM = """
+import json, sys
+from pathlib import Path
+from inflight.engines.tensorrt_llm import create
+engine = create(Path(sys.argv[1]), json.loads(sys.argv[2]), 0)
+print(json.dumps(sorted(capability.value for capability in engine.info.capabilities)))
+engine.close()
+"""
+
+
+def capabilities(root: Path, profile: str, folder: Path, options: dict[str, Any]) -> set[str]:
+    """What an engine says it can do, in a process with that release."""
+    given = environment(root / f"site-{profile}", profile)
+    given["PYTHONPATH"] += f":{ROOT / 'python_backend'}"
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(folder), json.dumps(options)],
+        env={**os.environ, **given},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def capability_table(root: Path, tokenizer: Path) -> str:
+    """A row for each capability, a column for each release and flow."""
+    columns: dict[str, tuple[set[str], set[str]]] = {}
+    for profile in ENGINES:
+        plain = write_engine(root / f"plain-{profile}", tokenizer, profile, with_manifest=False)
+        rich = write_engine(
+            root / f"rich-{profile}", tokenizer, profile, with_manifest=False, max_beam_width=2,
+            plugin_config={"lora_plugin": "auto"},
+        )  # fmt: skip
+        drafted = write_engine(
+            root / f"spec-{profile}", tokenizer, profile, with_manifest=False, speculative_decoding_mode=8
+        )
+        asked = capabilities(root, profile, rich, {**ASKED, "lora_dir": str(root)}) | capabilities(
+            root, profile, drafted, {}
+        )
+        columns[f"engine {profile}"] = (capabilities(root, profile, plain, {}), asked)
+    checkpoint = write_checkpoint(root / "checkpoint", tokenizer)
+    for profile in CHECKPOINTS:
+        asked = capabilities(root, profile, checkpoint, {**ASKED, "lora_dir": str(root), "speculative": "ngram"})
+        columns[f"checkpoint {profile}"] = (capabilities(root, profile, checkpoint, {}), asked)
+    names = [*columns]
+    lines = ["| capability | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for capability in Capability:
+        cells = []
+        for name in names:
+            plain_set, asked = columns[name]
+            cell = "yes" if capability.value in plain_set else "config" if capability.value in asked else "refused"
+            cells.append("no" if cell == "refused" and capability is Capability.BATCH_INVARIANT else cell)
+        lines.append(f"| {capability.value} | " + " | ".join(cells) + " |")
+    lines.append("| run on real hardware | " + " | ".join("never" for _ in names) + " |")
+    return "\n".join(lines)
+
+
+def parameter_table() -> str:
+    """NVIDIA's parameters and what becomes of them."""
+    lines = ["| parameter | meaning; default | effect here |", "|---|---|---|"]
+    lines += [f"| {name} | {item.note} | {item.effect or 'yes'} |" for name, item in PARAMETERS.items()]
+    return "\n".join(lines)
+
+
+def between(text: str, mark: str) -> tuple[int, int]:
+    """Where the generated part of that name begins and ends."""
+    begin = text.index("-->", text.index(f"<!-- {mark}:")) + len("-->\n")
+    return begin, text.index(f"<!-- /{mark} -->")
+
+
+def tables(tokenizer: Path) -> dict[str, str]:
+    """Everything that is generated."""
+    with tempfile.TemporaryDirectory() as folder:
+        return {"capabilities": capability_table(Path(folder), tokenizer), "parameters": parameter_table()}
+
+
+def main() -> int:
+    """Bring the document up to date."""
+    from tests.unit.machines.tokenizer_kinds import write_folder
+
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = write_folder(Path(folder) / "tokenizer")
+        (tokenizer / "generation_config.json").write_text('{"eos_token_id": 1}')
+        made = tables(tokenizer)
+    text = DOCUMENT.read_text(encoding="utf-8")
+    for mark, table in made.items():
+        begin, end = between(text, mark)
+        text = text[:begin] + table + "\n" + text[end:]
+    DOCUMENT.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

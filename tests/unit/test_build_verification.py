@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from build_engine import prequantized, source
+from build_engine.errors import UserMistake
+from build_engine.quantization import RECIPES
+from build_engine.verification import corpus
+from build_engine.verification.thresholds import THRESHOLDS, too_far
+from inflight.manifest import Verification
+from tests.tiny_models import write_config
+
+pytestmark = pytest.mark.fast
+
+
+def figures(**changes: Any) -> Verification:
+    values: dict[str, Any] = {"perplexity": 10.0, "reference_perplexity": 10.0, "mean_kl": 0.0, "greedy_agreement": 1.0, **changes}
+    return Verification(text="t", tokens=100, **values)
+
+
+def test_every_recipe_has_a_threshold() -> None:
+    assert set(THRESHOLDS) == set(RECIPES)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "word"),
+    [
+        ("int8", {"perplexity": 10.05}, None),
+        ("int8", {"perplexity": 10.2}, "+2.0 %"),
+        ("fp8", {"perplexity": 10.39}, None),
+        ("fp8", {"perplexity": 10.41}, "perplexity"),
+        ("int8", {"mean_kl": 0.03}, "KL divergence"),
+        ("fp8", {"weight_error": 0.5, "worst_weight": "layer 3 gate"}, "layer 3 gate"),
+        ("none", {"perplexity": math.nan}, "perplexity"),
+        ("none", {"perplexity": math.inf}, "perplexity"),
+        ("none", {"mean_kl": math.nan}, "KL divergence"),
+    ],
+)
+def test_thresholds(recipe: str, changes: dict[str, Any], word: str | None) -> None:
+    problem = too_far(recipe, figures(**changes))
+    assert (problem is None) == (word is None)
+    assert word is None or word in (problem or "")
+
+
+def test_the_text_is_english_and_long_enough() -> None:
+    text = corpus.evaluation()
+    assert len(text.text.split()) > 15_000
+    assert " the " in text.text
+    assert "PSF-2.0" in text.name
+    assert ">>>" not in text.text
+
+
+def test_calibration_and_evaluation_share_no_paragraph() -> None:
+    measured = set(corpus.evaluation().text.split("\n\n"))
+    assert not measured & set(corpus.calibration().text.split("\n\n"))
+    assert len(corpus.calibration().text.split()) > 3_000
+
+
+def test_a_text_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_text("Something of mine.")
+    assert corpus.from_file(path).name == "mine.txt"
+    path.write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(UserMistake, match="cannot be read"):
+        corpus.from_file(path)
+
+
+def checkpoint(directory: Path, **changes: object) -> source.Source:
+    write_config(directory, **changes)
+    (directory / "model.safetensors").write_bytes(b"")
+    (directory / "tokenizer.json").write_text("{}")
+    return source.resolve(str(directory))
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "compressed-tensors", "bitsandbytes", "fp8", "brand-new"])
+def test_quantized_checkpoints_are_recognised(tmp_path: Path, method: str) -> None:
+    origin = checkpoint(tmp_path / "m", quantization_config={"quant_method": method})
+    found = prequantized.detect(origin)
+    assert found is not None
+    assert found.recipe is None
+    with pytest.raises(UserMistake, match="quantized already"):
+        prequantized.refuse(origin, "openvino")
+
+
+def test_modelopts_own_checkpoints_are_carried(tmp_path: Path) -> None:
+    origin = checkpoint(tmp_path / "m")
+    assert prequantized.detect(origin) is None
+    described = {"quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}}
+    (tmp_path / "m" / "hf_quant_config.json").write_text(json.dumps(described))
+    assert prequantized.detect(origin) == prequantized.Prequantized("ModelOpt", "fp8", "fp8")
+
+
+def test_carrying_through(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from build_engine import cli
+    from inflight import manifest
+
+    model = tmp_path / "m"
+    checkpoint(model)
+    described = {"quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}}
+    (model / "hf_quant_config.json").write_text(json.dumps(described))
+    base = ["build", str(model), "--target", "tensorrt-llm-checkpoint", "--output", str(tmp_path / "out")]
+    assert cli.main([*base, "--quantization", "nvfp4"]) == 2
+    assert "is not quantized twice" in capsys.readouterr().err
+    assert cli.main([*base, "--quantization", "fp8"]) == 0
+    found = manifest.check(tmp_path / "out", target="tensorrt_llm_checkpoint", deep=True)
+    assert found.quantization.algorithm == "FP8, carried through"
+    assert found.quantization.kv_cache == "fp8"
+    assert found.verification is None

@@ -1,0 +1,341 @@
+"""The service that checks guides: limits before any work, one process, a cache, time limits, crashes, stopping."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import pytest
+
+from inflight import guides
+from inflight.config import ModelConfig
+from inflight.engines.base import EngineInfo, Guide
+from inflight.errors import ErrorCode, RequestError
+from inflight.guide_frames import Check, LinkError, Verdict
+from inflight.guide_process import TooLong
+from inflight.guides import Decision, GuideLimits, GuideService, NewGuide, check_combination, check_limits
+from inflight.request import GenerationDefaults, RawRequest, parse_request
+
+INFO = EngineInfo(
+    name="openvino",
+    version="1",
+    vocab_size=100,
+    max_seq_len=100,
+    max_running=4,
+    block_size=32,
+    blocks_total=100,
+    stop_token_ids=(2,),
+    capabilities=frozenset(),
+)
+
+
+class FakeProcess:
+    """Stands in for the process: `behave` answers, or raises what the real one raises."""
+
+    made: ClassVar[list[FakeProcess]]
+    behave: Callable[[Check], Verdict]
+    refusal = ""
+    pid = 1
+
+    def __init__(self, start: Any) -> None:
+        self.closed = False
+        self.checked: list[Check] = []
+        type(self).made.append(self)
+
+    def check(self, check: Check, limit_s: float) -> Verdict:
+        assert not self.closed
+        self.checked.append(check)
+        return type(self).behave(check)
+
+    def interrupt(self) -> None:
+        self.closed = True
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeProcess]:
+    class Fresh(FakeProcess):
+        made: ClassVar[list[FakeProcess]] = []
+
+        @staticmethod
+        def behave(check: Check) -> Verdict:
+            return Verdict(grammar=f"root ::= {check.text}", compile_s=0.1)
+
+    monkeypatch.setattr(guides, "GuideProcess", Fresh)
+    return Fresh
+
+
+@pytest.fixture
+def service(fake: type[FakeProcess]) -> Iterator[GuideService]:
+    made = GuideService("openvino", "nowhere", GuideLimits(waiting=3, known=5))
+    yield made
+    made.stop()
+
+
+def ask(service: GuideService, text: str, kind: str = "regex") -> Decision:
+    guide = Guide(kind, text)
+    found = service.known(guide)
+    if found is not None:
+        return found
+    answers: queue.Queue[Decision] = queue.Queue()
+    service.ask(guide, answers.put)
+    return answers.get(timeout=20.0)
+
+
+def error(decision: Decision) -> RequestError:
+    assert decision.error is not None
+    return decision.error
+
+
+def test_a_guide_becomes_a_grammar_and_is_remembered(service: GuideService, fake: type[FakeProcess]) -> None:
+    guide = Guide("regex", "a")
+    with pytest.raises(NewGuide):
+        service.decide(guide, None)
+    assert ask(service, "a").guide == Guide("ebnf_grammar", "root ::= a")
+    assert service.decide(guide, None) == Guide("ebnf_grammar", "root ::= a")
+    assert service.checks == 1
+
+
+def test_the_kind_belongs_to_the_key(service: GuideService) -> None:
+    ask(service, '["a"]', "choice")
+    assert service.known(Guide("regex", '["a"]')) is None
+
+
+def test_refusals_are_remembered_too(service: GuideService, fake: type[FakeProcess]) -> None:
+    fake.behave = staticmethod(lambda check: Verdict(problem="is bad"))
+    for _ in range(3):
+        found = error(ask(service, "a"))
+    assert (found.code, found.message) == (ErrorCode.INVALID_ARG, "guided_decoding_guide is bad")
+    assert service.checks == 1
+
+
+def test_what_compiles_too_slowly_for_the_engine_is_refused(service: GuideService, fake: type[FakeProcess]) -> None:
+    fake.behave = staticmethod(lambda check: Verdict(grammar="g", compile_s=1.5))
+    found = error(ask(service, "a"))
+    assert found.code is ErrorCode.INVALID_ARG
+    assert "takes too long to compile" in found.message
+
+
+def test_a_killed_check_ends_its_own_request_only(service: GuideService, fake: type[FakeProcess]) -> None:
+    def behave(check: Check) -> Verdict:
+        if check.text == "slow":
+            raise TooLong(busy=False)
+        return Verdict(grammar="g")
+
+    fake.behave = staticmethod(behave)
+    assert "takes too long" in error(ask(service, "slow")).message
+    assert ask(service, "fast").guide == Guide("ebnf_grammar", "g")
+    assert len(fake.made) == 2
+    assert fake.made[0].closed
+    assert "takes too long" in error(ask(service, "slow")).message
+    assert (service.checks, service.kills) == (2, 1)
+
+
+def test_a_busy_machine_is_not_the_guides_fault(service: GuideService, fake: type[FakeProcess]) -> None:
+    def behave(check: Check) -> Verdict:
+        raise TooLong(busy=True)
+
+    fake.behave = staticmethod(behave)
+    assert error(ask(service, "a")).code is ErrorCode.UNAVAILABLE
+    assert service.known(Guide("regex", "a")) is None
+
+
+def test_a_lost_process_is_replaced_and_the_check_repeated(service: GuideService, fake: type[FakeProcess]) -> None:
+    def behave(check: Check) -> Verdict:
+        if len(fake.made) == 1:
+            raise LinkError("gone")
+        return Verdict(grammar="g")
+
+    fake.behave = staticmethod(behave)
+    assert ask(service, "a").guide == Guide("ebnf_grammar", "g")
+
+
+def test_a_guide_that_crashes_the_compiler_twice_is_refused(service: GuideService, fake: type[FakeProcess]) -> None:
+    def behave(check: Check) -> Verdict:
+        raise LinkError("gone")
+
+    fake.behave = staticmethod(behave)
+    assert "crashes the grammar compiler" in error(ask(service, "a")).message
+    assert len(fake.made) == 2
+
+
+def test_a_last_verdict_ends_the_process(service: GuideService, fake: type[FakeProcess]) -> None:
+    fake.behave = staticmethod(lambda check: Verdict(grammar="g", last=True))
+    ask(service, "a")
+    ask(service, "b")
+    assert [process.closed for process in fake.made] == [True, True]
+
+
+def test_a_model_that_cannot_be_guided_says_so(service: GuideService, fake: type[FakeProcess]) -> None:
+    fake.refusal = "cannot be used with this model's tokenizer (no vocabulary)"
+    found = error(ask(service, "a"))
+    assert found.code is ErrorCode.UNSUPPORTED
+    assert found.parameter == "guided_decoding_guide_type"
+
+
+def test_equal_guides_share_one_check(service: GuideService, fake: type[FakeProcess]) -> None:
+    gate = threading.Event()
+
+    def behave(check: Check) -> Verdict:
+        assert gate.wait(20.0)
+        return Verdict(grammar="g")
+
+    fake.behave = staticmethod(behave)
+    answers: list[Decision] = []
+    for _ in range(50):
+        service.ask(Guide("regex", "a"), answers.append)
+    gate.set()
+    wait_for(lambda: len(answers) == 50)
+    assert service.checks == 1
+
+
+def test_too_many_new_guides_are_turned_away(service: GuideService, fake: type[FakeProcess]) -> None:
+    gate = threading.Event()
+
+    def behave(check: Check) -> Verdict:
+        assert gate.wait(20.0)
+        return Verdict(grammar="g")
+
+    fake.behave = staticmethod(behave)
+    answers: list[Decision] = []
+    for number in range(10):
+        service.ask(Guide("regex", str(number)), answers.append)
+    turned_away = [decision for decision in answers if decision.error is not None]
+    assert len(turned_away) == 6  # one is being checked, three wait
+    assert {error(decision).code for decision in turned_away} == {ErrorCode.UNAVAILABLE}
+    gate.set()
+    wait_for(lambda: len(answers) == 10)
+
+
+def test_the_memory_of_verdicts_is_bounded(service: GuideService) -> None:
+    for number in range(9):
+        ask(service, str(number))
+    known = [number for number in range(9) if service.known(Guide("regex", str(number))) is not None]
+    assert known == [4, 5, 6, 7, 8]
+
+
+def test_stopping_answers_who_waits(fake: type[FakeProcess]) -> None:
+    service = GuideService("openvino", "nowhere")
+
+    def behave(check: Check) -> Verdict:
+        wait_for(lambda: fake.made[0].closed)
+        raise LinkError("gone")
+
+    fake.behave = staticmethod(behave)
+    answers: list[Decision] = []
+    for number in range(4):
+        service.ask(Guide("regex", str(number)), answers.append)
+    wait_for(lambda: bool(fake.made and fake.made[0].checked))
+    service.stop()
+    assert [error(decision).code for decision in answers] == [ErrorCode.UNAVAILABLE] * 4
+    service.ask(Guide("regex", "late"), answers.append)
+    assert error(answers[-1]).code is ErrorCode.UNAVAILABLE
+
+
+def test_a_request_that_fails_to_go_on_does_not_stop_the_service(service: GuideService) -> None:
+    def fails(decision: Decision) -> None:
+        raise ValueError("a bug")
+
+    service.ask(Guide("regex", "a"), fails)
+    assert ask(service, "b").guide is not None
+
+
+# -- with a real process -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def real() -> Iterator[GuideService]:
+    """For an engine without a compiler of its own: the process only makes grammars."""
+    service = GuideService("simulated", "nowhere", GuideLimits(check_s=1.0))
+    yield service
+    service.stop()
+
+
+def test_a_real_process_makes_grammars(real: GuideService) -> None:
+    assert ask(real, "[0-9]{2}").guide == Guide("ebnf_grammar", "root ::= [0-9] s1\ns1 ::= [0-9]\n")
+    assert "missing )" in error(ask(real, "((")).message
+    pid = real.pid
+    real.stop()
+    wait_for(lambda: not os.path.exists(f"/proc/{pid}"))
+
+
+def test_a_real_process_is_killed_when_it_takes_too_long(real: GuideService) -> None:
+    ask(real, "a")
+    first = real.pid
+    began = time.monotonic()
+    long = "".join(f"(a{number}|b)?" for number in range(4_000))
+    message = error(ask(real, long)).message
+    assert re.search("too (long|large|busy)", message)  # by how quick and how busy the machine is
+    assert time.monotonic() - began < 15.0
+    assert ask(real, "b").guide is not None
+    assert real.kills == (real.pid != first)
+
+
+def test_a_real_process_that_dies_is_replaced(real: GuideService) -> None:
+    ask(real, "a")
+    os.kill(real.pid, signal.SIGKILL)
+    assert ask(real, "b").guide is not None
+
+
+def test_a_real_process_that_hangs_is_replaced(real: GuideService) -> None:
+    ask(real, "a")
+    os.kill(real.pid, signal.SIGSTOP)
+    assert error(ask(real, "b")).code is ErrorCode.UNAVAILABLE
+    assert ask(real, "b").guide is not None
+
+
+# -- before any process ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "words"),
+    [
+        ("regex", "\ud800", "surrogate"),
+        ("json_schema", '{"const": "\\ud800"}', "surrogate"),
+        ("json_schema", '{"\\udfff": 1}', "surrogate"),
+        ("choice", '["\\ud800"]', "surrogate"),
+        ("choice", json.dumps(["a"] * 1_001), "1,000"),
+        ("choice", "[]", "at least one"),
+        ("choice", '["a", ""]', "at least one character"),
+        ("json_schema", '{"a": ' * 200 + "1" + "}" * 200, "64 levels"),
+        ("json_schema", "[" * 30_000, "deep"),
+        ("json_schema", json.dumps({"enum": list(range(30_000))}), "20,000 values"),
+        ("json_schema", "[]", "JSON object"),
+        ("json_schema", "{", "not JSON"),
+    ],
+)
+def test_limits(kind: str, text: str, words: str) -> None:
+    with pytest.raises(RequestError, match=words) as caught:
+        check_limits(Guide(kind, text))
+    assert caught.value.code is ErrorCode.INVALID_ARG
+    assert caught.value.message.startswith("guided_decoding_guide ")
+
+
+def request(**values: Any) -> Any:
+    tensors = {"text_input": ["x"], "guided_decoding_guide_type": ["json"], **values}
+    return parse_request(RawRequest(tensors), ModelConfig(), GenerationDefaults())
+
+
+@pytest.mark.parametrize(("name", "value"), [("beam_width", 2), ("ignore_eos", True), ("min_tokens", 3)])
+def test_combinations_that_no_engine_can_honour(name: str, value: Any) -> None:
+    check_combination(request(), INFO)
+    with pytest.raises(RequestError, match=name) as caught:
+        check_combination(request(**{name: [value]}), INFO)
+    assert caught.value.code is ErrorCode.UNSUPPORTED
+    assert caught.value.parameter == name
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened in time"
+        time.sleep(0.01)
