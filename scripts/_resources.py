@@ -16,7 +16,8 @@ from typing import Any
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _LISTEN = "0A"  # state in /proc/net/tcp
-_INTERVAL_S = 0.5
+_INTERVAL_S = 0.1
+_GPU_INTERVAL_S = 1.0  # asking for it starts a program
 _GPU_QUERY = ("--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits")
 
 
@@ -70,9 +71,13 @@ class Sampler:
         self._thread.join(timeout=10)
 
     def _run(self) -> None:
+        gpu: tuple[float | None, int | None] = (None, None)
+        asked = float("-inf")
         while True:
             ending = self._end.wait(_INTERVAL_S) if self.samples else False
-            gpu = self._gpu()
+            if time.monotonic() - asked >= _GPU_INTERVAL_S:
+                asked = time.monotonic()
+                gpu = self._gpu()
             cpu, memory = 0.0, 0
             for pid in self._pids:
                 of_cpu, of_memory = _of_process(pid)

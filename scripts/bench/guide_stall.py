@@ -16,8 +16,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parent.parent))
 from _layout import BACKEND_SOURCE, ENGINE
 from _report import Failure, run_main
+from bench.quiet import wait_until_quiet
 
 sys.path.append(str(BACKEND_SOURCE))
 from inflight.engines.base import EngineRequest, Guide, SamplingParams
@@ -60,16 +62,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--engine", type=Path, default=ENGINE, metavar="DIR", help="engine directory")
     parser.add_argument("--streams", type=int, default=8, metavar="N", help="plain streams (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="per guide (default: %(default)s)")
+    parser.add_argument(
+        "--patience", type=float, default=60.0, metavar="S", help="longest wait for a quiet machine (default: 60)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     options = parser.parse_args(arguments)
     if not (options.engine / "engine.json").is_file():
         raise Failure(f"there is no engine at {options.engine}: run scripts/quickstart.sh once.")
+    quiet = wait_until_quiet(0.1, options.patience)
     measured = Measurement(OpenVinoEngine(options.engine, {}, options.streams + 2), options.streams)
     rows = {name: measured.guide(name, options.repeats) for name in guides(0)}
-    report = {"streams": options.streams, "plain_step_ms": measured.plain_ms(), "guides": rows}
+    report = {"quiet": quiet, "streams": options.streams, "plain_step_ms": measured.plain_ms(), "guides": rows}
     if options.json:
         print(json.dumps(report, indent=1))
         return 0
+    if not quiet:
+        print("other programs used this machine: the figures are too high")
     print(f"{options.streams} plain streams, {report['plain_step_ms']:.0f} ms a step without a guide")
     print(f"{'guide':28}{'first time':>14}{'again':>10}   (ms of the longest step)")
     for name, row in rows.items():

@@ -230,7 +230,6 @@ def test_unary_infer_is_refused_by_core(grpc: GrpcClient) -> None:
     assert is_alive(grpc)
 
 
-@pytest.mark.xfail(strict=False, reason="defect D11: an error sent within about 2 ms of the arrival can crash Triton 24.10")
 def test_errors_answered_at_once_do_not_bring_the_server_down(make_server: Callable[..., Server]) -> None:
     """Triton's front end has a race between handing a request over and ending its stream with a status."""
     server = make_server({"llm": {"max_restarts": 0, "engine_options": {"crash_at_token": 1}}})

@@ -91,7 +91,7 @@ def in_a_process_of_its_own(prompts: Sequence[str]) -> list[list[int]]:
         input=json.dumps(prompts),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=280,
     )
     assert result.returncode == 0, result.stderr[-2000:]
     answers: list[list[int]] = json.loads(result.stdout)

@@ -365,3 +365,23 @@ class EngineLLM:
 
 class LLM(_TorchLLM if profile()["llm"] == "torch" else EngineLLM):  # type: ignore[misc]
     """Which flow it is depends on the release."""
+
+
+if not profile().get("llm_cache_salt", True):
+    _salted = _TorchLLM.generate_async
+
+    def _without_salt(
+        self: _TorchLLM,
+        inputs: Any,
+        sampling_params: SamplingParams | None = None,
+        lora_request: LoRARequest | None = None,
+        prompt_adapter_request: Any = None,
+        streaming: bool = False,
+        kv_cache_retention_config: Any = None,
+        disaggregated_params: Any = None,
+        _postproc_params: Any = None,
+    ) -> RequestOutput:
+        """As before salts came."""
+        return _salted(self, inputs, sampling_params, lora_request, prompt_adapter_request, streaming)
+
+    _TorchLLM.generate_async = _without_salt  # type: ignore[method-assign,assignment]
