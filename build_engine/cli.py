@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import msgspec
 
-from build_engine import __version__, source
+from build_engine import __version__, source, tune
 from build_engine.architectures import TARGETS
 from build_engine.build import build, compile_engine
 from build_engine.cache import default_directory
@@ -25,7 +25,7 @@ from build_engine.job import BuildOptions
 from build_engine.planning import plan
 from build_engine.planning.gpus import gpu_named, gpu_table, own_gpu
 from build_engine.planning.roofline import Parallel
-from build_engine.quantization import KV_CACHES, RECIPES
+from build_engine.quantization import BY_TARGET, KV_CACHES, RECIPES
 from build_engine.tensorrt.compile import SPECULATIVE
 from build_engine.verification.verify import BUILD_TOKENS, DEFAULT_TOKENS, as_text, verify
 
@@ -64,6 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_compile(commands)
     _add_verify(commands)
     _add_inspect(commands)
+    _add_tune(commands)
     return parser
 
 
@@ -239,6 +240,29 @@ def _run_inspect(options: argparse.Namespace, arguments: list[str]) -> int:
     found = inspect.inspect(options.directory, benchmark=options.benchmark_fusion, console=console)
     print(json.dumps(inspect.as_json(found), indent=2) if options.json else inspect.as_text(found))
     return 0 if found.usable else 1
+
+
+def _add_tune(commands: argparse._SubParsersAction[_Parser]) -> None:
+    parser = commands.add_parser("tune", help="several recipes of one model side by side", allow_abbrev=False)
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--target", choices=tuple(BY_TARGET), required=True)
+    parser.add_argument("--quantization", metavar="NAMES", help="comma-separated (default: all of the target)")
+    parser.add_argument("--tokens", type=_positive, default=4096, help="tokens to compare on (default: 4096)")
+    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="write size against KL divergence as a chart")
+    parser.add_argument("--json", action="store_true", help="the trials as JSON on standard output")
+    parser.set_defaults(run=_run_tune)
+
+
+def _run_tune(options: argparse.Namespace, arguments: list[str]) -> int:
+    names = options.quantization.split(",") if options.quantization else list(BY_TARGET[options.target])
+    console = make_console(as_json=options.json)
+    trials = tune.tune(
+        options.model, options.target, names, tokens=options.tokens, cache=default_directory(), console=console
+    )
+    if options.plot is not None:
+        options.plot.write_text(tune.as_svg(trials, f"{options.model} for {options.target}"), encoding="utf-8")
+    print(json.dumps(tune.as_json(trials), indent=2) if options.json else tune.as_text(trials))
+    return 1 if any(trial.problem for trial in trials) else 0
 
 
 def _command_line(arguments: list[str]) -> str:

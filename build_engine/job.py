@@ -41,6 +41,7 @@ class BuildOptions:
     calibration_tokens: int | None = None
     force: bool = False
     verify_tokens: int = 0
+    enforce_thresholds: bool = True
     cache: Path | None = None
     command: str = ""
 

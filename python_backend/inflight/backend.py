@@ -181,7 +181,11 @@ class Backend:
         try:
             live, request = self._make(raw, responder, arrival_ns, decision)
         except NewGuide as new:
-            self._guides.ask(new.guide, lambda found: self._enqueue(raw, responder, arrival_ns, warmup, found))
+            self._guides.ask(
+                new.guide,
+                lambda found: self._enqueue(raw, responder, arrival_ns, warmup, found),
+                gone=responder.is_cancelled,
+            )
             return
         except RequestError as error:
             self._forget()

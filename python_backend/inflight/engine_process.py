@@ -87,7 +87,7 @@ class EngineProcess:
 
     def _command(self, environment: dict[str, str]) -> list[str]:
         """The command of the engine process; `environment` gets what it needs. Raises `LoadError`."""
-        python = _python()
+        python = python_executable()
         if self._spec.engine == "tensorrt_llm":
             from inflight.engines.tensorrt_llm_mpi import ranks_command
 
@@ -178,7 +178,7 @@ def sweep_run_folders() -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _python() -> str:
+def python_executable() -> str:
     """The interpreter of this environment. Inside Triton's stub `sys.executable` may be the stub itself."""
     candidates = [Path(sys.prefix) / "bin" / "python3", Path(sys.executable or "")]
     for candidate in candidates:

@@ -18,10 +18,11 @@ import hashlib
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 
 from inflight.engines.base import EngineInfo, Guide
-from inflight.errors import RequestError, invalid, unavailable, unsupported
+from inflight.errors import RequestError, cancelled, invalid, unavailable, unsupported
 from inflight.grammar.nodes import GrammarError
 from inflight.grammar.prepare import parse_choices, parse_json
 from inflight.guide_frames import Check, LinkError, Start, Verdict
@@ -40,14 +41,16 @@ JOIN_S = 10.0
 @dataclasses.dataclass(frozen=True, slots=True)
 class GuideLimits:
     """`check_s`: seconds that a check may compute before it is killed. `compile_s`: the most that the engine's compiler
-    may take, because the engine will stall for as long once. `waiting`: new guides that may wait for their check.
+    may take, because the engine will stall for as long once. `waiting`: new guides that may wait for their check, each
+    for `patience_s` seconds.
     `known`, `known_bytes`: verdicts that are kept, by number and by the size of their grammars. `spare_bytes`: address
     space that a check may use.
     """
 
     check_s: float = 2.0
     compile_s: float = 1.0
-    waiting: int = 32
+    waiting: int = 256
+    patience_s: float = 10.0
     known: int = 4_096
     known_bytes: int = 64 << 20
     spare_bytes: int = 2 << 30
@@ -65,6 +68,14 @@ class Decision:
         if self.guide is None:
             raise self.error if self.error is not None else unavailable("the guide could not be checked; try again")
         return self.guide
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Asker:
+    """Who waits for a check."""
+
+    done: Callable[[Decision], None]
+    gone: Callable[[], bool]
 
 
 class NewGuide(Exception):
@@ -140,8 +151,8 @@ class GuideService:
         self._start_message = Start(engine, engine_dir, self._limits.spare_bytes)
         self._known: collections.OrderedDict[bytes, tuple[Decision, int]] = collections.OrderedDict()
         self._known_bytes = 0
-        self._asking: dict[bytes, list[Callable[[Decision], None]]] = {}
-        self._queue: queue.SimpleQueue[tuple[bytes, Guide] | None] = queue.SimpleQueue()
+        self._asking: dict[bytes, list[_Asker]] = {}
+        self._queue: queue.SimpleQueue[tuple[bytes, Guide, float] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stopped = False
@@ -175,23 +186,26 @@ class GuideService:
         check_limits(guide)
         return None
 
-    def ask(self, guide: Guide, done: Callable[[Decision], None]) -> None:
-        """Have a guide checked. `done` is called once, soon or on the service's thread; it must not block."""
+    def ask(self, guide: Guide, done: Callable[[Decision], None], gone: Callable[[], bool] = lambda: False) -> None:
+        """Have a guide checked. `done` is called once, soon or on the service's thread; it must not block. `gone` says
+        whether nobody waits for it any more; it is not asked after `done`.
+        """
         key = _key(guide)
+        asker = _Asker(done, gone)
         with self._lock:
             if self._stopped:
                 refusal = "the model is being unloaded; send the request to another server"
             elif key in self._asking:
-                self._asking[key].append(done)
+                self._asking[key].append(asker)
                 return
             elif len(self._asking) > self._limits.waiting:
                 refusal = f"{len(self._asking)} new guides are waiting for their check; try again in a moment"
             else:
-                self._asking[key] = [done]
+                self._asking[key] = [asker]
                 if self._thread is None:
                     self._thread = threading.Thread(target=self._run, name="inflight-guides", daemon=True)
                     self._thread.start()
-                self._queue.put((key, guide))
+                self._queue.put((key, guide, time.monotonic()))
                 return
         done(Decision(error=unavailable(refusal)))
 
@@ -212,9 +226,9 @@ class GuideService:
             asked = self._queue.get()
             if asked is None:
                 break
-            key, guide = asked
+            key, guide, since = asked
             try:
-                decision, keep = self._decide(guide)
+                decision, keep = self._drop(key, since) or self._decide(guide)
             except Exception:
                 log.exception("checking a guide failed")
                 decision, keep = Decision(error=unavailable("the guide could not be checked; try again")), False
@@ -226,6 +240,16 @@ class GuideService:
         for key in left:
             self._answer(key, Decision(error=refusal), False)
 
+    def _drop(self, key: bytes, since: float) -> tuple[Decision, bool] | None:
+        """What is said without a check: to those who left, or have waited too long. None: the guide is checked."""
+        with self._lock:
+            askers = list(self._asking[key])
+        if all(asker.gone() for asker in askers):
+            return Decision(error=cancelled()), False
+        if time.monotonic() - since > self._limits.patience_s:
+            return Decision(error=unavailable("too many new guides are being checked; try again in a moment")), False
+        return None
+
     def _answer(self, key: bytes, decision: Decision, keep: bool) -> None:
         with self._lock:
             if keep:
@@ -236,9 +260,9 @@ class GuideService:
                     _, (_, freed) = self._known.popitem(last=False)
                     self._known_bytes -= freed
             waiting = self._asking.pop(key, [])
-        for done in waiting:
+        for asker in waiting:
             try:
-                done(decision)
+                asker.done(decision)
             except Exception:
                 log.exception("a request could not go on after its guide was checked")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import json
 import re
 import time
@@ -20,6 +21,7 @@ from tests.integration.guide_cases import HOSTILE, SCHEMAS
 pytestmark = pytest.mark.server
 
 STALL_LIMIT_S = 5.0  # a compile of one second, on a machine that others use as well
+CHECK_LIMIT_S = 12.0  # one check that runs into its limits, and a new process
 CHAT = [{"role": "user", "content": "Describe one person. Answer briefly."}]
 
 
@@ -216,7 +218,7 @@ def test_hostile_guides_cost_only_their_own_request(server: Server, grpc: GrpcCl
         canary.result()
         canaries += 1
         times = [response.at for response in canary.responses]
-        gaps += [late - early for early, late in zip(times, times[1:], strict=False)]
+        gaps += [late - early for early, late in itertools.pairwise(times)]
     print(f"\n{dict(outcomes)}, slowest {slowest}, {canaries} canaries, their longest gap {max(gaps):.2f} s")
     assert grpc.generate("Once upon a time", max_tokens=48).text == before
     assert engine_pids(server) == engines
@@ -228,11 +230,34 @@ def outcome_of(client: GrpcClient, kind: str, guide: str) -> str:
     try:
         ask(client, kind, guide, max_tokens=24)
     except RequestFailed as error:
-        if "too busy" in str(error):
-            return "too busy"
-        assert "guided_decoding_guide" in str(error), (guide[:60], error)
-        return "refused"
-    return "answered"
+        message = str(error)
+    else:
+        return "answered"
+    if "too busy" in message:
+        return "too busy"
+    assert "guided_decoding_guide" in message, (guide[:60], message)
+    return "refused"
+
+
+def test_a_flood_of_new_guides_delays_only_those_who_send_new_guides(server: Server, grpc: GrpcClient) -> None:
+    """The parse pool never waits for a check, and what is known already does not either."""
+    known = "(yes|no)"
+    ask(grpc, "regex", known)
+    with GrpcClient(server.grpc_url) as many:
+        hostile = [f"(.{{1,30}}){{1,30}}{number}" for number in range(60)]
+        flood = [
+            many.start("x", max_tokens=4, guided_decoding_guide_type="regex", guided_decoding_guide=guide)
+            for guide in hostile
+        ]
+        began = time.monotonic()
+        assert grpc.generate("The sea is", max_tokens=4).text
+        assert ask(grpc, "regex", known).text in ("yes", "no")
+        waited = time.monotonic() - began
+        assert not all(pending.done.is_set() for pending in flood), "the flood is over already"
+        assert waited < STALL_LIMIT_S
+    began = time.monotonic()  # who has left has no guide checked
+    assert re.fullmatch("new[0-9]", ask(grpc, "regex", "new[0-9]").text)
+    assert time.monotonic() - began < CHECK_LIMIT_S
 
 
 def test_a_repeated_guide_is_not_checked_again(server: Server, grpc: GrpcClient) -> None:

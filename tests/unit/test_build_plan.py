@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from build_engine import cli, hf_config, svg
+from build_engine import cli, hf_config, svg, tune
+from build_engine.console import Console
 from build_engine.errors import UserMistake
 from build_engine.planning import model_size, plan, roofline
 from build_engine.planning.gpus import gpu_named, gpu_table, own_gpu
 from build_engine.planning.roofline import Parallel
 from build_engine.quantization import RECIPES
+from build_engine.tune import Trial
 from tests.tiny_models import write_config
 
 pytestmark = pytest.mark.fast
@@ -143,3 +145,22 @@ def test_chart_refuses_to_draw_nothing() -> None:
     drawn = svg.chart("a < b", svg.Axis("x"), svg.Axis("y"), [svg.Series("s", [(1.0, 2.0)], labels=["p&q"])])
     assert "a &lt; b" in drawn
     assert "p&amp;q" in drawn
+
+
+def test_tuning_marks_what_nothing_beats() -> None:
+    trials = [
+        Trial("none", 200, 10.0, 10.0, 0.0, 1.0),
+        Trial("int8", 100, 10.1, 10.0, 0.01, 0.98, tokens_per_second=50.0),
+        Trial("fp8", 120, 10.2, 10.0, 0.02, 0.97),
+        Trial("int4", 60, 12.0, 10.0, 0.2, 0.8),
+        Trial("int4-awq", problem="no group fits"),
+    ]
+    assert tune.pareto(trials) == {"none", "int8", "int4"}
+    text = tune.as_text(trials).splitlines()
+    assert text[2].startswith("* int8")
+    assert "(+1.00 %)" in text[2]
+    assert text[3].startswith("  fp8")
+    assert text[5] == "  int4-awq   failed: no group fits"
+    assert "int4" in tune.as_svg(trials, "title")
+    with pytest.raises(UserMistake, match="cannot be built for openvino"):
+        tune.tune("m", "openvino", ["nvfp4"], tokens=1, cache=None, console=Console())

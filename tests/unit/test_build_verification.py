@@ -19,7 +19,13 @@ pytestmark = pytest.mark.fast
 
 
 def figures(**changes: Any) -> Verification:
-    values: dict[str, Any] = {"perplexity": 10.0, "reference_perplexity": 10.0, "mean_kl": 0.0, "greedy_agreement": 1.0, **changes}
+    values: dict[str, Any] = {
+        "perplexity": 10.0,
+        "reference_perplexity": 10.0,
+        "mean_kl": 0.0,
+        "greedy_agreement": 1.0,
+        **changes,
+    }
     return Verification(text="t", tokens=100, **values)
 
 

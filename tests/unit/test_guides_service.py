@@ -216,6 +216,43 @@ def test_too_many_new_guides_are_turned_away(service: GuideService, fake: type[F
     wait_for(lambda: len(answers) == 10)
 
 
+def test_who_has_left_costs_no_check(service: GuideService, fake: type[FakeProcess]) -> None:
+    gate = threading.Event()
+
+    def behave(check: Check) -> Verdict:
+        assert gate.wait(20.0)
+        return Verdict(grammar="g")
+
+    fake.behave = staticmethod(behave)
+    answers: list[Decision] = []
+    service.ask(Guide("regex", "first"), answers.append)
+    service.ask(Guide("regex", "left"), answers.append, gone=lambda: True)
+    service.ask(Guide("regex", "half left"), answers.append, gone=lambda: True)
+    service.ask(Guide("regex", "half left"), answers.append)
+    gate.set()
+    wait_for(lambda: len(answers) == 4)
+    assert [check.text for check in fake.made[0].checked] == ["first", "half left"]
+    assert error(answers[1]).code is ErrorCode.CANCELLED
+    assert service.known(Guide("regex", "left")) is None
+
+
+def test_who_has_waited_too_long_is_told_to_come_back(fake: type[FakeProcess]) -> None:
+    service = GuideService("openvino", "nowhere", GuideLimits(patience_s=0.2))
+
+    def behave(check: Check) -> Verdict:
+        time.sleep(0.4)
+        return Verdict(grammar="g")
+
+    fake.behave = staticmethod(behave)
+    answers: list[Decision] = []
+    for number in range(4):
+        service.ask(Guide("regex", str(number)), answers.append)
+    wait_for(lambda: len(answers) == 4)
+    service.stop()
+    assert [decision.error is None for decision in answers] == [True, False, False, False]
+    assert error(answers[-1]).code is ErrorCode.UNAVAILABLE
+
+
 def test_the_memory_of_verdicts_is_bounded(service: GuideService) -> None:
     for number in range(9):
         ask(service, str(number))

@@ -21,8 +21,8 @@ from inflight import frames
 from inflight.backend import Backend
 from inflight.config import ModelConfig
 from inflight.delivery import LiveStream
-from inflight.refusals import answer_error
 from inflight.observation import Snapshot
+from inflight.refusals import answer_error
 from inflight.request import RawRequest
 from inflight.stream import Stream
 from inflight.supervisor import Health

@@ -4,12 +4,13 @@ the threads come to it, every request ends exactly once, nothing stays reserved,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from inflight.config import BATCHING_STRATEGIES
 from inflight.stream import Stream
@@ -18,10 +19,23 @@ from tests.unit.machines.strategies import budget
 
 pytestmark = pytest.mark.fast
 
+THREADS = ("parse", "dispatch", "engine", "send", "poll")
+REQUESTS = st.fixed_dictionaries(
+    {
+        "text_input": st.sampled_from(["hello"] * 4 + ["hello " * 12, ""]),
+        "stream": st.booleans(),
+        "max_tokens": st.sampled_from([9, 9, 5, 3, 2, 1, 0]),
+        "num_return_sequences": st.sampled_from([1, 1, 2]),
+        "stop_words": st.sampled_from([[], [], ["cd"], ["zz"]]),
+        "request_priority": st.sampled_from([-100, 0, 100]),
+    },
+    optional={"deadline_ms": st.sampled_from([30, 400])},
+)
+TURNS = st.lists(st.sampled_from(THREADS), max_size=12)
 PACES = st.lists(st.sampled_from([0, 1, 1, 2]), min_size=1, max_size=4)
 
 
-def pace_of(choices: list[int]) -> Callable[[int], int]:
+def pace_of(choices: Sequence[int]) -> Callable[[int], int]:
     return lambda request_id: choices[request_id % len(choices)]
 
 
@@ -45,27 +59,14 @@ class DeliveryMachine(RuleBasedStateMachine):
     # -- the outside world ---------------------------------------------------------------------------------------------
 
     @rule(
-        stream=st.booleans(),
-        max_tokens=st.integers(0, 9),
-        sequences=st.integers(1, 2),
-        prompt=st.sampled_from(["hello", "hello " * 12, ""]),
-        stop=st.sampled_from(["", "cd", "zz"]),
-        deadline_ms=st.sampled_from([0, 30, 400]),
-        priority=st.sampled_from([-100, 0, 100]),
+        kind=REQUESTS,
+        count=st.integers(1, 3),
+        hurry=st.sampled_from(["", "parse", "parse dispatch", "parse dispatch engine send", "parse dispatch engine"]),
     )
-    def a_request_arrives(
-        self, stream: bool, max_tokens: int, sequences: int, prompt: str, stop: str, deadline_ms: int, priority: int
-    ) -> None:
-        values = {"deadline_ms": deadline_ms} if deadline_ms else {}
-        self.world.request_arrives(
-            text_input=prompt,
-            stream=stream,
-            max_tokens=max_tokens,
-            num_return_sequences=sequences,
-            request_priority=priority,
-            stop_words=[stop] if stop else [],
-            **values,
-        )
+    def requests_arrive(self, kind: dict[str, Any], count: int, hurry: str) -> None:
+        for _ in range(count):
+            self.world.request_arrives(**kind)
+            self.run_threads(hurry.split())
 
     @rule(which=st.integers(0, 30))
     def a_client_leaves(self, which: int) -> None:
@@ -82,17 +83,14 @@ class DeliveryMachine(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.world.clock.sleep(seconds)
 
-    @precondition(lambda self: not self.world.engine.lost)
-    @rule()
-    def the_engine_is_lost(self) -> None:
-        self.world.engine_is_lost()
+    @rule(turns=TURNS, back=st.sampled_from([True, True, True, False]))
+    def the_engine_is_lost(self, turns: list[str], back: bool) -> None:
+        if not self.world.engine.lost:
+            self.world.engine_is_lost()
+            self.run_threads(turns)
+        if back:
+            self.world.engine_comes_up()
 
-    @precondition(lambda self: self.world.engine.lost)
-    @rule()
-    def an_engine_comes_up(self) -> None:
-        self.world.engine_comes_up()
-
-    @precondition(lambda self: not self.world.engine.lost)
     @rule(which=st.integers(0, 5), parameter=st.sampled_from([None, "guided_decoding_guide"]))
     def the_engine_refuses(self, which: int, parameter: str | None) -> None:
         self.world.engine_refuses(which, parameter)
@@ -103,39 +101,36 @@ class DeliveryMachine(RuleBasedStateMachine):
         if live:
             poison(live[which % len(live)].stream)
 
-    @precondition(lambda self: not self.world.engine.lost)
     @rule(offset=st.integers(1, 3))
     def a_request_is_too_large_for_a_frame(self, offset: int) -> None:
         self.world.engine.too_large.add(len(self.world.streams) + offset)
 
     # -- threads -------------------------------------------------------------------------------------------------------
 
-    @rule(which=st.integers(0, 5))
-    def a_parse_thread_runs(self, which: int) -> None:
-        self.world.parse_thread(which)
+    @rule(turns=TURNS, choices=PACES)
+    def threads_run(self, turns: list[str], choices: list[int]) -> None:
+        self.run_threads(turns, choices)
 
-    @rule(times=st.integers(1, 4))
-    def the_dispatcher_runs(self, times: int) -> None:
-        for _ in range(times):
-            self.world.dispatcher_thread()
+    @rule(rounds=st.integers(1, 6), choices=PACES)
+    def threads_run_in_order(self, rounds: int, choices: list[int]) -> None:
+        self.run_threads(["parse", "dispatch", "engine", "dispatch", "send"] * rounds, choices)
 
-    @rule(choices=PACES, times=st.integers(1, 3))
-    def the_engine_steps(self, choices: list[int], times: int) -> None:
-        for _ in range(times):
-            self.world.engine_steps(pace_of(choices))
+    def run_threads(self, turns: list[str], choices: Sequence[int] = (1,)) -> None:
+        for turn in turns:
+            if turn == "parse":
+                self.world.parse_thread()
+            elif turn == "dispatch":
+                self.world.dispatcher_thread()
+            elif turn == "engine":
+                self.world.engine_steps(pace_of(choices))
+            elif turn == "send":
+                self.world.sender_thread()
+            else:
+                self.world.poller_thread()
 
     @rule(choices=PACES)
     def the_engine_will_step_while_somebody_sends(self, choices: list[int]) -> None:
         self.world.pending_steps = [pace_of(choices)]
-
-    @rule(times=st.integers(1, 4))
-    def a_sender_runs(self, times: int) -> None:
-        for _ in range(times):
-            self.world.sender_thread()
-
-    @rule()
-    def the_poller_runs(self) -> None:
-        self.world.poller_thread()
 
     @rule(meanwhile=st.integers(0, 6))
     def the_metrics_are_flushed(self, meanwhile: int) -> None:
@@ -164,4 +159,4 @@ class DeliveryMachine(RuleBasedStateMachine):
 
 
 TestDeliveryMachine = DeliveryMachine.TestCase
-TestDeliveryMachine.settings = settings(budget(120), stateful_step_count=40)
+TestDeliveryMachine.settings = settings(budget(200), stateful_step_count=40)
