@@ -29,6 +29,8 @@ from build_engine.quantization import BY_TARGET, KV_CACHES, RECIPES
 from build_engine.tensorrt.compile import SPECULATIVE
 from build_engine.verification.verify import BUILD_TOKENS, DEFAULT_TOKENS, as_text, verify
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
 
 class _Parser(argparse.ArgumentParser):
     """Errors are one sentence, without the usage in front."""
@@ -41,8 +43,7 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = make_parser().parse_args(arguments)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _interrupt)
+    before = {number: signal.signal(number, _interrupt) for number in SIGNALS}
     try:
         return int(options.run(options, list(arguments)))
     except BuilderError as error:
@@ -53,6 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return interrupted.exit_code
     except BrokenPipeError:
         return 1
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -284,4 +288,7 @@ def _positive(text: str) -> int:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    """End the command; a second ^C does not interrupt the cleaning up after the first."""
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
     raise Interrupted(number)

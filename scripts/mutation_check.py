@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Checks the tests themselves: breaks what they are to guard, one thing at a time, and looks whether one of them fails.
 
-The repository's sources and tests are copied into a temporary folder, so nothing here is touched. A mutant that survives,
+Sources and tests are copied into a temporary folder, so nothing here is touched. A mutant that survives,
 or that no longer fits the source, is an error (exit status 1).
 """
 

@@ -94,7 +94,7 @@ def dead_http_reader(rig: Rig) -> socket.socket:
 
 
 def test_slow_and_dead_readers_do_not_hold_up_the_others(rig: Rig, report: Report) -> None:
-    """40 clients never read, 20 read a response each 50 ms; the engine is free long before them, and others are quick."""
+    """40 clients never read, 20 read a response each 50 ms; the engine is free long before, and others are quick."""
 
     async def work(load: Load) -> tuple[float, list[End], list[End], float]:
         async def slowly(_: End) -> None:

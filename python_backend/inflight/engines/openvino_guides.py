@@ -135,7 +135,7 @@ class CompiledGrammars:
 @contextlib.contextmanager
 def _probe_folder(folder: Path, vocab_size: int, with_tokenizer: bool) -> Iterator[Path]:
     """A private folder with a probe model beside the engine's tokenizer, for as long as it takes to load it."""
-    with tempfile.TemporaryDirectory(prefix=f"inflight-{os.getpid()}-") as name:
+    with tempfile.TemporaryDirectory(prefix=f"inflight-run-{os.getpid()}-") as name:
         probe = Path(name)
         openvino.save_model(probe_model(vocab_size), probe / "openvino_model.xml", compress_to_fp16=False)
         for path in folder.iterdir():
