@@ -157,8 +157,9 @@ def test_one_bad_request_leaves_the_others_of_its_stream_alone(grpc: GrpcClient)
 
 
 def test_a_batch_of_two_does_not_pass(server: Server, grpc: GrpcClient) -> None:
-    message = refused(server, text_input=["a", "b"])
-    assert "unexpected shape for input 'text_input'" in message
+    with GrpcClient(server.grpc_url) as client, pytest.raises(RequestFailed) as caught:
+        client.start(text_input=["a", "b"]).result()
+    assert "unexpected shape for input 'text_input'" in str(caught.value)
     assert is_alive(grpc)
 
 
@@ -176,7 +177,7 @@ def test_a_batch_of_two_does_not_pass(server: Server, grpc: GrpcClient) -> None:
 def test_a_wrong_type_or_shape_does_not_pass(
     name: str, value: list[Any], datatype: str, shape: list[int], server: Server, grpc: GrpcClient
 ) -> None:
-    with GrpcClient(server.grpc_url, status_errors=True) as client:
+    with GrpcClient(server.grpc_url) as client:  # core's own early errors with a status can crash Triton 24.10
         request = client.build(text_input=None if name == "text_input" else "a")
         add_input(request, name, value, datatype=datatype, shape=shape)
         with pytest.raises(RequestFailed) as caught:
@@ -187,7 +188,7 @@ def test_a_wrong_type_or_shape_does_not_pass(
 
 @pytest.mark.parametrize("raw", [b"", b"\x05\x00\x00\x00ab", b"\xff\xff\xff\xffab", b"\x01"])
 def test_a_tensor_of_broken_bytes_does_not_pass(raw: bytes, server: Server, grpc: GrpcClient) -> None:
-    with GrpcClient(server.grpc_url, status_errors=True) as client:
+    with GrpcClient(server.grpc_url) as client:  # core's own early errors with a status can crash Triton 24.10
         request = client.build()
         add_input(request, "text_input", bytearray(raw))
         with pytest.raises(RequestFailed) as caught:
