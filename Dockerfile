@@ -1,11 +1,12 @@
 # Never built by its authors: the base image cannot be fetched where Inflight is developed. tests/unit/test_trtllm_docker.py
 # runs its steps' counterparts on Debian; the first build on a GPU machine is the real test (see docs/gpu.md).
 #
-#   docker build -t inflight .
+#   docker build --build-arg BASE=IMAGE -t inflight .     (IMAGE: NVIDIA's Triton image with TensorRT-LLM, see below)
 #   docker run --rm --gpus all --shm-size=2g -p 8000-8002:8000-8002 -v $PWD/engine:/models/llm/1/engine inflight
 #
 # Triton 26.07 with TensorRT-LLM 1.2.1: the last stable release that compiles and runs engines.
-ARG BASE=nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3
+# On NVIDIA's own registry it is called nvidia/tritonserver:26.07-trtllm-python-py3.
+ARG BASE=nvidia/tritonserver:26.07-trtllm-python-py3
 FROM ${BASE}
 
 COPY requirements/serve.txt requirements/client.txt /opt/inflight/requirements/
