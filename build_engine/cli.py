@@ -56,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # None: not set from Python, and cannot be put back from it
+                signal.signal(number, handler)
 
 
 def make_parser() -> argparse.ArgumentParser:

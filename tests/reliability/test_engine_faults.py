@@ -74,7 +74,7 @@ def test_the_refusal_after_the_last_restart_is_clear(rig: Rig, report: Report) -
     began = time.monotonic()
     refusal = one()
     assert refusal.how == "UNAVAILABLE"
-    assert "reload the model" in refusal.message
+    assert "unload and load the model" in refusal.message
     assert time.monotonic() - began < 1.0
     assert rig.flushed("hopeless")["inflight_engine_up", ""] == 0.0
     assert repository(rig, "hopeless", "unload")[0] == 200
