@@ -1,5 +1,5 @@
-"""Invariant 5: memory of stub and engine is flat over thousands of requests; clients that read slowly, or not at all, or
-only sit there, cost at most their own answers.
+"""Invariant 5: memory of stub and engine is flat over thousands of requests; clients that read slowly, or not at all,
+or only sit there, cost at most their own answers.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def test_slow_and_dead_readers_do_not_hold_up_the_others(rig: Rig, report: Repor
     assert grown["server"] < 64, grown
     left = rig.assert_nothing_left()
     report(
-        f"beside 40 dead and 20 slow readers 20 others took {seconds:.2f} s; all answers made after {free_after:.1f} s; "
+        f"beside 40 dead and 20 slow readers 20 others took {seconds:.2f} s; all made after {free_after:.1f} s; "
         f"server {grown['server']:+.1f} MiB, stub {grown['stub']:+.1f} MiB; {left}"
     )
 
