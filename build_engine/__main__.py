@@ -1,3 +1,5 @@
+"""Entry point of `python -m build_engine`."""
+
 from __future__ import annotations
 
 import sys
