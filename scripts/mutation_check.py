@@ -63,8 +63,8 @@ MUTANTS = (
         "FINAL once",
         "an error is no terminal response",
         "delivery.py",
-        "            live.closed = True\n            live.responder.fail(taken.error)\n",
-        "            live.responder.fail(taken.error)\n",
+        "            live.closed = True\n            self._answer(live, taken.error)\n",
+        "            self._answer(live, taken.error)\n",
         DELIVERY,
     ),
     Mutant(

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import os
 import random
 import statistics
 import time
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from inflight.cancellation import MOST_QUESTIONS, QUESTIONS_PER_CORE
 from tests.reliability.conftest import OpenRig, Report
 from tests.reliability.load import LEFT, End, Load, drive, make_request, tally
 from tests.reliability.rig import Rig
@@ -162,7 +164,7 @@ def latencies(rig: Rig, streams: int, samples: int) -> tuple[list[float], list[f
 
 def _until_less(rig: Rig, status: dict[str, Any], began: float) -> tuple[float, float]:
     ended = 0.0
-    while time.monotonic() - began < 30.0:
+    while time.monotonic() - began < 60.0:
         now = rig.status()
         if not ended and now["under_way"] < status["under_way"]:
             ended = time.monotonic() - began
@@ -173,12 +175,17 @@ def _until_less(rig: Rig, status: dict[str, Any], began: float) -> tuple[float, 
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("streams", "step_ms", "at_most"), [(64, 50, 0.5), (2048, 1000, 8.0)])
-def test_latency_of_a_cancel(open_rig: OpenRig, report: Report, streams: int, step_ms: int, at_most: float) -> None:
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("streams", "step_ms", "samples"), [(64, 50, 24), (2048, 1000, 10)], ids=["64 streams", "2,048 streams"]
+)
+def test_latency_of_a_cancel(open_rig: OpenRig, report: Report, streams: int, step_ms: int, samples: int) -> None:
+    """The poller asks a bounded number of questions a second, so this grows with the streams (docs/reliability.md)."""
     options = {"step_ms": step_ms, "decode_us_per_sequence": 0, "max_running": streams, "blocks": 200_000}
     rig = open_rig({"llm": {"engine_options": options, "stall_timeout_ms": 30_000}})
-    ended, released = latencies(rig, streams, 24)
-    assert max(ended) < at_most
+    ended, released = latencies(rig, streams, samples)
+    questions = min(MOST_QUESTIONS, QUESTIONS_PER_CORE * len(os.sched_getaffinity(0)))
+    assert max(ended) < 1.5 * streams / questions + 1.0
     left = rig.assert_nothing_left()
     text = ", ".join(
         f"{name} {statistics.median(values) * 1000:.0f} ms (worst of {len(values)}: {max(values) * 1000:.0f} ms)"

@@ -83,7 +83,7 @@ class DeliveryMachine(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.world.clock.sleep(seconds)
 
-    @rule(turns=TURNS, back=st.sampled_from([True, True, True, False]))
+    @rule(turns=TURNS, back=st.sampled_from([True] * 7 + [False]))
     def the_engine_is_lost(self, turns: list[str], back: bool) -> None:
         if not self.world.engine.lost:
             self.world.engine_is_lost()
