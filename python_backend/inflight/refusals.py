@@ -4,7 +4,7 @@ Triton 24.10 can crash when a gRPC stream with the header `triton_grpc_error: tr
 moments, while the server's own thread is still handing the request over; a client could do that at will. Errors that
 came 5 ms or more after the arrival never did it (12,000 of 12,000), so none is sent sooner than 10 ms.
 
-Thread `inflight-refuse`, started and joined by `Refusals`. It alone sends errors, so it may also try again.
+Thread `inflight-refuse`, started and joined by `Refusals`. It alone sends errors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from inflight.errors import RequestError
 log = logging.getLogger("inflight.refusals")
 
 LEAST_AGE_NS = 10_000_000
-RETRY_S = (0.02, 0.1, 0.5)  # waits between attempts to tell Triton of an end
 IDLE_S = 1.0
 
 
@@ -32,18 +31,15 @@ class Refuser(Protocol):
 
 
 def answer_error(responder: Refuser, error: RequestError, request_id: str) -> None:
-    """The terminal error of a request, tried a few times: without one its client would wait for ever.
+    """The terminal error of a request. Never raises.
 
-    A send fails when shared memory is short, which passes when other responses have been read.
+    Tried once: Triton's stub closes a response sender before it looks for shared memory, so a terminal response that
+    fails there cannot be sent again.
     """
-    for wait_s in (*RETRY_S, 0.0):
-        try:
-            responder.fail(error)
-        except Exception:
-            log.exception("request %s: Triton does not take its end", request_id)
-            time.sleep(wait_s)
-        else:
-            return
+    try:
+        responder.fail(error)
+    except Exception:
+        log.exception("request %s: Triton does not take its end", request_id)
 
 
 class Refusals:

@@ -137,10 +137,7 @@ def test_a_warm_up_is_answered_and_not_counted(rig: Rig, report: Report) -> None
     report(f"a warm-up with an empty prompt: loaded, 0 requests counted; the first client's is 1; {left}")
 
 
-STUCK = pytest.mark.xfail(strict=True, reason="R16: the stub's senders wait in Triton for ever")
-
-
-@pytest.mark.parametrize("streams", [pytest.param(0, marks=pytest.mark.full), pytest.param(8, marks=STUCK)])
+@pytest.mark.parametrize("streams", [pytest.param(0, marks=pytest.mark.full), 8])
 def test_a_server_killed_hard_is_cleaned_up_by_the_next_start(open_rig: OpenRig, report: Report, streams: int) -> None:
     """tritonserver dies as by a segmentation fault: stub and engine follow it, and the next start removes the rest."""
     rig = open_rig({"llm": {"engine_options": {"step_ms": 10}}})
