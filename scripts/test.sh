@@ -65,14 +65,24 @@ summary+=("$(printf '%-12s %-7s %7s s' install ok "$(seconds_since "$began")")")
 
 (($#)) || lint
 
+tests() { # tests NAME MARKS ARGUMENTS...: pytest on what is marked so; nothing found is no failure
+  local name=$1 marks=$2
+  shift 2
+  # PATH: what the tests start (cmake, perf_analyzer aside) finds the same Python as they have.
+  check "$name" env PATH="$VENV/bin:$PATH" PYTHONNOUSERSITE=1 "$VENV/bin/python" -m pytest --durations=10 -m "$marks" "$@"
+}
+
 case $tier in
-  fast) select=(-m fast) ;;
-  ci) select=(-m "not full") ;;
-  full) select=() ;;
+  fast) marks='fast' ;;
+  ci) marks='not full' ;;
+  full) marks='' ;;
 esac
-# PATH: what the tests start (cmake, perf_analyzer aside) finds the same Python as they have.
-check tests env PATH="$VENV/bin:$PATH" PYTHONNOUSERSITE=1 "$VENV/bin/python" -m pytest --durations=10 \
-  ${select[@]+"${select[@]}"} "$@"
+if (($#)); then # what somebody asks for by hand runs in one process
+  tests tests "$marks" "$@"
+else # most of the time is spent waiting for servers: two files at a time
+  tests tests "${marks:+$marks and }not alone" -n 2 --dist loadfile
+  [[ $tier == fast ]] || tests alone "${marks:+$marks and }alone"
+fi
 
 printf '\n%s\n' "--- tier $tier ---"
 printf '%s\n' "${summary[@]}"

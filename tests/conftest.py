@@ -7,6 +7,7 @@ fails it, with the command that makes it.
 from __future__ import annotations
 
 import itertools
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,13 @@ READY_TIMEOUT_S = 120.0
 # Two shared cores: how long an example takes says nothing about the code.
 settings.register_profile("inflight", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 settings.load_profile("inflight")
+
+
+def pytest_configure() -> None:
+    """Take Ctrl-C even where the shell that started us ignores it for its background jobs: tests send it to children,
+    which inherit that.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

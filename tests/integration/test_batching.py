@@ -9,7 +9,7 @@ import pytest
 
 from tests.harness.grpc_client import GrpcClient
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.alone]
 
 TOKENS = 40
 

@@ -9,6 +9,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from _layout import ENGINE
+from _server import Server
 from tests.harness.grpc_client import GrpcClient
 from tests.harness.http_client import HttpClient
 
@@ -113,6 +114,27 @@ def test_a_seed_fixes_a_sampled_answer(grpc: GrpcClient) -> None:
     assert [sampled(seed) for seed in (1, 2, 3)] == texts
     assert len(set(texts)) == 3
     assert texts[0] != whole(grpc, max_tokens=16).text
+
+
+@pytest.mark.parametrize("before", ["one token", "a client that leaves"])
+def test_what_came_before_does_not_change_an_answer(
+    before: str, server: Server, grpc: GrpcClient, tokenizer: Tokenizer
+) -> None:
+    """An answer of one token must not leave a cached prompt behind that makes the next one be computed otherwise."""
+    text = " ".join(str(number) for number in range(3000, 3400)) + before
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    changed = []
+    for place in range(0, 800, 90):
+        prompt = {"input_ids": ids[place : place + 6 + place % 25], "seed": 5, "temperature": 0.8}
+        if before == "one token":
+            assert whole(grpc, None, **{**prompt, "max_tokens": 1}).output_tokens == 1
+        else:
+            with GrpcClient(server.grpc_url) as leaver:
+                leaver.start(stream=True, max_tokens=500, **prompt).first()
+        answers = {whole(grpc, None, **{**prompt, "max_tokens": 20}).text for _ in range(3)}
+        if len(answers) > 1:
+            changed.append(place)
+    assert not changed
 
 
 def test_without_a_seed_every_answer_is_another(grpc: GrpcClient) -> None:

@@ -40,10 +40,14 @@ DEFAULT_MAX_RUNNING = 64
 DEFAULT_KV_CACHE_BYTES = 2 << 30
 
 # A prompt that is wholly in the prefix cache has its last token computed and written again. With keys quantized by
-# channel
-# (OpenVINO's default) that re-quantizes the whole block, and every repetition moves it a little; by token it changes
-# nothing.
+# channel (OpenVINO's default) that re-quantizes the whole block, and every repetition moves it a little; by token it
+# changes nothing.
 _EXACT_REUSE = {"KEY_CACHE_QUANT_MODE": "BY_TOKEN"}
+
+# A sequence that leaves OpenVINO with one token puts a block into the prefix cache that ends with its prompt. The same
+# prompt would then have only its last token computed (see `_needs_primer`), so sequences stay for a second token, which
+# nobody sees.
+_LEAST_TOKENS = 2
 
 _CAPABILITIES = frozenset(
     {
@@ -86,9 +90,12 @@ class _Sequence:
         "cancelled",
         "config",
         "followers",
+        "generated",
         "handle",
         "index",
+        "leaving",
         "length",
+        "limit",
         "primer",
         "prompt",
         "request_id",
@@ -96,7 +103,7 @@ class _Sequence:
     )
 
     def __init__(
-        self, request_id: int, index: int, token_ids: list[int], config: Any, stop_ids: frozenset[int]
+        self, request_id: int, index: int, token_ids: list[int], config: Any, stop_ids: frozenset[int], limit: int = 0
     ) -> None:
         self.request_id = request_id
         self.index = index
@@ -104,8 +111,11 @@ class _Sequence:
         self.config = config
         self.stop_ids = stop_ids  # those OpenVINO does not look for itself
         self.length = len(token_ids)
+        self.limit = limit  # tokens its client gets at most
+        self.generated = 0  # tokens OpenVINO has made
         self.handle: Any = None
-        self.cancelled = False
+        self.cancelled = False  # OpenVINO knows, and drops it in its next step
+        self.leaving: FinishReason | None = None  # how it ends as soon as OpenVINO has dropped it
         self.primer = False
         self.followers: list[_Sequence] = []
 
@@ -186,7 +196,8 @@ class OpenVinoEngine:
         sequences = []
         for index in range(count):
             config, stop_ids = _generation_config(request, index, own_stops)
-            sequences.append(_Sequence(request.request_id, index, request.token_ids, config, stop_ids))
+            limit = sampling.max_tokens
+            sequences.append(_Sequence(request.request_id, index, request.token_ids, config, stop_ids, limit))
         if request.guide is not None:
             self._grammars.use(request.guide)
         first = sequences[0]
@@ -220,10 +231,15 @@ class OpenVinoEngine:
 
     def cancel(self, request_id: int) -> None:
         for own_id in self._of_request.get(request_id, ()):
-            sequence = self._sequences[own_id]
-            if not sequence.cancelled:
-                sequence.cancelled = True
-                sequence.handle.cancel()
+            self._leave(self._sequences[own_id], FinishReason.CANCELLED)
+
+    @staticmethod
+    def _leave(sequence: _Sequence, finish: FinishReason) -> None:
+        """End a sequence before OpenVINO would: at once, or after its second token."""
+        sequence.leaving = finish
+        if not sequence.cancelled and sequence.generated not in range(1, _LEAST_TOKENS):
+            sequence.cancelled = True
+            sequence.handle.cancel()
 
     def step(self, timeout_s: float) -> list[EngineOutput]:
         if not self._sequences:
@@ -238,7 +254,7 @@ class OpenVinoEngine:
         if sequence.cancelled:
             for owing in _with_followers(sequence):
                 for index in range(owing.index, owing.index + owing.count):
-                    outputs.append(EngineOutput(owing.request_id, index, [], FinishReason.CANCELLED))
+                    outputs.append(EngineOutput(owing.request_id, index, [], sequence.leaving))
             self._end(own_id, sequence)
         elif not sequence.handle.can_read():
             if sequence.handle.get_status() == _STATUS.IGNORED:
@@ -265,22 +281,25 @@ class OpenVinoEngine:
                 token_ids += generated.generated_ids
                 logprobs += generated.generated_log_probs
                 finish = finish or _FINISH.get(generated.finish_reason)
-        hit = next((place for place, token in enumerate(token_ids, 1) if token in sequence.stop_ids), 0)
-        if hit and finish is not FinishReason.STOP:
-            del token_ids[hit:], logprobs[hit:]
-            if finish is None:
-                sequence.handle.cancel()
-            finish = FinishReason.STOP
-        if not token_ids and finish is None:
-            if sequence.handle.get_status() == _STATUS.IGNORED:
-                raise RuntimeError("OpenVINO dropped a request for lack of KV blocks, which admission rules out")
-            return
+        if not token_ids and finish is None and sequence.handle.get_status() == _STATUS.IGNORED:
+            raise RuntimeError("OpenVINO dropped a request for lack of KV blocks, which admission rules out")
+        room = 0 if sequence.leaving else sequence.limit - sequence.generated
+        sequence.generated += len(token_ids)
         sequence.length += len(token_ids)
-        wants = sequence.config.logprobs > 0
-        outputs.append(
-            EngineOutput(sequence.request_id, sequence.index, token_ids, finish, logprobs=logprobs if wants else None)
-        )
-        self._follow(sequence)
+        if len(token_ids) > room:
+            del token_ids[room:], logprobs[room:]
+            finish = finish and (sequence.leaving or FinishReason.LENGTH)
+        hit = next((place for place, token in enumerate(token_ids, 1) if token in sequence.stop_ids), 0)
+        if hit:
+            del token_ids[hit:], logprobs[hit:]
+            finish = finish and FinishReason.STOP
+        if finish is None and (hit or sequence.leaving):
+            self._leave(sequence, sequence.leaving or FinishReason.STOP)
+        if token_ids or finish:
+            given = logprobs if sequence.config.logprobs > 0 else None
+            outputs.append(EngineOutput(sequence.request_id, sequence.index, token_ids, finish, logprobs=given))
+        if sequence.generated:
+            self._follow(sequence)
         if finish is not None:
             self._end(own_id, sequence)
 
@@ -342,7 +361,7 @@ def _generation_config(request: EngineRequest, index: int, own_stops: frozenset[
     """OpenVINO's form of the sampling parameters, and the stop tokens that it will not look for itself."""
     sampling = request.sampling
     config = openvino_genai.GenerationConfig()
-    config.max_new_tokens = sampling.max_tokens
+    config.max_new_tokens = max(sampling.max_tokens, 1 if sampling.beam_width > 1 else _LEAST_TOKENS)
     config.min_new_tokens = sampling.min_tokens
     config.repetition_penalty = sampling.repetition_penalty
     config.presence_penalty = sampling.presence_penalty
