@@ -170,7 +170,13 @@ def test_a_checkpoint_of_transformers_5_keeps_its_rotary_base(checkpoint: Path, 
 
 
 @pytest.mark.parametrize(
-    ("recipe", "largest"), [("int8", 0.45), ("int4", 0.45), ("int4-awq", 0.45), ("int4-gptq", 0.45)]
+    ("recipe", "largest"),
+    [
+        pytest.param("int8", 0.45, marks=pytest.mark.full),  # the other tests build it
+        pytest.param("int4", 0.45, marks=pytest.mark.full),
+        ("int4-awq", 0.45),
+        pytest.param("int4-gptq", 0.45, marks=pytest.mark.full),
+    ],
 )
 def test_quantized_engine_generates(checkpoint: Path, tmp_path: Path, recipe: str, largest: float) -> None:
     import openvino as ov
@@ -203,6 +209,7 @@ def test_quantized_engine_generates(checkpoint: Path, tmp_path: Path, recipe: st
     assert len(tokens) == 5
 
 
+@pytest.mark.full
 def test_the_same_build_gives_the_same_bytes(checkpoint: Path, engine: Path, tmp_path: Path) -> None:
     done = build(checkpoint, tmp_path / "engine", "--quantization", "none", "--kv-cache", "none", "--no-verify")
     assert done.returncode == 0, done.stderr
@@ -211,6 +218,7 @@ def test_the_same_build_gives_the_same_bytes(checkpoint: Path, engine: Path, tmp
     assert again == first
 
 
+@pytest.mark.full
 def test_a_finished_export_is_taken_from_the_cache(checkpoint: Path, tmp_path: Path) -> None:
     cache = str(tmp_path / "cache")
     first = build(checkpoint, tmp_path / "a", "--no-verify", "--cache", cache)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from _layout import CACHE
 from build_engine import hf_config, source
 from build_engine.errors import BuilderError
 from build_engine.planning.roofline import Parallel
@@ -25,6 +28,7 @@ from build_engine.tensorrt.weights import worst_weight
 from build_engine.verification import stage as verification
 from build_engine.verification.thresholds import too_far
 from inflight.manifest import Verification
+from tests import tiny_models
 from tests.tiny_models import train_checkpoint, write_checkpoint
 
 pytestmark = pytest.mark.build
@@ -54,9 +58,23 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     work = tmp_path_factory.mktemp("trained")
-    directory = train_checkpoint(work / "model")
+    directory = control_model(work)
     staged = source.stage(source.resolve(str(directory)), work / "staged")
     return Trained(staged, (directory / "text.txt").read_text(), work)
+
+
+def control_model(work: Path) -> Path:
+    """The trained checkpoint, from .cache when the same code has trained it before (half a minute)."""
+    version = hashlib.sha256(Path(tiny_models.__file__).read_bytes() + torch.__version__.encode()).hexdigest()[:16]
+    kept = CACHE / "tests" / f"control-model-{version}"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(train_checkpoint(work / "model"), f"{kept}.{os.getpid()}")
+        try:
+            os.rename(f"{kept}.{os.getpid()}", kept)
+        except OSError:  # somebody else was faster
+            shutil.rmtree(f"{kept}.{os.getpid()}")
+    return Path(shutil.copytree(kept, work / "model"))
 
 
 def export(

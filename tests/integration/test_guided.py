@@ -195,7 +195,8 @@ def test_a_broken_guide_says_what_is_wrong(grpc: GrpcClient, kind: str, guide: s
 
 
 @pytest.mark.timeout(900)
-def test_hostile_guides_cost_only_their_own_request(server: Server, grpc: GrpcClient) -> None:
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.full)])
+def test_hostile_guides_cost_only_their_own_request(server: Server, grpc: GrpcClient, every: int) -> None:
     """While hostile guides are checked, a stream runs; afterwards the same engine gives the same text as before."""
     before = grpc.generate("Once upon a time", max_tokens=48).text
     engines = engine_pids(server)
@@ -204,7 +205,7 @@ def test_hostile_guides_cost_only_their_own_request(server: Server, grpc: GrpcCl
     slowest = (0.0, "")
     gaps: list[float] = []
     canaries = 0
-    hostile = iter(HOSTILE)
+    hostile = iter(HOSTILE[::every])
     case = next(hostile, None)
     while case is not None:
         canary = grpc.start("The sea is", max_tokens=400)
@@ -222,7 +223,7 @@ def test_hostile_guides_cost_only_their_own_request(server: Server, grpc: GrpcCl
     print(f"\n{dict(outcomes)}, slowest {slowest}, {canaries} canaries, their longest gap {max(gaps):.2f} s")
     assert grpc.generate("Once upon a time", max_tokens=48).text == before
     assert engine_pids(server) == engines
-    assert outcomes["refused"] > 20
+    assert outcomes["refused"] > 20 / every
     assert max(gaps) < STALL_LIMIT_S
 
 

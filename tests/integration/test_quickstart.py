@@ -142,7 +142,10 @@ def test_serve_ends_in_order_on_ctrl_c(start: Start) -> None:
     assert "error" not in run.text()
 
 
-@pytest.mark.parametrize(("moment", "number"), [("Server", signal.SIGINT), ("A streamed answer", signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [("Server", signal.SIGINT), pytest.param("A streamed answer", signal.SIGTERM, marks=pytest.mark.full)],
+)
 def test_stopped_while_the_server_starts_or_answers(start: Start, moment: str, number: signal.Signals) -> None:
     run = start(QUICKSTART, "--prompt", "Tell me a very long story.", "--max-tokens", "2000")
     run.wait_for(f"] {moment}")

@@ -17,7 +17,7 @@ from tests.reliability.conftest import OpenRig, Report
 from tests.reliability.load import End, Load, drive, make_request, tally
 from tests.reliability.rig import Rig
 
-pytestmark = [pytest.mark.server, pytest.mark.alone]
+pytestmark = pytest.mark.server
 
 STALL_MS = 1500
 PREFILL = {"prefill_us_per_token": 1000, "chunk_tokens": 500}  # half a second for each step of a long prompt

@@ -237,7 +237,8 @@ class OpenVinoEngine:
     def _leave(sequence: _Sequence, finish: FinishReason) -> None:
         """End a sequence before OpenVINO would: at once, or after its second token."""
         sequence.leaving = finish
-        if not sequence.cancelled and sequence.generated not in range(1, _LEAST_TOKENS):
+        made = sequence.generated or int(sequence.handle.can_read())
+        if not sequence.cancelled and not 0 < made < _LEAST_TOKENS:
             sequence.cancelled = True
             sequence.handle.cancel()
 
@@ -273,6 +274,8 @@ class OpenVinoEngine:
             self._submit(follower)
 
     def _collect_one(self, own_id: int, sequence: _Sequence, outputs: list[EngineOutput]) -> None:
+        if sequence.limit < _LEAST_TOKENS and sequence.handle.get_status() == _STATUS.RUNNING:
+            return  # its one token comes together with its end
         token_ids: list[int] = []
         logprobs: list[float] = []
         finish: FinishReason | None = None
