@@ -79,8 +79,8 @@ case $tier in
 esac
 if (($#)); then # what somebody asks for by hand runs in one process
   tests tests "$marks" "$@"
-else # most of the time is spent waiting for servers: two files at a time
-  tests tests "${marks:+$marks and }not alone" -n 2 --dist loadfile
+else # most of the time is spent waiting for servers: three files at a time
+  tests tests "${marks:+$marks and }not alone" -n 3 --dist loadfile
   [[ $tier == fast ]] || tests alone "${marks:+$marks and }alone"
 fi
 

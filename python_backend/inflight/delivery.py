@@ -3,7 +3,7 @@
 A `send` to Triton is a blocking round trip of tens of microseconds, so tokens are merged: engine outputs only go into a
 stream's inbox, and a sender takes the whole inbox into one response. At low load a sender is always free and every
 token leaves at once; under load a response carries several. A least gap per stream, which grows with the number of
-streams, keeps sending inside a small share of the CPU. It is the arriving token that looks whether the gap is over, so
+streams and with what a response costs now, keeps sending inside a small share of the CPU. It is the arriving token that looks whether the gap is over, so
 nothing wakes for a token that has to wait; first tokens and ends never wait.
 
 Threads: `inflight-send-N`, started and joined by `Delivery`. One lock per stream spans every use of Triton's response
@@ -29,7 +29,8 @@ from inflight.stream import Reply, Stream, Taken
 
 log = logging.getLogger("inflight.delivery")
 
-SEND_COST_S = 300e-6  # CPU of one response over stub, server and client, measured (docs/performance.md)
+SEND_COST_S = (100e-6, 300e-6, 1500e-6)  # of one response: least, at first, most believed
+COST_WEIGHT = 1 / 64  # of the newest response in the running mean of what one costs
 SEND_SHARE = 0.05  # of all cores, spent on sending while tokens could wait for each other
 MAX_GAP_S = 0.25
 LOOK_S = 0.02  # how often to look for tokens that wait longer than the gap
@@ -121,6 +122,7 @@ class Delivery:
         """`live` are the streams without an end, kept by the owner; they are looked at for overdue tokens."""
         self._metrics = metrics
         self._live = live
+        self._cost_s = SEND_COST_S[1]
         self._share = SEND_SHARE * len(os.sched_getaffinity(0))
         self.refusals = Refusals()
         self._ready: queue.SimpleQueue[LiveStream | None] = queue.SimpleQueue()
@@ -233,7 +235,15 @@ class Delivery:
 
     def _gap_ns(self) -> int:
         """The least time between two responses of one stream."""
-        return int(min(MAX_GAP_S, len(self._live) * SEND_COST_S / self._share) * 1e9)
+        return int(min(MAX_GAP_S, len(self._live) * self._cost_s / self._share) * 1e9)
+
+    def _note_cost(self, seconds: float) -> None:
+        """A response has taken so long. The clock stands for the CPU time of stub, server and client: a send returns
+        when the server has taken it over, and takes longer the busier the cores are. Senders may overwrite each
+        other's sums, which does no harm.
+        """
+        least, _, most = SEND_COST_S
+        self._cost_s += COST_WEIGHT * (min(max(seconds, least), most) - self._cost_s)
 
     def _drain(self, live: LiveStream) -> None:
         inbox, stream = live.inbox, live.stream
@@ -293,7 +303,9 @@ class Delivery:
         for place, reply in enumerate(taken.replies):
             final = taken.done and place == last
             live.closed = final
+            began = time.monotonic()
             live.responder.send(live.stream, reply, final)
+            self._note_cost(time.monotonic() - began)
         if taken.replies:
             self._measure(live, taken)
 

@@ -16,7 +16,6 @@ from tests.reliability.rig import Rig
 
 OpenRig = Callable[..., Rig]
 Report = Callable[[str], None]
-_LINES: list[str] = []
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -58,14 +57,22 @@ def report(request: pytest.FixtureRequest) -> Report:
     """Add a line to the report that is printed when all is over: what was tried, what ended how, what was left."""
 
     def add(line: str) -> None:
-        _LINES.append(f"{request.node.name}: {line}")
+        request.node.user_properties.append(("report", line))
 
     return add
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print the report."""
-    if _LINES:
+    """Print the report; the lines come with the tests' results, from whichever process ran them."""
+    results = [result for results in terminalreporter.stats.values() for result in results]
+    lines = [
+        f"{result.nodeid.rpartition('::')[2]}: {line}"
+        for result in results
+        if getattr(result, "when", "") == "teardown"  # the last of the three results of a test, with all its lines
+        for name, line in getattr(result, "user_properties", ())
+        if name == "report"
+    ]
+    if lines:
         terminalreporter.section("reliability report")
-        for line in _LINES:
+        for line in lines:
             terminalreporter.write_line(line)
