@@ -56,6 +56,7 @@ STEPS=2
 step "Python environment (.venv, Python $PYTHON_VERSION)" make_environment
 step "Packages" install_packages serve client build test
 if [[ $tier != fast ]]; then
+  install_mpirun
   step "Triton Inference Server and perf_analyzer" fetch_triton --perf-analyzer
   step "Model SmolLM2-135M-Instruct" fetch_model
   step "Engine (int8)" build_engine int8

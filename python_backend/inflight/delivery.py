@@ -1,10 +1,10 @@
 """Sender threads: take everything a stream has buffered, send it once, FINAL exactly once.
 
-A `send` to Triton is a blocking round trip of tens of microseconds, so tokens are merged: engine outputs only go into a
-stream's inbox, and a sender takes the whole inbox into one response. At low load a sender is always free and every
-token leaves at once; under load a response carries several. A least gap per stream, which grows with the number of
-streams and with what a response costs now, keeps sending inside a small share of the CPU. It is the arriving token that looks whether the gap is over, so
-nothing wakes for a token that has to wait; first tokens and ends never wait.
+A `send` to Triton is a blocking round trip, so tokens are merged: engine outputs only go into a stream's inbox, and a
+sender takes the whole inbox into one response. At low load a sender is always free and every token leaves at once;
+under load a response carries several. A least gap per stream, which grows with the number of streams and with what a
+response costs now, keeps sending inside a small share of the CPU. It is the arriving token that looks whether the gap
+is over, so nothing wakes for a token that has to wait; first tokens and ends never wait.
 
 Threads: `inflight-send-N`, started and joined by `Delivery`. One lock per stream spans every use of Triton's response
 sender, because to ask for cancellation after FINAL is a use-after-free in the server.

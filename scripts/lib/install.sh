@@ -55,6 +55,20 @@ require_disk() { # require_disk MB
     fail "the disk of $ROOT has ${free_mb} MB left and about $1 MB are needed: free some, or clone the repository onto a larger disk."
 }
 
+_apt_install() { # _apt_install PACKAGE...
+  echo "      apt-get install $*"
+  run_logged "$ROOT/.cache/logs/apt.log" "apt-get install $*" \
+    sh -c 'apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"' sh "$@"
+}
+
+install_mpirun() { # for the tests of several ranks, which are left out where there is none
+  command -v mpirun > /dev/null && return
+  if [[ $(id -u) == 0 ]] && command -v apt-get > /dev/null; then
+    (_apt_install openmpi-bin) || true
+  fi
+  command -v mpirun > /dev/null || echo "      no mpirun: the test of four ranks is skipped (apt-get install openmpi-bin)"
+}
+
 install_system_packages() { # only where this may be done without asking: as root with apt-get, and something is missing
   local packages=()
   [[ $(id -u) == 0 ]] && command -v apt-get > /dev/null || return 0
@@ -63,9 +77,7 @@ install_system_packages() { # only where this may be done without asking: as roo
   command -v cmake > /dev/null || packages+=(cmake)
   command -v make > /dev/null || packages+=(make)
   ((${#packages[@]})) || return 0
-  echo "      apt-get install ${packages[*]}"
-  run_logged "$ROOT/.cache/logs/apt.log" "apt-get install ${packages[*]}" \
-    sh -c 'apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"' sh "${packages[@]}"
+  _apt_install "${packages[@]}"
 }
 
 make_environment() {

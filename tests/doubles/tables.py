@@ -1,4 +1,7 @@
-"""The tables of docs/tensorrt_llm.md, out of the code and the stand-in: `python -m tests.doubles.tables --write`."""
+"""The tables of docs/engines.md and docs/tensorrt_llm.md that follow from the code and the stand-in.
+
+`python -m tests.doubles.tables --write` brings them up to date.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from inflight.engines import openvino, simulated
 from inflight.engines.base import Capability
 from inflight.trtllm_parameters import PARAMETERS
 from tests.doubles.folders import environment, write_checkpoint, write_engine
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENT = ROOT / "docs" / "tensorrt_llm.md"
+DOCUMENTS = {
+    "capabilities": ROOT / "docs" / "engines.md",
+    "parameters": ROOT / "docs" / "tensorrt_llm.md",
+}
 ENGINES = ("0.21", "1.0", "1.1", "1.2")
 CHECKPOINTS = ("1.0", "1.1", "1.2", "1.3")
+HARDWARE = {"openvino": "CPUs", "simulated": "has none"}
 ASKED: dict[str, Any] = {"max_beam_width": 2}  # with every option that gives a capability
 PROGRAM = """
 import json, sys
@@ -46,7 +54,12 @@ def capabilities(root: Path, profile: str, folder: Path, options: dict[str, Any]
 
 def capability_table(root: Path, tokenizer: Path) -> str:
     """A row for each capability, a column for each release and flow."""
-    columns: dict[str, tuple[set[str], set[str]]] = {}
+    guided = {capability.value for capability in openvino._GUIDED}
+    always = {capability.value for capability in openvino._CAPABILITIES} | guided
+    columns: dict[str, tuple[set[str], set[str]]] = {
+        "openvino": (always, set()),
+        "simulated": ({capability.value for capability in simulated._CAPABILITIES}, set()),
+    }
     for profile in ENGINES:
         plain = write_engine(root / f"plain-{profile}", tokenizer, profile, with_manifest=False)
         rich = write_engine(
@@ -73,7 +86,7 @@ def capability_table(root: Path, tokenizer: Path) -> str:
             cell = "yes" if capability.value in plain_set else "config" if capability.value in asked else "refused"
             cells.append("no" if cell == "refused" and capability is Capability.BATCH_INVARIANT else cell)
         lines.append(f"| {capability.value} | " + " | ".join(cells) + " |")
-    lines.append("| run on real hardware | " + " | ".join("never" for _ in names) + " |")
+    lines.append("| run on real hardware | " + " | ".join(HARDWARE.get(name, "never") for name in names) + " |")
     return "\n".join(lines)
 
 
@@ -97,18 +110,17 @@ def tables(tokenizer: Path) -> dict[str, str]:
 
 
 def main() -> int:
-    """Bring the document up to date."""
+    """Bring the documents up to date."""
     from tests.unit.machines.tokenizer_kinds import write_folder
 
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = write_folder(Path(folder) / "tokenizer")
         (tokenizer / "generation_config.json").write_text('{"eos_token_id": 1}')
         made = tables(tokenizer)
-    text = DOCUMENT.read_text(encoding="utf-8")
     for mark, table in made.items():
+        text = DOCUMENTS[mark].read_text(encoding="utf-8")
         begin, end = between(text, mark)
-        text = text[:begin] + table + "\n" + text[end:]
-    DOCUMENT.write_text(text, encoding="utf-8")
+        DOCUMENTS[mark].write_text(text[:begin] + table + "\n" + text[end:], encoding="utf-8")
     return 0
 
 

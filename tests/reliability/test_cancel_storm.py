@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from inflight.cancellation import MOST_QUESTIONS, QUESTIONS_PER_CORE
+from inflight.cancellation import questions_per_second
 from tests.reliability.conftest import OpenRig, Report
 from tests.reliability.load import LEFT, End, Load, drive, make_request, tally
 from tests.reliability.rig import Rig
@@ -184,7 +184,7 @@ def test_latency_of_a_cancel(open_rig: OpenRig, report: Report, streams: int, st
     options = {"step_ms": step_ms, "decode_us_per_sequence": 0, "max_running": streams, "blocks": 200_000}
     rig = open_rig({"llm": {"engine_options": options, "stall_timeout_ms": 30_000}})
     ended, released = latencies(rig, streams, samples)
-    questions = min(MOST_QUESTIONS, QUESTIONS_PER_CORE * len(os.sched_getaffinity(0)))
+    questions = questions_per_second(streams, len(os.sched_getaffinity(0)))
     assert max(ended) < 1.5 * streams / questions + 1.0
     left = rig.assert_nothing_left()
     text = ", ".join(

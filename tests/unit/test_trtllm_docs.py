@@ -16,7 +16,7 @@ DOCUMENT = ROOT / "docs" / "tensorrt_llm.md"
 
 
 def part(mark: str) -> str:
-    text = DOCUMENT.read_text(encoding="utf-8")
+    text = tables.DOCUMENTS[mark].read_text(encoding="utf-8")
     begin, end = tables.between(text, mark)
     return text[begin:end].rstrip("\n")
 
