@@ -254,12 +254,24 @@ class World(Core):
 
         with mock.patch.object(observation, "_snapshot", looked):
             observation.flush()
+        counted = self.sink.values["inflight_generation_tokens_total", ""]
+        assert counted <= sum(stream.output_tokens for stream in self.streams), "tokens were counted twice"
 
     def live(self) -> list[LiveStream]:
         """Streams without an end."""
         return self.backend._live_streams()
 
     # -- the end -----------------------------------------------------------------------------------------------------
+
+    def check_cancelled(self) -> None:
+        """The engine was told of every request that it has and that nobody waits for any more."""
+        self.pending_steps.clear()
+        for _ in range(400):
+            if not (self.sender_thread() | self.dispatcher_thread()):
+                break
+        if not self.engine.lost:
+            nobodys = self.engine.requests.keys() - self.backend._live.keys() - self.engine.cancelled
+            assert not nobodys, "the engine works for requests that have ended"
 
     def settle(self) -> None:
         """Let everything that was begun come to its end."""

@@ -151,6 +151,7 @@ class DeliveryMachine(RuleBasedStateMachine):
             if self.drain_ms is not None:
                 answer = self.world.drain(self.drain_ms)
                 assert answer["left"] == 0, answer
+            self.world.check_cancelled()
             self.world.settle()
             self.world.check_ends()
             self.world.check_counters()
