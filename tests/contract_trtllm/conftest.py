@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -14,9 +15,11 @@ from tests.harness.repository import write_model
 from tests.unit.machines.tokenizer_kinds import write_folder
 
 
-@pytest.fixture(scope="package")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The same models as in tests/contract/conftest.py."""
+@pytest.fixture(scope="package", params=[1, 4], ids=["one rank", "four ranks"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The same models as in tests/contract/conftest.py, each engine on one rank, or on four under a real mpirun."""
+    if request.param > 1 and shutil.which("mpirun") is None:
+        pytest.skip("mpirun is missing: apt-get install openmpi-bin")
     root = tmp_path_factory.mktemp("contract-trtllm")
     tokenizer = write_folder(root / "tokenizer", "byte_level", CHAT_TEMPLATE)
     (tokenizer / "generation_config.json").write_text('{"eos_token_id": 1}')
@@ -29,7 +32,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         ("slow", {"step_ms": 20.0}, {}, {"max_running": 1, "max_queue_size": 2}),
     ):
         limits = {"max_seq_len": 512, "max_input_len": 511, "max_batch_size": 256, "vocab_size": 403, **build}
-        engine = write_engine(root / name, tokenizer, with_manifest=False, **limits)
+        engine = write_engine(root / name, tokenizer, with_manifest=False, world=request.param, **limits)
         (engine / "double.json").write_text(json.dumps(double))
         (engine / "chat_template.jinja").write_text(CHAT_TEMPLATE)
         write_model(repository, name, parameters, max_batch_size=int(name == "llm_batched"), engine_dir=engine)
@@ -50,12 +53,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 OTHER_CAPABILITIES = (
     "test_a_missing_capability",
     "named_tool_is_refused_by_name",
-    "[bad_words=",
-    "[beam_width=",
-    "[logprobs=",
-    "[guided_decoding_guide",
-    "[structured_outputs=",
-    "[lora_name=",
+    "bad_words=",
+    "beam_width=",
+    "logprobs=",
+    "guided_decoding_guide",
+    "structured_outputs=",
+    "lora_name=",
 )
 
 

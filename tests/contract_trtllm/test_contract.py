@@ -9,4 +9,4 @@ from tests.contract.test_ends import *  # noqa: F403
 from tests.contract.test_inputs import *  # noqa: F403
 from tests.contract.test_outputs import *  # noqa: F403
 
-pytestmark = [pytest.mark.server, pytest.mark.full]
+pytestmark = pytest.mark.server
