@@ -80,4 +80,4 @@ def test_plan_build_verify(tmp_path: Path, model_type: str, target: str, recipe:
     figures = json.loads(verified.stdout)
     # Random weights are the worst case for FP8; that nothing is swapped shows all the same.
     assert figures["mean_kl"] < (0.02 if recipe == "none" else 1.0), figures
-    assert figures["greedy_agreement"] > (0.9 if recipe == "none" else 0.5), figures
+    assert figures["greedy_agreement"] > (0.9 if recipe == "none" else 0.4), figures
