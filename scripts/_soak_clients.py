@@ -26,8 +26,9 @@ KINDS = ("stream", "stream", "whole", "leave", "slow", "long prompt", "nonsense"
 class Clients:
     """What keeps the server busy, and what came of it."""
 
-    def __init__(self, server: Server, seed: int) -> None:
+    def __init__(self, server: Server, seed: int, clients: int = CLIENTS) -> None:
         self._server = server
+        self._clients = clients
         self._chance = random.Random(seed)
         self._fuzzer = Fuzzer(seed)
         self._numbers = 0
@@ -37,7 +38,7 @@ class Clients:
     async def run(self) -> None:
         """Until `stopping`."""
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=LIMIT_S)) as session:
-            await asyncio.gather(*(self._client(session) for _ in range(CLIENTS)))
+            await asyncio.gather(*(self._client(session) for _ in range(self._clients)))
 
     async def greatest(self) -> None:
         """The largest prompts that the model looks at: what they cost once is no growth later."""

@@ -27,7 +27,7 @@ import psutil
 
 from _layout import BACKEND_SOURCE, ENGINE, REPOSITORY
 from _server import Server, ServerConfig
-from _soak_clients import Clients, canary
+from _soak_clients import CLIENTS, Clients, canary
 
 for _path in (str(BACKEND_SOURCE), str(REPOSITORY)):
     if _path not in sys.path:
@@ -172,10 +172,10 @@ def write(result: Result, folder: Path) -> None:
     )
 
 
-async def soak(server: Server, seconds: float, seed: int) -> Result:
-    """Keep `server` busy for a time; it has to be ready."""
+async def soak(server: Server, seconds: float, seed: int, count: int = CLIENTS) -> Result:
+    """Keep `server` busy with `count` clients for a time; it has to be ready."""
     before = await canary(server)
-    clients = Clients(server, seed)
+    clients = Clients(server, seed, count)
     await clients.greatest()
     watcher = Watcher(server, clients)
     work = asyncio.ensure_future(clients.run())

@@ -10,13 +10,10 @@ import json
 import socket
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
-import soak
 from tests.reliability.conftest import OpenRig, Report
 from tests.reliability.load import End, Load, drive, make_request, tally
 from tests.reliability.rig import Rig
@@ -161,18 +158,3 @@ def test_idle_connections(rig: Rig, report: Report, count: int) -> None:
         f"{count} idle connections: 200 requests took {seconds:.1f} s; server {grown['server']:+.1f} MiB, "
         f"stub {grown['stub']:+.1f} MiB; descriptors given back; {left}"
     )
-
-
-@pytest.mark.full
-@pytest.mark.timeout(400)
-def test_soak_of_two_minutes(open_rig: OpenRig, report: Report, tmp_path: Path) -> None:
-    """scripts/soak.py; an hour of it by hand (docs/reliability.md)."""
-    parameters: dict[str, Any] = {"engine_options": soak.SIMULATED, "max_tokens_limit": 200}
-    rig = open_rig({"llm": parameters})
-    result = asyncio.run(soak.soak(rig.server, 120.0, seed=1))
-    soak.write(result, tmp_path)
-    assert (tmp_path / "soak.svg").stat().st_size > 1000
-    for line in result.lines:
-        report(line)
-    assert not result.problems
-    assert result.ends.total() > 1000
