@@ -30,7 +30,7 @@ FLAGS_FILE = "trtllm-build.json"
 DEFAULT_LIMITS = CompileLimits(
     max_batch_size=256, max_input_len=0, max_seq_len=0, max_num_tokens=8192, max_beam_width=1
 )
-DEFAULT_ALPHA = 0.5
+DEFAULT_ALPHA = 0.85
 DEFAULT_CALIBRATION_TOKENS = 8192
 QUANTIZE_BASE_S, QUANTIZE_S_PER_GB = 20.0, 60.0
 

@@ -23,7 +23,7 @@ class Threshold:
 THRESHOLDS: dict[str, Threshold] = {
     "none": Threshold(1.005, 0.005, 0.002),
     "int8": Threshold(1.01, 0.02, 0.03),
-    "int8-sq": Threshold(1.20, 0.25, 0.03),
+    "int8-sq": Threshold(1.08, 0.10, 0.03),
     "int4": Threshold(1.30, 0.40, 0.4),
     "int4-awq": Threshold(1.30, 0.40, 0.25),
     "int4-gptq": Threshold(1.30, 0.40, 0.25),
