@@ -80,7 +80,8 @@ case $tier in
 esac
 if (($#)); then # what somebody asks for by hand runs in one process
   tests tests "$marks" "$@"
-else # most of the time is spent waiting for servers: three files at a time; the long ones come first as they lie
+else # most of the time is spent waiting for servers: three files at a time, in the order of their names, so that the
+  # many short files of tests/unit come last
   tests tests "${marks:+$marks and }not alone" -n 3 --dist loadfile --no-loadscope-reorder
   [[ $tier == fast ]] || tests alone "${marks:+$marks and }alone"
 fi
