@@ -124,8 +124,13 @@ def as_text(trials: Sequence[Trial]) -> str:
 
 
 def as_json(trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """A dictionary per trial; figures that a failed one does not have are None, for JSON has no NaN."""
     front = pareto(trials)
-    return [{**asdict(trial), "pareto": trial.recipe in front} for trial in trials]
+    return [{**_known(asdict(trial)), "pareto": trial.recipe in front} for trial in trials]
+
+
+def _known(figures: dict[str, Any]) -> dict[str, Any]:
+    return {name: None if value != value else value for name, value in figures.items()}
 
 
 def as_svg(trials: Sequence[Trial], title: str) -> str:

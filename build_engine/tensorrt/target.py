@@ -73,7 +73,7 @@ def build(job: Job, group: int | None, limits: CompileLimits) -> Outcome:
     options, origin = job.options, job.origin
     checkpoint = job.output / CHECKPOINT
     checkpoint.mkdir()
-    alpha = options.smoothquant_alpha or DEFAULT_ALPHA
+    alpha = DEFAULT_ALPHA if options.smoothquant_alpha is None else options.smoothquant_alpha
     text = corpus.from_file(options.calibration_text) if options.calibration_text else corpus.calibration()
     result = job.run_stage(
         "tensorrt.checkpoint",

@@ -136,7 +136,7 @@ class Supervisor:
         link: EngineLink | None = None
         grace = 0.0
         try:
-            info = process.start(self._load_timeout, lambda: self._stop.is_set() or self._is_orphan(process))
+            info = process.start(self._load_timeout, lambda: self._given_up(process))
             assert process.connection is not None
             link = EngineLink(process.connection, process.buffer, self._observer)
             link.start()
@@ -167,13 +167,18 @@ class Supervisor:
                 return f"the engine process {process.pid} was lost"
             if process.exit_code() is not None:
                 return f"the engine process {process.pid} ended with exit code {process.exit_code()}"
-            self._is_orphan(process)
+            self._leave_if_orphaned(process)
             state, beat_ns = process.page.read()
             if state is not WorkerState.STARTING and beat_ns and watchdog.tick(time.monotonic(), beat_ns / 1e9):
                 return f"the engine process {process.pid} stalled (no progress for {self._stall_timeout:g} s)"
         return "the server is stopping"
 
-    def _is_orphan(self, process: EngineProcess) -> bool:
+    def _given_up(self, process: EngineProcess) -> bool:
+        """Whether nobody wants the engine any more, asked while it loads."""
+        self._leave_if_orphaned(process)
+        return self._stop.is_set()
+
+    def _leave_if_orphaned(self, process: EngineProcess) -> None:
         """Leave at once, engine and all, when tritonserver is gone.
 
         Its stub would end by itself but for threads that wait in a call into the server which nobody will ever answer.
@@ -181,7 +186,6 @@ class Supervisor:
         if os.getppid() != self._parent:
             process.kill()
             os._exit(1)
-        return False
 
     @staticmethod
     def _ask_to_leave(link: EngineLink) -> None:

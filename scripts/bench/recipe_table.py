@@ -19,9 +19,9 @@ TARGETS = ("openvino", "tensorrt-llm", "tensorrt-llm-checkpoint")
 def trials(model: str, target: str) -> dict[str, Any]:
     """The trials of one run, by recipe; nothing where it was not run."""
     path = FOLDER / f"{model}-{target}.json"
-    return (
-        {each["recipe"]: each for each in json.loads(path.read_text())} if path.exists() and path.stat().st_size else {}
-    )
+    if not path.is_file():
+        return {}
+    return {trial["recipe"]: trial for trial in json.loads(path.read_text())}
 
 
 def quality(trial: dict[str, Any] | None) -> str:
@@ -31,11 +31,8 @@ def quality(trial: dict[str, Any] | None) -> str:
     if trial["problem"]:
         return "| failed | |"
     change = 100 * (trial["perplexity"] / trial["reference_perplexity"] - 1)
-    return (
-        (f"| {trial['perplexity']:.3f} ({change:+.2f} %) | {trial['mean_kl']:.4f} | {trial['greedy_agreement']:.1%} ")
-        .replace("%", " %")
-        .replace("  %", " %")
-    )
+    agreement = 100 * trial["greedy_agreement"]
+    return f"| {trial['perplexity']:.3f} ({change:+.2f} %) | {trial['mean_kl']:.4f} | {agreement:.1f} % "
 
 
 def main() -> int:

@@ -116,18 +116,24 @@ def test_a_seed_fixes_a_sampled_answer(grpc: GrpcClient) -> None:
     assert texts[0] != whole(grpc, max_tokens=16).text
 
 
-@pytest.mark.parametrize("before", ["one token", "a client that leaves"])
+@pytest.mark.parametrize("before", ["one token", "a stop token", "a client that leaves"])
 def test_what_came_before_does_not_change_an_answer(
     before: str, server: Server, grpc: GrpcClient, tokenizer: Tokenizer
 ) -> None:
     """An answer of one token must not leave a cached prompt behind that makes the next one be computed otherwise."""
     text = " ".join(str(number) for number in range(3000, 3400)) + before
     ids = tokenizer.encode(text, add_special_tokens=False).ids
+    counting = sorted(set(tokenizer.encode("0 1 2 3 4 5 6 7 8 9", add_special_tokens=False).ids))
     changed = []
     for place in range(0, 800, 160):
         prompt = {"input_ids": ids[place : place + 6 + place % 25], "seed": 5, "temperature": 0.8}
         if before == "one token":
             assert whole(grpc, None, **{**prompt, "max_tokens": 1}).output_tokens == 1
+        elif before == "a stop token":
+            stops = json.dumps({"stop_token_ids": counting})
+            greedy = {**prompt, "temperature": 0.0, "max_tokens": 20, "sampling_parameters": stops}
+            ended = whole(grpc, None, **greedy)
+            assert (ended.output_tokens, ended.finish_reason) == (1, "stop")
         else:
             with GrpcClient(server.grpc_url) as leaver:
                 leaver.start(stream=True, max_tokens=500, **prompt).first()
@@ -267,3 +273,6 @@ def test_a_stop_token_ends_the_answer(grpc: GrpcClient) -> None:
     assert (answer.finish_reason, answer.output_ids) == ("stop", plain.output_ids[:first])
     answer = whole(grpc, end_id=token)
     assert (answer.finish_reason, answer.output_ids) == ("stop", plain.output_ids[:first])
+    later = whole(grpc, end_id=token, min_tokens=first + 1)
+    assert later.output_tokens > first
+    assert later.output_ids[: first - 1] == plain.output_ids[: first - 1]

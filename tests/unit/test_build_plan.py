@@ -162,5 +162,7 @@ def test_tuning_marks_what_nothing_beats() -> None:
     assert text[3].startswith("  fp8")
     assert text[5] == "  int4-awq   failed: no group fits"
     assert "int4" in tune.as_svg(trials, "title")
+    figures = json.loads(json.dumps(tune.as_json(trials), allow_nan=False))
+    assert [trial["recipe"] for trial in figures if trial["perplexity"] is None] == ["int4-awq"]
     with pytest.raises(UserMistake, match="cannot be built for openvino"):
         tune.tune("m", "openvino", ["nvfp4"], tokens=1, cache=None, console=Console())

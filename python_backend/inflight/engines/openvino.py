@@ -10,7 +10,7 @@ Options (model parameter `engine_options`, JSON): see `OpenVinoOptions`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,17 @@ from inflight.engines.base import (
     EngineRequest,
     EngineStats,
     FinishReason,
-    Guide,
 )
-from inflight.engines.openvino_guides import CompiledGrammars, can_be_guided, structured_output
+from inflight.engines.openvino_guides import CompiledGrammars, can_be_guided
+from inflight.engines.openvino_sequence import (
+    LEAST_TOKENS,
+    Sequence,
+    generation_config,
+    primer,
+    second_token,
+    with_followers,
+)
 from inflight.errors import LoadError
-from inflight.grammar.nodes import GrammarError
 from inflight.manifest import Manifest, ManifestError, check
 from inflight.model_files import read_json_object
 
@@ -43,11 +49,6 @@ DEFAULT_KV_CACHE_BYTES = 2 << 30
 # channel (OpenVINO's default) that re-quantizes the whole block, and every repetition moves it a little; by token it
 # changes nothing.
 _EXACT_REUSE = {"KEY_CACHE_QUANT_MODE": "BY_TOKEN"}
-
-# A sequence that leaves OpenVINO with one token puts a block into the prefix cache that ends with its prompt. The same
-# prompt would then have only its last token computed (see `_needs_primer`), so sequences stay for a second token, which
-# nobody sees.
-_LEAST_TOKENS = 2
 
 _CAPABILITIES = frozenset(
     {
@@ -79,54 +80,6 @@ class OpenVinoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prefix_caching: bool = True
 
 
-class _Sequence:
-    """One OpenVINO request. Several sampled sequences of one request are several of these, so that each can stream.
-
-    `followers` are submitted when this one has given its first tokens: by then the prompt is in the prefix cache and is
-    computed once. A `primer` only puts a prompt's blocks into the cache and tells nobody.
-    """
-
-    __slots__ = (
-        "cancelled",
-        "config",
-        "followers",
-        "generated",
-        "handle",
-        "index",
-        "leaving",
-        "length",
-        "limit",
-        "primer",
-        "prompt",
-        "request_id",
-        "stop_ids",
-    )
-
-    def __init__(
-        self, request_id: int, index: int, token_ids: list[int], config: Any, stop_ids: frozenset[int], limit: int = 0
-    ) -> None:
-        self.request_id = request_id
-        self.index = index
-        self.prompt = token_ids
-        self.config = config
-        self.stop_ids = stop_ids  # those OpenVINO does not look for itself
-        self.length = len(token_ids)
-        self.limit = limit  # tokens its client gets at most
-        self.generated = 0  # tokens OpenVINO has made
-        self.handle: Any = None
-        self.cancelled = False  # OpenVINO knows, and drops it in its next step
-        self.leaving: FinishReason | None = None  # how it ends as soon as OpenVINO has dropped it
-        self.primer = False
-        self.followers: list[_Sequence] = []
-
-    @property
-    def count(self) -> int:
-        """How many terminal outputs it owes: one per beam it returns, none for a primer."""
-        if self.primer:
-            return 0
-        return int(self.config.num_return_sequences) if self.config.is_beam_search() else 1
-
-
 class OpenVinoEngine:
     """See the module's text; the contract is `engines.base.Engine`."""
 
@@ -142,7 +95,7 @@ class OpenVinoEngine:
         config = read_json_object(folder, "config.json")
         self._precision = self._options.kv_precision or _kv_precision(manifest.quantization.kv_cache)
         self.info = self._plan(folder, manifest, config, max_running or DEFAULT_MAX_RUNNING)
-        self._sequences: dict[int, _Sequence] = {}  # by OpenVINO's request id
+        self._sequences: dict[int, Sequence] = {}  # by OpenVINO's request id
         self._of_request: dict[int, list[int]] = {}  # request id → OpenVINO's ids
         self._next_id = 0
         self._pipeline = self._load(folder)
@@ -195,15 +148,15 @@ class OpenVinoEngine:
         own_stops = frozenset(self.info.stop_token_ids)
         sequences = []
         for index in range(count):
-            config, stop_ids = _generation_config(request, index, own_stops)
+            config, stop_ids = generation_config(request, index, own_stops)
             limit = sampling.max_tokens
-            sequences.append(_Sequence(request.request_id, index, request.token_ids, config, stop_ids, limit))
+            sequences.append(Sequence(request.request_id, index, request.token_ids, config, stop_ids, limit))
         if request.guide is not None:
             self._grammars.use(request.guide)
         first = sequences[0]
         first.followers = sequences[1:]
         if self._needs_primer(len(request.token_ids)):
-            first = _primer(first)
+            first = primer(first)
         self._of_request[request.request_id] = []
         try:
             first.config.validate()
@@ -221,7 +174,7 @@ class OpenVinoEngine:
         """
         return self._options.prefix_caching and length >= BLOCK_SIZE and length % BLOCK_SIZE <= 1
 
-    def _submit(self, sequence: _Sequence) -> None:
+    def _submit(self, sequence: Sequence) -> None:
         own_id = self._next_id
         self._next_id += 1
         prompt = openvino.Tensor(np.array([sequence.prompt], dtype=np.int64))
@@ -234,11 +187,13 @@ class OpenVinoEngine:
             self._leave(self._sequences[own_id], FinishReason.CANCELLED)
 
     @staticmethod
-    def _leave(sequence: _Sequence, finish: FinishReason) -> None:
+    def _leave(sequence: Sequence, finish: FinishReason) -> None:
         """End a sequence before OpenVINO would: at once, or after its second token."""
+        if sequence.ending is not None:
+            return  # it has ended, and is about to say so
         sequence.leaving = finish
         made = sequence.generated or int(sequence.handle.can_read())
-        if not sequence.cancelled and not 0 < made < _LEAST_TOKENS:
+        if not sequence.cancelled and not 0 < made < LEAST_TOKENS:
             sequence.cancelled = True
             sequence.handle.cancel()
 
@@ -251,9 +206,9 @@ class OpenVinoEngine:
             self._collect(own_id, sequence, outputs)
         return outputs
 
-    def _collect(self, own_id: int, sequence: _Sequence, outputs: list[EngineOutput]) -> None:
+    def _collect(self, own_id: int, sequence: Sequence, outputs: list[EngineOutput]) -> None:
         if sequence.cancelled:
-            for owing in _with_followers(sequence):
+            for owing in with_followers(sequence):
                 for index in range(owing.index, owing.index + owing.count):
                     outputs.append(EngineOutput(owing.request_id, index, [], sequence.leaving))
             self._end(own_id, sequence)
@@ -263,18 +218,22 @@ class OpenVinoEngine:
         elif sequence.primer:
             self._follow(sequence)
             self._end(own_id, sequence)
+        elif sequence.ending is not None:
+            if sequence.handle.get_status() != _STATUS.RUNNING:
+                outputs.append(sequence.ending)
+                self._end(own_id, sequence)
         elif sequence.config.is_beam_search():
             self._collect_beams(own_id, sequence, outputs)
         else:
             self._collect_one(own_id, sequence, outputs)
 
-    def _follow(self, sequence: _Sequence) -> None:
+    def _follow(self, sequence: Sequence) -> None:
         followers, sequence.followers = sequence.followers, []
         for follower in followers:
             self._submit(follower)
 
-    def _collect_one(self, own_id: int, sequence: _Sequence, outputs: list[EngineOutput]) -> None:
-        if sequence.limit < _LEAST_TOKENS and sequence.handle.get_status() == _STATUS.RUNNING:
+    def _collect_one(self, own_id: int, sequence: Sequence, outputs: list[EngineOutput]) -> None:
+        if sequence.limit < LEAST_TOKENS and sequence.handle.get_status() == _STATUS.RUNNING:
             return  # its one token comes together with its end
         token_ids: list[int] = []
         logprobs: list[float] = []
@@ -287,26 +246,33 @@ class OpenVinoEngine:
         if not token_ids and finish is None and sequence.handle.get_status() == _STATUS.IGNORED:
             raise RuntimeError("OpenVINO dropped a request for lack of KV blocks, which admission rules out")
         room = 0 if sequence.leaving else sequence.limit - sequence.generated
+        least = sequence.config.min_new_tokens - sequence.generated
         sequence.generated += len(token_ids)
         sequence.length += len(token_ids)
         if len(token_ids) > room:
             del token_ids[room:], logprobs[room:]
             finish = finish and (sequence.leaving or FinishReason.LENGTH)
-        hit = next((place for place, token in enumerate(token_ids, 1) if token in sequence.stop_ids), 0)
+        hit = next(
+            (place for place, token in enumerate(token_ids, 1) if token in sequence.stop_ids and place > least), 0
+        )
         if hit:
             del token_ids[hit:], logprobs[hit:]
             finish = finish and FinishReason.STOP
         if finish is None and (hit or sequence.leaving):
             self._leave(sequence, sequence.leaving or FinishReason.STOP)
-        if token_ids or finish:
+        over = finish
+        if finish is not None and sequence.generated < LEAST_TOKENS and self._options.prefix_caching:
+            self._submit(second_token(sequence, finish))
+            over = None
+        if token_ids or over:
             given = logprobs if sequence.config.logprobs > 0 else None
-            outputs.append(EngineOutput(sequence.request_id, sequence.index, token_ids, finish, logprobs=given))
+            outputs.append(EngineOutput(sequence.request_id, sequence.index, token_ids, over, logprobs=given))
         if sequence.generated:
             self._follow(sequence)
         if finish is not None:
             self._end(own_id, sequence)
 
-    def _collect_beams(self, own_id: int, sequence: _Sequence, outputs: list[EngineOutput]) -> None:
+    def _collect_beams(self, own_id: int, sequence: Sequence, outputs: list[EngineOutput]) -> None:
         """Beams come once, at the end, best first."""
         beams = sorted(sequence.handle.read().values(), key=lambda beam: -beam.score)
         wanted = sequence.config.num_return_sequences
@@ -319,7 +285,7 @@ class OpenVinoEngine:
             outputs.append(EngineOutput(sequence.request_id, index, [], FinishReason.STOP))
         self._end(own_id, sequence)
 
-    def _end(self, own_id: int, sequence: _Sequence) -> None:
+    def _end(self, own_id: int, sequence: Sequence) -> None:
         del self._sequences[own_id]
         ids = self._of_request[sequence.request_id]
         ids.remove(own_id)
@@ -338,78 +304,6 @@ class OpenVinoEngine:
 _STATUS = openvino_genai.GenerationStatus
 _REASON = openvino_genai.GenerationFinishReason
 _FINISH = {_REASON.STOP: FinishReason.STOP, _REASON.LENGTH: FinishReason.LENGTH}
-_GOLDEN = 0x9E3779B97F4A7C15  # spreads the seeds of one request's sequences
-
-
-def _primer(first: _Sequence) -> _Sequence:
-    """A request for `first`'s prompt and two tokens more, which leaves all whole blocks of the prompt in the cache."""
-    config = openvino_genai.GenerationConfig()
-    config.max_new_tokens = 1
-    config.ignore_eos = True
-    prompt = first.prompt + first.prompt[-1:] * 2
-    primer = _Sequence(first.request_id, first.index, prompt, config, frozenset())
-    primer.primer = True
-    primer.followers = [first]
-    return primer
-
-
-def _with_followers(sequence: _Sequence) -> Iterator[_Sequence]:
-    """A sequence and all that wait for it, directly or not."""
-    yield sequence
-    for follower in sequence.followers:
-        yield from _with_followers(follower)
-
-
-def _generation_config(request: EngineRequest, index: int, own_stops: frozenset[int]) -> tuple[Any, frozenset[int]]:
-    """OpenVINO's form of the sampling parameters, and the stop tokens that it will not look for itself."""
-    sampling = request.sampling
-    config = openvino_genai.GenerationConfig()
-    config.max_new_tokens = max(sampling.max_tokens, 1 if sampling.beam_width > 1 else _LEAST_TOKENS)
-    config.min_new_tokens = sampling.min_tokens
-    config.repetition_penalty = sampling.repetition_penalty
-    config.presence_penalty = sampling.presence_penalty
-    config.frequency_penalty = sampling.frequency_penalty
-    config.logprobs = 1 if sampling.logprobs >= 0 else 0
-    stops = frozenset(sampling.stop_token_ids)
-    left = frozenset[int]()
-    if own_stops <= stops:
-        config.stop_token_ids = set(stops)
-        if own_stops:
-            config.eos_token_id = min(own_stops)
-    else:
-        config.ignore_eos = True  # which makes OpenVINO ignore stop_token_ids as well
-        left = stops
-    if sampling.beam_width > 1:
-        config.num_beams = sampling.beam_width
-        config.num_return_sequences = sampling.num_sequences
-        config.length_penalty = sampling.length_penalty
-    elif sampling.temperature > 0.0:
-        config.do_sample = True
-        config.temperature = sampling.temperature
-        config.top_p = sampling.top_p
-        if sampling.top_k > 0:
-            config.top_k = sampling.top_k
-        config.min_p = sampling.min_p
-        config.rng_seed = (sampling.seed + index * _GOLDEN) % 2**64
-    if request.guide is not None:
-        left = _structured(config, request.guide, stops, own_stops)
-    return config, left
-
-
-def _structured(config: Any, guide: Guide, stops: frozenset[int], own_stops: frozenset[int]) -> frozenset[int]:
-    """Put the guide into `config`; the stop tokens that OpenVINO will not look for itself.
-
-    The model's own stop tokens always end a guided text, and no others do inside OpenVINO: a grammar ends with one of
-    its stop tokens, and forbids them before its end.
-    """
-    try:
-        config.structured_output_config = structured_output(guide)
-    except GrammarError as error:
-        raise EngineRefusal(f"guided_decoding_guide {error}", "guided_decoding_guide") from None
-    config.ignore_eos = False
-    config.stop_token_ids = set(own_stops)
-    config.eos_token_id = min(own_stops)
-    return stops - own_stops
 
 
 def _kv_precision(kv_cache: str) -> str:
