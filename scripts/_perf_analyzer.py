@@ -71,11 +71,13 @@ def measure(
     inputs: Sequence[Inputs],
     timeout_s: float,
     tick: Callable[[float], None] = lambda _seconds: None,
+    keep: Sequence[str] = (),
 ) -> list[Request]:
     """Send every element of `inputs` once, in order, and give the requests by the time they were sent.
 
     Raises `Failure` when a request fails, when it takes more than `timeout_s` seconds, or when nothing can be measured.
-    `tick` is called with the seconds so far, about ten times a second.
+    `tick` is called with the seconds so far, about ten times a second. `keep` names outputs that every request asks for
+    and that the caller wants to see.
     """
     with tempfile.TemporaryDirectory(prefix="inflight-load-") as folder:
         data, export = Path(folder) / "inputs.json", Path(folder) / "export.json"
@@ -94,7 +96,7 @@ def measure(
             # It writes what its memory holds for outputs that were not sent. If that happens to be a float that is not
             # a number, its JSON writer gives up and the file stays empty; where the memory lies is new in each run.
             if export.exists() and export.stat().st_size:
-                return read_export(export)
+                return read_export(export, keep)
     raise Failure(f"perf_analyzer wrote an empty profile export {_ATTEMPTS} times: run the load test again.")
 
 

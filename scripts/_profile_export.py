@@ -8,8 +8,8 @@ perf_analyzer's memory: only outputs that the request asked for mean anything, a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,15 @@ from _report import Failure
 class Request:
     """One request: times in nanoseconds since the epoch, and the tokens that each response carried.
 
-    Responses without a token are left out. `prompt_tokens` is 0 when the request did not ask for it.
+    Responses without a token are left out. `prompt_tokens` is 0 when the request did not ask for it. `outputs` has
+    what the reader was told to keep: for each name the value of every response, one without tokens included.
     """
 
     sent: int
     arrivals: tuple[tuple[int, int], ...]  # (time, tokens)
     ended: int  # time of the last response, with or without tokens
     prompt_tokens: int
+    outputs: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
@@ -44,11 +46,11 @@ class Request:
         return self.ended - self.sent
 
 
-def read_export(path: Path) -> list[Request]:
+def read_export(path: Path, keep: Sequence[str] = ()) -> list[Request]:
     """The requests of an export with one experiment, by the time they were sent. Raises `Failure` if it has none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8", errors="replace"))
-        found = [_request(entry) for experiment in content["experiments"] for entry in experiment["requests"]]
+        found = [_request(entry, keep) for experiment in content["experiments"] for entry in experiment["requests"]]
     except (ValueError, KeyError, TypeError) as error:
         raise Failure(
             f"{path} is not a profile export of perf_analyzer ({error}): use version 2.51 or later."
@@ -59,7 +61,7 @@ def read_export(path: Path) -> list[Request]:
     return requests
 
 
-def _request(entry: Mapping[str, Any]) -> Request | None:
+def _request(entry: Mapping[str, Any], keep: Sequence[str]) -> Request | None:
     """None for a request that was not answered."""
     times = entry["response_timestamps"]
     if not times:
@@ -76,4 +78,5 @@ def _request(entry: Mapping[str, Any]) -> Request | None:
         if isinstance(tokens, int) and tokens > 0:
             arrivals.append((int(at), tokens))
     prompt = int(outputs[0]["num_input_tokens"]) if asked.get("return_num_input_tokens") is True else 0
-    return Request(int(entry["timestamp"]), tuple(arrivals), int(times[-1]), prompt)
+    kept = {name: tuple(output[name] for output in outputs) for name in keep}
+    return Request(int(entry["timestamp"]), tuple(arrivals), int(times[-1]), prompt, kept)

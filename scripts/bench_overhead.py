@@ -12,11 +12,7 @@ Exit status: 0 done; 1 an error, or with --check-tokens a token that differs (on
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -30,6 +26,7 @@ from _prompts import prompts
 from _report import Failure, Progress, run_main
 from _server import Server, ServerConfig
 from bench.arms import Arm, BareArm, BareWorker, Prompt, ServedArm
+from bench.results import write_results
 from bench.served_model import ServedModel
 from bench.turns import Comparison, Record, Rules, Turns, compare, running
 
@@ -174,18 +171,14 @@ def table(rows: Sequence[Comparison]) -> Table:
 
 def write(path: Path, arguments: argparse.Namespace, rows: Sequence[Comparison], records: Sequence[Record]) -> None:
     """Settings, machine, comparison and raw records."""
-    settings = {name: value for name, value in vars(arguments).items() if not isinstance(value, Path)}
-    content = {
-        "what": "tokens/s through tritonserver and gRPC streaming (perf_analyzer) over the bare OpenVINO pipeline",
-        "command": "python scripts/bench_overhead.py",
-        "settings": settings,
-        "machine": {"cpus": os.cpu_count(), "architecture": platform.machine(), "system": platform.system()},
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "comparison": [row.to_json() for row in rows],
-        "records": [asdict(record) for record in records],
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_results(
+        path,
+        "tokens/s through tritonserver and gRPC streaming (perf_analyzer) over the bare OpenVINO pipeline",
+        "python scripts/bench_overhead.py",
+        arguments,
+        comparison=[row.to_json() for row in rows],
+        records=[asdict(record) for record in records],
+    )
 
 
 def main() -> int:
@@ -216,7 +209,6 @@ def main() -> int:
     rows = [row for arm in arms[1:] for row in compare(records, arm.name, "bare")]
     Console(width=None if sys.stdout.isatty() else 180).print(table(rows))
     write(arguments.output, arguments, rows, records)
-    print(f"written: {arguments.output}")
     return 0
 
 

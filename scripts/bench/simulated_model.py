@@ -1,0 +1,38 @@
+"""A server with one model on the simulated engine, for benchmarks of everything around an engine."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from _server import Server, ServerConfig
+from _triton import Triton
+
+READY_S = 60.0
+
+
+@contextmanager
+def serving(
+    engine: Path, options: Mapping[str, Any], parameters: Mapping[str, str] | None = None, triton: Triton | None = None
+) -> Iterator[Server]:
+    """A ready server with the model `llm`: `options` of the simulated engine, further model `parameters`.
+
+    `engine` is a directory with tokenizer.json. Raises `Failure`.
+    """
+    given = {"engine": "simulated", "engine_options": json.dumps(dict(options)), **(parameters or {})}
+    text = 'backend: "inflight"\nmax_batch_size: 0\nmodel_transaction_policy { decoupled: true }\n'
+    text += "instance_group [ { count: 1, kind: KIND_MODEL } ]\n"
+    for key, value in given.items():
+        text += f"parameters {{ key: {json.dumps(key)} value {{ string_value: {json.dumps(value)} }} }}\n"
+    with tempfile.TemporaryDirectory(prefix="inflight-bench-") as name:
+        model = Path(name) / "llm"
+        (model / "1").mkdir(parents=True)
+        (model / "1" / "engine").symlink_to(engine)
+        (model / "config.pbtxt").write_text(text, encoding="utf-8")
+        with Server(ServerConfig(repository=Path(name)), triton) as server:
+            server.wait_ready(READY_S)
+            yield server
