@@ -272,6 +272,7 @@ class Backend:
         """One iteration."""
         self._stats = message.stats
         self._dispatcher.on_outputs(message)
+        self._delivery.pace()
 
     def on_refused(self, message: frames.Refused) -> None:
         """The engine did not take a request."""

@@ -32,7 +32,10 @@ log = logging.getLogger("inflight.delivery")
 SEND_COST_S = (100e-6, 300e-6, 1500e-6)  # of one response: least, at first, most believed
 COST_WEIGHT = 1 / 64  # of the newest response in the running mean of what one costs
 SEND_SHARE = 0.05  # of all cores, spent on sending while tokens could wait for each other
-MAX_GAP_S = 0.25
+MAX_GAP_S = 0.22
+BACKLOG_STREAMS = 8  # waiting for a sender before the reader lets the senders catch up
+PACE_S = 0.02  # the longest it does so after one frame of the engine
+PACE_LOOK_S = 0.0005
 LOOK_S = 0.02  # how often to look for tokens that wait longer than the gap
 IDLE_S = 0.5
 
@@ -144,6 +147,16 @@ class Delivery:
         for thread in self._threads:
             thread.join(timeout_s)
         self.refusals.stop(timeout_s)
+
+    def pace(self) -> None:
+        """Let the senders catch up. Called by the one reader thread after each frame of the engine.
+
+        An engine that is faster than delivery would otherwise keep the interpreter to the reader: tokens would all
+        arrive here early, and leave late. Meanwhile the engine has its socket's buffer to write into.
+        """
+        until = time.monotonic() + PACE_S
+        while self._ready.qsize() > BACKLOG_STREAMS and time.monotonic() < until:
+            time.sleep(PACE_LOOK_S)
 
     def push_token(self, live: LiveStream, token_id: int, now_ns: int) -> None:
         """Put one token of the first sequence into a stream's inbox. Called by the one reader thread; never blocks."""
