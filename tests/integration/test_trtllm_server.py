@@ -215,15 +215,9 @@ def test_clients_of_nvidias_ensemble_keep_their_requests(tmp_path: Path) -> None
         texts = []
         for sample in SAMPLES:
             status, answer = http.generate(**sample)
-            if sample.get("temperature") and "beam_width" not in sample:
-                # A model with beams searches for all requests: sampling is refused, not ignored.
-                assert status == 400
-                assert "max_beam_width above 1" in answer["error"]
-                continue
             assert status == 200, answer
             texts.append(str(answer["text_output"]))
             assert texts[-1].startswith(str(sample["text_input"])) != bool(sample.get("exclude_input_in_output"))
-        assert len(texts) == 4
         streamed = list(http.generate_stream(text_input="Born in", max_tokens=10))
         assert all("text_output" in event for event in streamed)
         assert len(streamed) > 1

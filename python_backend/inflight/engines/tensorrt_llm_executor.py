@@ -79,7 +79,6 @@ class ExecutorEngine:
         tokens_per_block: int,
         adapters: Adapters | None = None,
         retention: Any = None,
-        samples_with_beams: bool = True,
         stall_timeout_s: float = 30.0,
     ) -> None:
         self.info = info
@@ -89,7 +88,6 @@ class ExecutorEngine:
         self._tokens_per_block = tokens_per_block
         self._adapters = adapters
         self._retention = retention
-        self._samples_with_beams = samples_with_beams
         self._stall_timeout = stall_timeout_s
         self._live: dict[int, _Live] = {}  # by TensorRT-LLM's id
         self._own_id: dict[int, int] = {}  # ours → TensorRT-LLM's, while any sequence goes on
@@ -109,13 +107,6 @@ class ExecutorEngine:
             raise EngineRefusal(
                 f"the prompt has {len(request.token_ids)} tokens and the engine was built for {self._max_input_len} at "
                 "most (max_input_len)"
-            )
-        sampling = request.sampling
-        if sampling.temperature > 0.0 and sampling.beam_width == 1 and not self._samples_with_beams:
-            raise EngineRefusal(
-                "above 0 is not supported: this model has max_beam_width above 1, which puts TensorRT-LLM into beam "
-                "search for all requests; use 0, or a model with max_beam_width 1",
-                "temperature",
             )
 
     def add_round(self, request: EngineRequest, draft: list[int] | None) -> None:

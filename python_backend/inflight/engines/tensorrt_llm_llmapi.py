@@ -135,6 +135,7 @@ class LlmEngine:
     # -- the seam ----------------------------------------------------------------------------------------------------
 
     def add(self, request: EngineRequest) -> None:
+        self._check_beams(request.sampling.beam_width)
         live = _Live(request, split_stops(request.sampling, self.info.stop_token_ids))
         try:
             params = llm_sampling_params(self._api, request, live.stops)
@@ -148,6 +149,17 @@ class LlmEngine:
         except (ValueError, TypeError, RuntimeError) as error:
             raise EngineRefusal(first_line(error)) from None
         self._live[request.request_id] = live
+
+    def _check_beams(self, width: int) -> None:
+        """The PyTorch flow has one beam width for all requests; it would fail a request of another one late, in
+        words of its own. Raises `EngineRefusal`.
+        """
+        if width != self.info.max_beam_width:
+            raise EngineRefusal(
+                f"is {width}, and on the PyTorch flow every request of this model searches with "
+                f"{self.info.max_beam_width} beams (max_beam_width); set it to that, or use a model without it",
+                "beam_width",
+            )
 
     def cancel(self, request_id: int) -> None:
         live = self._live.get(request_id)

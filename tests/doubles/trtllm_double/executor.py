@@ -262,6 +262,8 @@ class ExecutorDouble:
         self._waiting.sort(key=lambda live: -live.priority)
         while self._waiting:
             live = self._waiting[0]
+            if self._running and live.beam_width != self._running[0].beam_width:
+                return  # one beam width at a time; the head of the queue holds up those behind it
             places = sum(len(other.sequences) for other in self._running) + len(live.sequences)
             used = sum(other.blocks(size, no_evict) for other in self._running)
             if self._running and (places > self._batch or used + live.blocks(size, no_evict) > self._pool):

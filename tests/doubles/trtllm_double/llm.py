@@ -309,6 +309,14 @@ class _TorchLLM:
     async def _generate(
         self, request: RequestOutput, params: SamplingParams, states: list[int], forced: list[int] | None
     ) -> None:
+        widest = self._kwargs.get("max_beam_width", 1)
+        if (len(states) if params.use_beam_search else 1) != widest:
+            request.error = RuntimeError(
+                f"Request beam width {len(states) if params.use_beam_search else 1} is not equal to max_beam_width "
+                f"{widest}. This is not supported!"
+            )
+            request._changed.set()
+            return
         while not request.finished:
             await asyncio.sleep(options().step_ms / 1000)
             self._made += 1
