@@ -81,8 +81,7 @@ class LlmEngine:
         self._lora_dir = Path(options.lora_dir) if options.lora_dir else None
         self._adapters: dict[str, Any] = {}
         old_sampler = installed.executor is not None  # releases that still had engines: penalties need TRTLLMSampler
-        arguments = llm_arguments(options, self._api, old_sampler, max_running or DEFAULT_MAX_RUNNING)
-        self._llm = _load(installed.llm, folder, arguments, old_sampler)
+        self._llm = load_llm(folder, options, installed, max_running or DEFAULT_MAX_RUNNING)
         self._salts = "cache_salt" in inspect.signature(self._llm.generate_async).parameters
         self.info = EngineInfo(
             name="tensorrt_llm",
@@ -396,6 +395,13 @@ def llm_arguments(options: TensorRtLlmOptions, api: Any, old_sampler: bool, max_
     if old_sampler and not options.speculative:
         arguments["sampler_type"] = "TRTLLMSampler"  # renamed from enable_trtllm_sampler; `_load` tries both
     return {**arguments, **options.llm_arguments}
+
+
+def load_llm(folder: Path, options: TensorRtLlmOptions, installed: Installed, max_running: int) -> Any:
+    """tensorrt_llm.LLM of a checkpoint. Raises `LoadError` with what it says."""
+    old_sampler = installed.executor is not None
+    api = importlib.import_module("tensorrt_llm.llmapi")
+    return _load(installed.llm, folder, llm_arguments(options, api, old_sampler, max_running), old_sampler)
 
 
 def _load(llm: Any, folder: Path, arguments: dict[str, Any], old_sampler: bool) -> Any:

@@ -194,6 +194,11 @@ class ExecutorDouble:
             return (
                 f"Requested beam width {sampling.beam_width} is larger than configured ({self._config.max_beam_width})."
             )
+        output = request.output_config
+        if output.return_context_logits and not limits.get("gather_context_logits"):
+            return "Return context logit need to build engine with gather_context_logits"
+        if output.return_generation_logits and not self._config.gather_generation_logits:
+            return "To return generation logits, gather_generation_logits must be enabled in ExecutorConfig"
         if not 0.0 <= request.priority <= 1.0:
             return "priority must be between 0 and 1"
         if request.max_tokens < 1:
