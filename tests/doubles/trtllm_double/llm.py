@@ -116,8 +116,9 @@ class _TorchLLM:
             request.context_logits = self._context_logits(prompt)
         adapter = lora_request.lora_int_id if lora_request else 0
         forced = self._forced(params.guided_decoding)
-        seed = None if params.greedy or params.use_beam_search else params.seed
-        states = [tokens.start(prompt, seed, index, adapter) for index in range(count)]
+        sampled = None if params.greedy else params.seed
+        seeds = [(index or None) if params.use_beam_search else sampled for index in range(count)]
+        states = [tokens.start(prompt, seed, index, adapter) for index, seed in enumerate(seeds)]
         task = loop.create_task(self._generate(request, params, states, forced))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
