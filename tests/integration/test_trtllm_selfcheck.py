@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -13,10 +14,14 @@ from typing import Any
 import pytest
 
 from _layout import ENGINE, REPOSITORY
-from _selfcheck_perplexity import windows_of
+from _selfcheck_perplexity import of_checkpoint, windows_of
 from build_engine.verification import corpus
 from inflight import manifest
+from inflight.engines.tensorrt_llm_llmapi import load_llm
+from inflight.engines.tensorrt_llm_options import read_options
+from inflight.engines.tensorrt_llm_probe import import_installed, read_config
 from tests.doubles.folders import engine_config, environment, write_checkpoint, write_engine, write_manifest
+from tests.doubles.stand_in import stand_in
 from tests.doubles.trtllm_double.tokens import perplexity
 
 SCRIPT = REPOSITORY / "scripts" / "gpu_selfcheck.py"
@@ -85,6 +90,20 @@ def test_a_checkpoint_whose_perplexity_is_not_the_predicted_one(tmp_path: Path) 
     assert engine["faults"] == [
         f"perplexity {engine['perplexity']['measured']:.3f} where {predicted:.3f} was predicted"
     ]
+
+
+def test_a_text_with_repeats_gets_all_its_logits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With blocks that are reused, TensorRT-LLM gives the context logits of the rest alone."""
+    with stand_in(monkeypatch, tmp_path, "1.3") as double:
+        folder = write_checkpoint(tmp_path / "checkpoint", double.tokenizer)
+        installed, config, window = import_installed(), read_config(folder), list(range(300, 400))
+        losses = list(of_checkpoint(folder, config, installed, [window, window]))
+        assert [count for _, count in losses] == [99, 99]
+        assert losses[0] == losses[1]
+        reusing = load_llm(folder, read_options({}), installed, 1)
+        params = importlib.import_module("tensorrt_llm").SamplingParams(return_context_logits=True)
+        found = reusing.generate([window, window], sampling_params=params)
+        assert [len(each.context_logits) for each in found] == [100, 68], "the stand-in has the trap"
 
 
 @pytest.mark.full

@@ -12,7 +12,7 @@ import pytest
 import _selfcheck_serving as serving
 import _selfcheck_trtllm
 from _selfcheck_report import AGREEMENT_SLACK, PERPLEXITY_SLACK, EngineReport, Report, markdown
-from tests.doubles.folders import write_engine
+from tests.doubles.folders import write_checkpoint, write_engine
 
 pytestmark = pytest.mark.fast
 
@@ -102,6 +102,26 @@ def test_a_server_that_heeds_neither_is_noticed() -> None:
     parrot: Any = Parrot("hello over there, traveller")
     assert "traveller" in serving._stop(parrot)
     assert serving._bad_words(parrot) == "'hello' is in the answer"
+
+
+def test_trtllm_bench_is_told_which_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left alone it takes the PyTorch flow, which cannot load an engine."""
+    program = tmp_path / "trtllm-bench"
+    program.write_text(f'#!/bin/sh\necho "$*" > {tmp_path}/said\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    engine = write_engine(tmp_path / "engine", tmp_path)
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", tmp_path)
+    load = {"levels": [{"value": 8, "tokens_per_s": 5.0}, {"value": 1, "tokens_per_s": 1.0}]}
+    _selfcheck_trtllm.bench(EngineReport("x", str(engine), load=load), tmp_path, tmp_path)
+    said = (tmp_path / "said").read_text()
+    assert f"--backend tensorrt --engine_dir {engine}" in said
+    assert "--concurrency 8" in said, "the widest level that was measured"
+    _selfcheck_trtllm.bench(EngineReport("x", str(checkpoint)), tmp_path, tmp_path)
+    said = (tmp_path / "said").read_text()
+    assert f"--model_path {checkpoint} " in said
+    assert "--backend pytorch" in said
+    assert "--engine_dir" not in said
 
 
 @pytest.mark.parametrize(
