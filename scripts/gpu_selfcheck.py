@@ -23,6 +23,7 @@ import _selfcheck_trtllm
 from _layout import BACKEND_SOURCE, CACHE, MODELS, REPOSITORY
 from _report import Failure, run_main
 from _selfcheck_report import EngineReport, Report
+from _selfcheck_run import result_of
 from _selfcheck_serving import Served, contract, greedy_agreement
 from _server import Server, ServerConfig
 
@@ -152,13 +153,7 @@ def load(server: Server, output: Path) -> dict[str, Any]:
     """load_test.py at three concurrencies."""
     command = [sys.executable, str(Path(__file__).with_name("load_test.py")), "--url", server.grpc_url]
     command += ["--concurrency", CONCURRENCIES, "--output", str(output)]
-    results = output / "results.json"
-    results.unlink(missing_ok=True)
-    problem, _ = _selfcheck_trtllm.run(command, LOAD_S)
-    if problem or not results.is_file():
-        return {"problem": problem or "nothing was written"}
-    found: dict[str, Any] = json.loads(results.read_text())
-    return found
+    return result_of(command, output / "results.json", LOAD_S)
 
 
 def main() -> int:

@@ -95,10 +95,10 @@ class Asker:
         self._builder = PromptBuilder(TextTokenizer(folder), None, 10_000)
         self._next_id = 0
 
-    def tokens_without(self, engine: Engine) -> tuple[list[int], str]:
-        """(ids, text) of the plain greedy answer."""
+    def plain(self, engine: Engine) -> list[int]:
+        """Ids of the greedy answer to a request without any parameter."""
         (found,) = self.run(engine, {})
-        return ids(found), self._builder.tokenizer.decode(ids(found), skip_special_tokens=True)
+        return ids(found)
 
     def run(self, engine: Engine, inputs: dict[str, Any]) -> Sequences:
         """The outputs of each sequence. Raises `RequestError` when the request is refused."""
@@ -134,13 +134,12 @@ class Asker:
         text = self._builder.tokenizer.decode(ids(found[0]), skip_special_tokens=True)
         assert asked.honoured(found, text), (capability, text, found)
         assert not word or word not in text, (word, text)
+        assert capability is not Capability.LORA or ids(found[0]) != self.plain(engine), "the adapter changes nothing"
 
     def _a_word(self, engine: Engine) -> str:
         """Part of the plain answer that is one token by itself."""
         tokenizer = self._builder.tokenizer
-        texts = [
-            (token, tokenizer.decode([token], skip_special_tokens=False)) for token in self.tokens_without(engine)[0]
-        ]
+        texts = [(token, tokenizer.decode([token], skip_special_tokens=False)) for token in self.plain(engine)]
         return next(text for token, text in texts if text.strip() == text and tokenizer.encode(text, False) == [token])
 
 

@@ -76,6 +76,9 @@ def test_facts_that_do_not_hold_or_were_not_compared() -> None:
     assert not Report({}, {"problem": "no tensorrt_llm"}).ok
 
 
+NO_THROUGHPUT = "its report has no throughput: KeyError('performance')"
+
+
 class Parrot:
     """Gives the same text to every request, whatever it forbids."""
 
@@ -128,7 +131,8 @@ def test_trtllm_bench_is_told_which_flow(tmp_path: Path, monkeypatch: pytest.Mon
     ("script", "found"),
     [
         ("echo boom >&2; exit 3", {"problem": "boom"}),
-        ("exit 0", {"problem": "its report cannot be read: FileNotFoundError(2, 'No such file or directory')"}),
+        ("exit 0", {"problem": "nothing was written"}),
+        ('echo "{}" > "$(echo "$*" | sed s/.*report_json// | cut -d" " -f2)"', {"problem": NO_THROUGHPUT}),
     ],
 )
 def test_trtllm_bench_that_fails(
