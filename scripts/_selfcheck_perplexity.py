@@ -154,12 +154,12 @@ def measure(folder: Path) -> dict[str, Any] | None:
 
 
 def main() -> int:
-    """Write what was found; with a reason in place of a figure the status is 1."""
+    """Write what was found, or the reason why nothing was: mpirun's own words come last on standard error."""
     folder, output = Path(sys.argv[1]), Path(sys.argv[2])
     try:
         found = measure(folder)
     except Exception as error:  # noqa: BLE001 — the C++ core raises of all kinds, and whatever it is goes into the report
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        output.write_text(json.dumps({"problem": f"{type(error).__name__}: {error}"}))
         return 1
     if found is not None:
         output.write_text(json.dumps(found))

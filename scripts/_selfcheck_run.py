@@ -22,13 +22,13 @@ def run(command: Sequence[str], limit_s: float, environment: Mapping[str, str] |
 def result_of(
     command: Sequence[str], target: Path, limit_s: float, environment: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """The JSON object that the command leaves in `target`, or a `problem`."""
+    """The JSON object that the command leaves in `target`, or a `problem`: the one in there, else why it failed."""
     target.unlink(missing_ok=True)
     problem = run(command, limit_s, environment)
-    if problem or not target.is_file():
+    if not target.is_file():
         return {"problem": problem or "nothing was written"}
     try:
         found: dict[str, Any] = json.loads(target.read_text())
     except ValueError as error:
         return {"problem": f"{target.name} cannot be read: {error}"}
-    return found
+    return {"problem": problem} if problem and "problem" not in found else found

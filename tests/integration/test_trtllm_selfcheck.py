@@ -115,6 +115,11 @@ def test_the_perplexity_of_an_engine_on_four_ranks(tmp_path: Path) -> None:
     status, report, printed = selfcheck(tmp_path, "--engine", f"x={engine}", "--parts", "perplexity")
     assert status == 0, printed + json.dumps(report, indent=1)
     assert report["engines"][0]["perplexity"]["measured"] == pytest.approx(predicted, rel=1e-3)
+    status, report, _ = selfcheck(tmp_path, "--engine", f"x={engine}", "--parts", "perplexity", error_at=3)
+    assert (status, report["engines"][0]["faults"]) == (
+        2,
+        ["perplexity: RuntimeError: the stand-in was told to answer with an error"],
+    )
 
 
 @pytest.mark.server
