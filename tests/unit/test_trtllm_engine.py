@@ -55,6 +55,21 @@ def test_a_policy_that_evicts_is_told(install: Install) -> None:
     assert Capability.NEVER_PREEMPTS not in engine.info.capabilities
 
 
+def test_an_answer_that_could_not_begin_anew_is_refused(install: Install) -> None:
+    """A sequence that was evicted comes back with its answer in its prompt; TensorRT-LLM takes no streamed request for
+    which that would be too long, unless prompts are cut into chunks.
+    """
+    double = install()
+    folder = double.folder(max_input_len=64)
+    engine = double.engine(folder, batch_scheduler_policy="max_utilization")
+    assert run(engine, request(1, [7] * 60, max_tokens=5))
+    with pytest.raises(EngineRefusal, match="may have 65 tokens at most") as refusal:
+        engine.add(request(2, [7] * 60, max_tokens=6))
+    assert refusal.value.parameter == "max_tokens"
+    chunked = double.engine(folder, batch_scheduler_policy="max_utilization", enable_chunked_context=True)
+    assert run(chunked, request(3, [7] * 60, max_tokens=6))
+
+
 def test_sampling_names_what_greedy_would_be_without(install: Install) -> None:
     double = install()
     engine = double.engine()

@@ -108,6 +108,7 @@ def load_compiled(facts: EngineFacts, options: TensorRtLlmOptions, installed: In
         tokens_per_block=info.block_size,
         adapters=Adapters(trtllm, Path(options.lora_dir)) if options.lora_dir else None,
         retention=retention_config(trtllm, options),
+        restarts=options.batch_scheduler_policy == "max_utilization" and not options.enable_chunked_context,
         stall_timeout_s=options.stall_timeout_ms / 1000,
     )
     if not options.draft_engine_dir:

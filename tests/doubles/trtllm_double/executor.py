@@ -194,6 +194,10 @@ class ExecutorDouble:
             return (
                 f"Requested beam width {sampling.beam_width} is larger than configured ({self._config.max_beam_width})."
             )
+        evicts = self._config.scheduler_config.capacity_scheduler_policy.name != "GUARANTEED_NO_EVICT"
+        begun_anew = request.streaming and evicts and not self._config.enable_chunked_context
+        if begun_anew and length + request.max_tokens - 1 > limits["max_input_len"]:
+            return "Request sequence length is potentially greater than max input length."
         output = request.output_config
         if output.return_context_logits and not limits.get("gather_context_logits"):
             return "Return context logit need to build engine with gather_context_logits"
