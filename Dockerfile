@@ -1,5 +1,5 @@
-# Never built by its authors: the base image cannot be fetched where Inflight is developed. tests/unit/test_trtllm_docker.py
-# runs its steps' counterparts on Debian; the first build on a GPU machine is the real test (see docs/gpu.md).
+# Never built by its authors: the base image cannot be fetched where Inflight is developed. tests/unit/test_trtllm_docs.py
+# looks at what it copies and installs; the first build on a GPU machine is the real test (see docs/gpu.md).
 #
 #   docker build --build-arg BASE=IMAGE -t inflight .     (IMAGE: NVIDIA's Triton image with TensorRT-LLM, see below)
 #   docker run --rm --gpus all --shm-size=2g -p 8000-8002:8000-8002 -v $PWD/engine:/models/llm/1/engine inflight
@@ -9,7 +9,7 @@
 ARG BASE=nvidia/tritonserver:26.07-trtllm-python-py3
 FROM ${BASE}
 
-COPY requirements/serve.txt requirements/client.txt /opt/inflight/requirements/
+COPY requirements/serve.txt /opt/inflight/requirements/
 # What serving needs beside TensorRT-LLM. OpenVINO stays out: this image is for GPUs. The image's own numpy, torch and
 # TensorRT-LLM are never touched.
 RUN grep -Ei '^(msgspec|tokenizers|jinja2|markupsafe|llguidance)==' /opt/inflight/requirements/serve.txt > /tmp/serve.txt \

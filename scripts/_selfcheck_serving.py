@@ -101,13 +101,14 @@ def _streaming(served: Served) -> str:
 
 
 def _stop(served: Served) -> str:
-    text = served.text(text_input=PROMPTS[1], max_tokens=48)
-    stop = next((text[at : at + 4] for at in range(3, len(text) - 4) if text.count(text[at : at + 4]) == 1), "")
-    if not stop:
-        return ""
-    answer = served.ask(text_input=PROMPTS[1], max_tokens=48, stop_words=[stop], stream=True).sequences[0]
-    right = answer.text == text[: text.index(stop)] and answer.finish_reason == "stop"
-    return "" if right else f"{answer.text!r} ({answer.finish_reason})"
+    for prompt in PROMPTS:
+        text = served.text(text_input=prompt, max_tokens=48)
+        stop = next((text[at : at + 4] for at in range(3, len(text) - 4) if text.count(text[at : at + 4]) == 1), "")
+        if stop:
+            answer = served.ask(text_input=prompt, max_tokens=48, stop_words=[stop], stream=True).sequences[0]
+            right = answer.text == text[: text.index(stop)] and answer.finish_reason == "stop"
+            return "" if right else f"{answer.text!r} ({answer.finish_reason})"
+    return "no answer has four characters that stand in it once: nothing to stop at"
 
 
 def _seed(served: Served) -> str:
@@ -157,11 +158,13 @@ def _logprobs(served: Served) -> str:
 
 
 def _bad_words(served: Served) -> str:
-    text = served.text(text_input=PROMPTS[1], max_tokens=24)
-    word = next((item for item in text.split() if item.isalpha() and len(item) > 2), "")
-    if not word:
-        return ""
-    return "" if word not in served.text(text_input=PROMPTS[1], max_tokens=24, bad_words=[word]).split() else word
+    for prompt in PROMPTS:
+        text = served.text(text_input=prompt, max_tokens=24)
+        word = next((item for item in text.split() if item.isalpha() and len(item) > 2), "")
+        if word:
+            without = served.text(text_input=prompt, max_tokens=24, bad_words=[word]).split()
+            return f"{word!r} is in the answer" if word in without else ""
+    return "no answer has a word of three letters: nothing to forbid"
 
 
 def _guided(served: Served) -> str:

@@ -274,8 +274,8 @@ class Server:
         return [pid for pid in self.processes() if _is_named(command_line(pid), "triton_python_backend_stub")]
 
     def engine_pids(self) -> list[int]:
-        """The engine processes."""
-        return [pid for pid in self.processes() if "inflight.engine_worker" in command_line(pid)]
+        """The engine processes; of an engine on several GPUs its launcher, which the ranks die with."""
+        return [pid for pid in self.processes() if _is_engine(command_line(pid))]
 
     def log_text(self) -> str:
         """All that the server has printed."""
@@ -294,6 +294,11 @@ class Server:
     ) -> None:
         """Stop."""
         self.stop()
+
+
+def _is_engine(arguments: list[str]) -> bool:
+    ranks = "inflight.engines.tensorrt_llm_mpi" in arguments and Path(arguments[0]).name in ("mpirun", "srun")
+    return "inflight.engine_worker" in arguments or ranks
 
 
 def _is_named(arguments: list[str], program: str) -> bool:

@@ -2,8 +2,9 @@
 """Checks on a GPU machine with TensorRT-LLM what could not be checked where Inflight was written, in one command.
 
 Compares every fact the stand-in relies on with the installed package, builds the model unquantized, FP8 and INT8,
-serves each, asks for the contract, compares greedy tokens with transformers, measures the load, runs trtllm-bench
-beside it, and writes one report (Markdown and JSON). Exit status: 0 all well, 2 something is not, 1 it could not run.
+serves each, asks for the contract, compares greedy tokens with transformers and perplexity with what `verify`
+predicted, measures the load, runs trtllm-bench beside it, and writes one report (Markdown and JSON). Exit status: 0 all
+well, 2 something is not, 1 it could not run.
 """
 
 from __future__ import annotations
@@ -15,70 +16,60 @@ import platform
 import shutil
 import subprocess
 import sys
-import time
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from _layout import CACHE, MODELS, REPOSITORY
+import _selfcheck_trtllm
+from _layout import BACKEND_SOURCE, CACHE, MODELS, REPOSITORY
 from _report import Failure, run_main
-from _selfcheck_serving import Check, Served, contract, greedy_agreement
+from _selfcheck_report import EngineReport, Report
+from _selfcheck_run import result_of
+from _selfcheck_serving import Served, contract, greedy_agreement
 from _server import Server, ServerConfig
 
-FACTS_S, BUILD_S, LOAD_S, BENCH_S, READY_S = 600, 5400, 1800, 1800, 900.0
-RECIPES = ("none", "fp8", "int8-sq")
+for _path in (str(BACKEND_SOURCE), str(REPOSITORY)):
+    if _path not in sys.path:
+        sys.path.append(_path)
+from build_engine.verification import corpus  # noqa: E402
+
+KINDS = {"tensorrt_llm": _selfcheck_trtllm}  # what an engine of another kind has to bring: that module says it
+LOAD_S, READY_S = 1800, 900.0
+CONCURRENCIES = "1,8,32"
+PARTS = {
+    "facts": "the table of facts against the installed package",
+    "contract": "requests to the server",
+    "transformers": "greedy tokens against transformers",
+    "load": "load_test.py",
+    "perplexity": "against what verify predicted",
+    "bench": "trtllm-bench, beside load",
+}
+SERVING = {"contract", "transformers", "load"}
 POSITIONS = 96
-
-
-@dataclass
-class EngineReport:
-    """One engine: how it was built, what it did."""
-
-    name: str
-    directory: str
-    built_s: float | None = None
-    problem: str = ""
-    ready_s: float | None = None
-    checks: list[Check] = field(default_factory=list)
-    agreement: dict[str, Any] | None = None
-    load: Any = None
-    bench: str = ""
-
-    @property
-    def ok(self) -> bool:
-        """Whether it was built and served, and every check held."""
-        return not self.problem and all(check.ok for check in self.checks)
-
-
-@dataclass
-class Report:
-    """The whole run."""
-
-    machine: dict[str, str]
-    facts: dict[str, Any] = field(default_factory=dict)
-    engines: list[EngineReport] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        """Whether everything held."""
-        return (
-            not self.facts.get("problem") and not self.facts.get("findings") and all(each.ok for each in self.engines)
-        )
 
 
 def parse() -> argparse.Namespace:
     """Our options."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     default = MODELS / "SmolLM2-135M-Instruct"
+    recipes = ",".join(_selfcheck_trtllm.RECIPES)
     parser.add_argument("--model", type=Path, default=default, help="a Hugging Face checkpoint (default: SmolLM2)")
-    parser.add_argument("--recipes", default=",".join(RECIPES), help="what to build (default: %(default)s)")
+    parser.add_argument("--recipes", default=recipes, help="what to build (default: %(default)s)")
     parser.add_argument(
         "--engine", action="append", default=[], metavar="NAME=DIR", help="check this engine instead of building"
     )
     parser.add_argument("--output", type=Path, default=CACHE / "selfcheck", help="for the report and the engines")
-    for name in ("facts", "load", "transformers", "bench"):
-        parser.add_argument(f"--no-{name}", action="store_true", help=f"leave out: {name}")
+    known = "; ".join(f"{name}: {what}" for name, what in PARTS.items())
+    parser.add_argument(
+        "--parts", type=_parts, default=set(PARTS), metavar="PART,PART", help=f"only these (default: all). {known}"
+    )
     return parser.parse_args()
+
+
+def _parts(text: str) -> set[str]:
+    chosen = set(text.split(","))
+    if not chosen <= set(PARTS):
+        raise argparse.ArgumentTypeError(f"must be some of {','.join(PARTS)}")
+    return chosen
 
 
 def machine() -> dict[str, str]:
@@ -93,49 +84,19 @@ def machine() -> dict[str, str]:
     return found
 
 
-def check_facts(output: Path) -> dict[str, Any]:
-    """The table against the package, in a process of its own."""
-    target = output / "facts.json"
-    target.unlink(missing_ok=True)
-    command = [sys.executable, str(Path(__file__).with_name("_selfcheck_facts.py")), str(target)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=FACTS_S, check=False)
-    except subprocess.TimeoutExpired:
-        return {"problem": f"importing tensorrt_llm took longer than {FACTS_S} s"}
-    if done.returncode or not target.is_file():
-        lines = done.stderr.strip().splitlines()
-        return {"problem": f"tensorrt_llm cannot be looked into: {lines[-1] if lines else done.returncode}"}
-    facts: dict[str, Any] = json.loads(target.read_text())
-    return facts
-
-
-def build(model: Path, recipe: str, output: Path) -> EngineReport:
-    """Build one engine with build_engine."""
-    directory = output / f"engine-{recipe}"
-    report = EngineReport(recipe, str(directory))
-    command = [sys.executable, "-m", "build_engine", "build", str(model), "--target", "tensorrt-llm"]
-    command += ["--quantization", recipe, "--output", str(directory), "--force"]
-    began = time.monotonic()
-    try:
-        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=BUILD_S, check=False)
-    except subprocess.TimeoutExpired:
-        report.problem = f"the build took longer than {BUILD_S} s"
-        return report
-    report.built_s = time.monotonic() - began
-    if done.returncode:
-        report.problem = "build: " + (done.stderr.strip().splitlines() or ["no message"])[-1]
-    return report
-
-
-def serve(report: EngineReport, options: argparse.Namespace, output: Path) -> None:
-    """Serve the engine and ask everything of it."""
+def serve(report: EngineReport, options: argparse.Namespace, output: Path, kind: str) -> None:
+    """Serve the engine and ask what was asked for of it."""
     repository = output / f"models-{report.name}"
     shutil.rmtree(repository, ignore_errors=True)
     (repository / "llm" / "1").mkdir(parents=True)
-    parameter = 'parameters { key: "engine_dir" value { string_value: ' + json.dumps(str(report.directory)) + " } }\n"
+    values = {"engine": kind, "engine_dir": report.directory}
+    parameters = "".join(
+        f'parameters {{ key: "{name}" value {{ string_value: {json.dumps(value)} }} }}\n'
+        for name, value in values.items()
+    )
     (repository / "llm" / "config.pbtxt").write_text(
         'backend: "inflight"\nmax_batch_size: 0\nmodel_transaction_policy { decoupled: true }\n'
-        "instance_group [ { count: 1, kind: KIND_MODEL } ]\n" + parameter
+        "instance_group [ { count: 1, kind: KIND_MODEL } ]\n" + parameters
     )
     with Server(ServerConfig(repository=repository, log=output / f"server-{report.name}.log")) as server:
         try:
@@ -144,10 +105,11 @@ def serve(report: EngineReport, options: argparse.Namespace, output: Path) -> No
             report.problem = str(failure)
             return
         served = Served(server.grpc_url, "llm")
-        report.checks = contract(served, capabilities_of(server.log))
-        if not options.no_transformers:
+        if "contract" in options.parts:
+            report.checks = contract(served, capabilities_of(server.log))
+        if "transformers" in options.parts:
             report.agreement = agreement(served, options.model, Path(report.directory))
-        if not options.no_load:
+        if "load" in options.parts:
             report.load = load(server, output / f"load-{report.name}")
 
 
@@ -165,76 +127,33 @@ def agreement(served: Served, model: Path, engine: Path) -> dict[str, Any]:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError as error:
-        return {"problem": f"left out: {error}"}
-    tokenizer = AutoTokenizer.from_pretrained(str(model))
-    reference = AutoModelForCausalLM.from_pretrained(str(model), torch_dtype=torch.float32).eval()
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")[:6000]
-    ids = [int(token) for token in tokenizer(text)["input_ids"]][:768]
+        return {"problem": f"{error}; install torch and transformers, or leave the part transformers out"}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(model))
+        reference = AutoModelForCausalLM.from_pretrained(str(model), torch_dtype=torch.float32).eval()
+    except (OSError, ValueError) as error:
+        return {"problem": f"transformers cannot load {model}: {str(error).splitlines()[0]}"}
+    ids = [int(token) for token in tokenizer(corpus.evaluation().text[:6000])["input_ids"]][:768]
 
     def greedy(tokens: list[int]) -> list[int]:
         with torch.inference_mode():
             logits = reference(torch.tensor([tokens])).logits[0]
         return [int(token) for token in logits.argmax(-1)]
 
-    share, asked = greedy_agreement(served, greedy, ids, POSITIONS)
+    try:
+        share, asked = greedy_agreement(served, greedy, ids, POSITIONS)
+    except Failure as failure:
+        return {"problem": str(failure)}
     manifest = engine / "engine.json"
     predicted = (json.loads(manifest.read_text()).get("verification") or {}) if manifest.is_file() else {}
     return {"measured": share, "positions": asked, "predicted": predicted.get("greedy_agreement")}
 
 
-def load(server: Server, output: Path) -> Any:
+def load(server: Server, output: Path) -> dict[str, Any]:
     """load_test.py at three concurrencies."""
     command = [sys.executable, str(Path(__file__).with_name("load_test.py")), "--url", server.grpc_url]
-    command += ["--concurrency", "1,8,32", "--output", str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=LOAD_S, check=False)
-    results = output / "results.json"
-    if done.returncode or not results.is_file():
-        return {"problem": (done.stderr.strip().splitlines() or ["no message"])[-1]}
-    return json.loads(results.read_text())
-
-
-def bench(report: EngineReport, model: Path, output: Path) -> str:
-    """trtllm-bench on the same engine, after the server has gone; its last lines."""
-    if shutil.which("trtllm-bench") is None:
-        return "left out: trtllm-bench is not on PATH"
-    dataset = output / "bench.jsonl"
-    lines = [json.dumps({"task_id": n, "prompt": "The sea " * 30, "output_tokens": 64}) for n in range(128)]
-    dataset.write_text("\n".join(lines) + "\n")
-    command = ["trtllm-bench", "--model", str(model), "--model_path", str(model), "throughput"]
-    command += ["--dataset", str(dataset), "--engine_dir", report.directory, "--backend", "tensorrt"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=BENCH_S, check=False)
-    return "\n".join((done.stdout + done.stderr).strip().splitlines()[-25:])
-
-
-def markdown(report: Report) -> str:
-    """The report for a person."""
-    lines = ["# Self-check on a GPU machine", ""]
-    lines += [f"- {name}: {value}" for name, value in report.machine.items()]
-    lines += ["", "## Facts about TensorRT-LLM", ""]
-    facts = report.facts
-    if "problem" in facts:
-        lines.append(f"**Not checked**: {facts['problem']}.")
-    elif facts:
-        lines.append(
-            f"TensorRT-LLM {facts['version']} against profile {facts['profile']}: {facts['checked']} facts, "
-            f"{len(facts['findings'])} do not hold."
-        )
-        lines += ["", "| fact | table | installed |", "|---|---|---|"] if facts["findings"] else []
-        lines += [f"| {each['what']} | {each['table']} | {each['installed']} |" for each in facts["findings"]]
-    for engine in report.engines:
-        lines += ["", f"## Engine {engine.name}: {'well' if engine.ok else 'NOT well'}", ""]
-        if engine.problem:
-            lines.append(f"**{engine.problem}**")
-        for label, value in (("built in", engine.built_s), ("ready after", engine.ready_s)):
-            lines += [f"- {label} {value:.0f} s"] if value is not None else []
-        lines += [f"- {'ok' if check.ok else 'FAILED'}: {check.name} {check.note}".rstrip() for check in engine.checks]
-        if engine.agreement:
-            lines.append(f"- greedy agreement with transformers: {json.dumps(engine.agreement)}")
-        if engine.load:
-            lines += ["", "```json", json.dumps(engine.load, indent=1)[:4000], "```"]
-        if engine.bench:
-            lines += ["", "trtllm-bench:", "```", engine.bench, "```"]
-    return "\n".join(lines) + "\n"
+    command += ["--concurrency", CONCURRENCIES, "--output", str(output)]
+    return result_of(command, output / "results.json", LOAD_S)
 
 
 def main() -> int:
@@ -242,33 +161,33 @@ def main() -> int:
     options = parse()
     output: Path = options.output.resolve()
     output.mkdir(parents=True, exist_ok=True)
+    kind = "tensorrt_llm"
+    own = KINDS[kind]
     report = Report(machine())
-    if not options.no_facts:
+    if "facts" in options.parts:
         print("comparing facts …", flush=True)
-        report.facts = check_facts(output)
+        report.facts = own.check_facts(output)
     given = dict(item.split("=", 1) for item in options.engine)
-    if not given and not (options.model / "config.json").is_file():
-        raise Failure(f"there is no checkpoint in {options.model}: give one with --model, or engines with --engine.")
     names = list(given) or [recipe for recipe in options.recipes.split(",") if recipe]
+    if not options.parts - {"facts"}:
+        names = []
+    elif not given and not (options.model / "config.json").is_file():
+        raise Failure(f"there is no checkpoint in {options.model}: give one with --model, or engines with --engine.")
     for name in names:
         print(f"engine {name} …", flush=True)
         known = EngineReport(name, str(Path(given[name]).resolve())) if given else None
-        engine = known or build(options.model, name, output)
+        engine = known or own.build(options.model, name, output)
         report.engines.append(engine)
-        if not engine.problem:
-            serve(engine, options, output)
-        if not options.no_bench and not engine.problem:
-            engine.bench = bench(engine, options.model, output)
-        save(report, output)
-    save(report, output)
+        if not engine.problem and options.parts & SERVING:
+            serve(engine, options, output, kind)
+        if not engine.problem and "perplexity" in options.parts:
+            engine.perplexity = own.perplexity(Path(engine.directory), output)
+        if not engine.problem and "bench" in options.parts:
+            engine.bench = own.bench(engine, options.model, output)
+        report.save(output)  # after every engine, so that a crash loses little
+    report.save(output)
     print(f"{'all well' if report.ok else 'NOT all well'}: {output / 'report.md'}")
     return 0 if report.ok else 2
-
-
-def save(report: Report, output: Path) -> None:
-    """Write both forms; after every engine, so that a crash loses little."""
-    (output / "report.json").write_text(json.dumps({"ok": report.ok, **asdict(report)}, indent=1) + "\n")
-    (output / "report.md").write_text(markdown(report), encoding="utf-8")
 
 
 if __name__ == "__main__":

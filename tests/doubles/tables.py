@@ -25,6 +25,12 @@ DOCUMENTS = {
 }
 ENGINES = ("0.21", "1.0", "1.1", "1.2")
 CHECKPOINTS = ("1.0", "1.1", "1.2", "1.3")
+PROPERTIES = {  # of an engine, that no request asks for
+    Capability.SPECULATIVE,
+    Capability.PREFIX_CACHE,
+    Capability.BATCH_INVARIANT,
+    Capability.NEVER_PREEMPTS,
+}
 HARDWARE = {"openvino": "CPUs", "simulated": "has none"}
 ASKED: dict[str, Any] = {"max_beam_width": 2}  # with every option that gives a capability
 PROGRAM = """
@@ -84,7 +90,7 @@ def capability_table(root: Path, tokenizer: Path) -> str:
         for name in names:
             plain_set, asked = columns[name]
             cell = "yes" if capability.value in plain_set else "config" if capability.value in asked else "refused"
-            cells.append("no" if cell == "refused" and capability is Capability.BATCH_INVARIANT else cell)
+            cells.append("no" if cell == "refused" and capability in PROPERTIES else cell)
         lines.append(f"| {capability.value} | " + " | ".join(cells) + " |")
     lines.append("| run on real hardware | " + " | ".join(HARDWARE.get(name, "never") for name in names) + " |")
     return "\n".join(lines)

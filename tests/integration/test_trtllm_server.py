@@ -169,7 +169,8 @@ def test_a_quantized_checkpoint_is_served_without_engines(serve: Serve, tmp_path
         assert finishes(streamed) == ["length"]
 
 
-SAMPLES = [
+# As the README and the documents of NVIDIA's backend, its clients, and guides of cloud providers write them.
+SAMPLES: list[dict[str, Any]] = [
     {"text_input": "What is machine learning?", "max_tokens": 20, "bad_words": "", "stop_words": ""},
     {"text_input": "What is", "max_tokens": 20, "bad_words": "", "stop_words": "", "pad_id": 2, "end_id": 2},
     {"text_input": "Born in", "max_tokens": 10, "temperature": 0.7, "top_k": 50, "top_p": 0.9, "random_seed": 3},
@@ -181,8 +182,40 @@ SAMPLES = [
         "length_penalty": 1.2,
         "exclude_input_in_output": True,
     },
-    {"text_input": "Born in", "max_tokens": 10, "return_log_probs": True, "temperature": 1.0},
+    {"text_input": "Born in", "max_tokens": 10, "return_log_probs": True, "temperature": 1.0, "seed": 5},
+    {"text_input": "How do I", "parameters": {"max_tokens": 12, "bad_words": [""], "stop_words": [""]}},
+    {"text_input": "Earth + Water =", "max_tokens": 20, "bad_words": [], "stop_words": ["\n"], "stream": False},
+    {
+        "text_input": "List a colour:",
+        "max_tokens": 20,
+        "guided_decoding_guide_type": "json_schema",
+        "guided_decoding_guide": '{"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}',
+    },
 ]
+REFUSED: list[tuple[dict[str, Any], str]] = [  # what import_config.py says that it has no counterpart
+    ({"text_input": "Continue", "max_tokens": 8, "num_draft_tokens": 10, "use_draft_logits": True}, "num_draft_tokens"),
+    ({"text_input": "Born in", "max_tokens": 8, "return_context_logits": True}, "return_context_logits"),
+    ({"text_input": "Born in", "max_tokens": 8, "lora_task_id": 1}, "lora_task_id"),
+]
+
+
+def replay(http: HttpClient) -> list[str]:
+    """Every sample request to one model: same names in, same names out; the texts."""
+    texts = []
+    for sample in SAMPLES:
+        status, answer = http.generate(**sample)
+        assert status == 200, answer
+        assert {"model_name", "model_version", "text_output"} <= set(answer)
+        assert ({"output_log_probs", "cum_log_probs"} <= set(answer)) == ("return_log_probs" in sample)
+        texts.append(str(answer["text_output"]))
+        assert texts[-1].startswith(str(sample["text_input"])) != bool(sample.get("exclude_input_in_output"))
+    for body, name in REFUSED:
+        status, answer = http.generate(**body)
+        assert (status, name in answer["error"]) == (400, True), answer
+    streamed = list(http.generate_stream(text_input="Born in", max_tokens=10))
+    assert all("text_output" in event for event in streamed)
+    assert len(streamed) > 1
+    return texts
 
 
 def test_clients_of_nvidias_ensemble_keep_their_requests(tmp_path: Path) -> None:
@@ -207,26 +240,15 @@ def test_clients_of_nvidias_ensemble_keep_their_requests(tmp_path: Path) -> None
     for name in ("ensemble", "tensorrt_llm_bls"):
         import_config.write(import_config.plan(repository, name), served)
     config = ServerConfig(
-        repository=served, models=("ensemble",), environment=environment(tmp_path / "site"), log=tmp_path / "log"
+        repository=served,
+        models=("ensemble", "tensorrt_llm_bls"),
+        environment=environment(tmp_path / "site"),
+        log=tmp_path / "log",
     )
     with Server(config) as server:
         server.wait_ready(120)
-        http = HttpClient(server.http_url, model="ensemble")
-        texts = []
-        for sample in SAMPLES:
-            status, answer = http.generate(**sample)
-            if sample.get("temperature") and "beam_width" not in sample:
-                # A model with beams searches for all requests: sampling is refused, not ignored.
-                assert status == 400
-                assert "max_beam_width above 1" in answer["error"]
-                continue
-            assert status == 200, answer
-            texts.append(str(answer["text_output"]))
-            assert texts[-1].startswith(str(sample["text_input"])) != bool(sample.get("exclude_input_in_output"))
-        assert len(texts) == 4
-        streamed = list(http.generate_stream(text_input="Born in", max_tokens=10))
-        assert all("text_output" in event for event in streamed)
-        assert len(streamed) > 1
+        ensemble, bls = (replay(HttpClient(server.http_url, model=name)) for name in config.models)
+        assert ensemble == bls
 
 
 def need_mpi() -> None:

@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import require_installation
-from tests.reliability.rig import Rig
+from tests.reliability.rig import OpenRig, rigs
 
-OpenRig = Callable[..., Rig]
 Report = Callable[[str], None]
 
 
@@ -39,17 +38,8 @@ def open_rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenRig]:
     What the servers leave behind after their stop fails the module's last test.
     """
     require_installation()
-    opened: list[Rig] = []
-
-    def make(models: dict[str, dict[str, Any]] | None = None, **config: Any) -> Rig:
-        rig = Rig(tmp_path_factory.mktemp("rig"), models, **config)
-        opened.append(rig)
-        rig.__enter__()
-        return rig
-
-    yield make
-    left = [item for rig in opened for item in rig.stop()]
-    assert not left, left
+    with rigs(lambda: tmp_path_factory.mktemp("rig")) as make:
+        yield make
 
 
 @pytest.fixture

@@ -6,12 +6,13 @@ one), so that drains and questions reach no other server of this machine.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,24 +31,31 @@ READY_TIMEOUT_S = 120.0
 SETTLE_S = 20.0
 
 Samples = dict[tuple[str, str], float]
+Parameters = Mapping[str, Any]
+Translate = Callable[[Path, Parameters], Parameters]
 
 
 class Rig:
-    """A running server. `models` maps names to the parameters of their config.pbtxt; all of them are loaded."""
+    """A running server. `models` maps names to the parameters of their config.pbtxt; all of them are loaded.
+
+    They are the simulated engine's; `translate` turns them into another engine's, for which it gets a new folder.
+    """
 
     def __init__(
         self,
         folder: Path,
-        models: Mapping[str, Mapping[str, Any]] | None = None,
+        models: Mapping[str, Parameters] | None = None,
         *,
         pbtxt: str = "",
+        translate: Translate | None = None,
         **config: Any,
     ) -> None:
         self.folder = folder
         self.repository = folder / "repository"
         self.models = {"llm": {}} if models is None else models
+        self._translate = translate
         for name, parameters in self.models.items():
-            write_model(self.repository, name, {"engine": "simulated", **parameters}, config=pbtxt)
+            self.add_model(name, parameters, pbtxt)
         settings = {
             "models": tuple(self.models),
             "log": folder / "tritonserver.log",
@@ -67,6 +75,13 @@ class Rig:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+    def add_model(self, name: str, parameters: Parameters, pbtxt: str = "") -> None:
+        """Write a model, to be loaded by the server at its start or when it is asked to."""
+        values: Parameters = {"engine": "simulated", **parameters}
+        if self._translate is not None:
+            values = self._translate(self.folder / f"engine-{name}", values)
+        write_model(self.repository, name, values, config=pbtxt)
 
     def stop(self) -> list[str]:
         """Stop the server; what it leaves behind: processes, shared memory, run folders. Nothing is right."""
@@ -179,6 +194,27 @@ class Rig:
         ):
             assert samples[name, label] == 0.0, (name, label, samples[name, label])
         return "left over: 0 running, 0 waiting, 0 blocks"
+
+
+OpenRig = Callable[..., Rig]
+
+
+@contextlib.contextmanager
+def rigs(new_folder: Callable[[], Path], **always: Any) -> Iterator[OpenRig]:
+    """A function that starts a server (arguments of `Rig` but for the folder; `always` goes to all) and keeps it until
+    the end, where whatever the servers leave behind after their stop is a failure.
+    """
+    opened: list[Rig] = []
+
+    def make(models: Mapping[str, Parameters] | None = None, **config: Any) -> Rig:
+        rig = Rig(new_folder(), models, **always, **config)
+        opened.append(rig)
+        rig.__enter__()
+        return rig
+
+    yield make
+    left = [item for rig in opened for item in rig.stop()]
+    assert not left, left
 
 
 def parse_samples(text: str, model: str = "llm") -> Samples:

@@ -13,7 +13,6 @@ import pytest
 
 from _server import Server
 from inflight import control
-from tests.harness.repository import write_model
 from tests.reliability.conftest import OpenRig, Report
 from tests.reliability.load import End, Load, drive, make_request, tally
 from tests.reliability.rig import Rig, regions_of, run_folders_of
@@ -123,7 +122,7 @@ def held(rig: Rig) -> set[Path]:
 
 
 def test_a_warm_up_is_answered_and_not_counted(rig: Rig, report: Report) -> None:
-    write_model(rig.repository, "warm", {"engine": "simulated", "metrics_interval_ms": 100}, config=WARMUP)
+    rig.add_model("warm", {"metrics_interval_ms": 100}, WARMUP)
     status, text = repository(rig, "warm", "load")
     assert status == 200, text
     samples = rig.flushed("warm")
@@ -134,6 +133,7 @@ def test_a_warm_up_is_answered_and_not_counted(rig: Rig, report: Report) -> None
     assert ask(rig, "warm").how == "length"
     assert rig.flushed("warm")["inflight_requests_total", "length"] == 1.0
     assert repository(rig, "warm", "unload")[0] == 200
+    rig.until(lambda: len(rig.server.stub_pids()) == len(rig.server.engine_pids()) == 2, 15.0)
     report(f"a warm-up with an empty prompt: loaded, 0 requests counted; the first client's is 1; {left}")
 
 

@@ -20,6 +20,7 @@ from build_engine import cli, hf_config
 from build_engine.errors import UserMistake
 from build_engine.planning.roofline import Parallel
 from build_engine.quantization import RECIPES as VOCABULARY
+from build_engine.quantization import kv_cache_for
 from build_engine.tensorrt import compile as compiler
 from build_engine.tensorrt import recipes
 from build_engine.tensorrt.compile import CompileLimits
@@ -90,6 +91,21 @@ def test_every_recipe_and_split_is_accepted_by_every_release(release: str, monke
         assert (options.use_fp8_context_fmha == "enable") == (kv == "fp8")
         assert (options.gemm_plugin == "disable") == (recipe == "fp8")
         assert (options.reduce_fusion == "enable") == (tensor == 2)
+
+
+def test_no_limit_is_left_to_the_compilers_own_defaults() -> None:
+    """They are 2,048 sequences, 1,024 prompt tokens and 8,192 tokens a step, whatever the model and the GPU."""
+    limits = CompileLimits(8, 100, 128, 1024, 1)
+    words = compiler.command("in", "out", compiler.choose_flags(CONFIG, "fp8", "fp8", Parallel(1), limits))
+    given = dict(itertools.pairwise(words))
+    names = ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens", "max_beam_width")
+    assert [given[f"--{name}"] for name in names] == ["8", "100", "128", "1024", "1"]
+
+
+def test_fp8_brings_an_fp8_kv_cache_unless_told_otherwise() -> None:
+    assert kv_cache_for("auto", "tensorrt-llm", VOCABULARY["fp8"]) == "fp8"
+    assert kv_cache_for("none", "tensorrt-llm", VOCABULARY["fp8"]) == "none"
+    assert kv_cache_for("auto", "tensorrt-llm", VOCABULARY["int8-sq"]) == "none"
 
 
 def test_the_standin_is_strict() -> None:

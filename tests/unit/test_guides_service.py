@@ -75,6 +75,19 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeProcess]:
 
 
 @pytest.fixture
+def gate(fake: type[FakeProcess]) -> threading.Event:
+    """No check ends before it is set."""
+    gate = threading.Event()
+
+    def behave(check: Check) -> Verdict:
+        assert gate.wait(20.0)
+        return Verdict(grammar="g")
+
+    fake.behave = staticmethod(behave)
+    return gate
+
+
+@pytest.fixture
 def service(fake: type[FakeProcess]) -> Iterator[GuideService]:
     made = GuideService("openvino", "nowhere", GuideLimits(waiting=3, known=5))
     yield made
@@ -182,14 +195,7 @@ def test_a_model_that_cannot_be_guided_says_so(service: GuideService, fake: type
     assert found.parameter == "guided_decoding_guide_type"
 
 
-def test_equal_guides_share_one_check(service: GuideService, fake: type[FakeProcess]) -> None:
-    gate = threading.Event()
-
-    def behave(check: Check) -> Verdict:
-        assert gate.wait(20.0)
-        return Verdict(grammar="g")
-
-    fake.behave = staticmethod(behave)
+def test_equal_guides_share_one_check(service: GuideService, gate: threading.Event) -> None:
     answers: list[Decision] = []
     for _ in range(50):
         service.ask(Guide("regex", "a"), answers.append)
@@ -198,14 +204,7 @@ def test_equal_guides_share_one_check(service: GuideService, fake: type[FakeProc
     assert service.checks == 1
 
 
-def test_too_many_new_guides_are_turned_away(service: GuideService, fake: type[FakeProcess]) -> None:
-    gate = threading.Event()
-
-    def behave(check: Check) -> Verdict:
-        assert gate.wait(20.0)
-        return Verdict(grammar="g")
-
-    fake.behave = staticmethod(behave)
+def test_too_many_new_guides_are_turned_away(service: GuideService, gate: threading.Event) -> None:
     answers: list[Decision] = []
     for number in range(10):
         service.ask(Guide("regex", str(number)), answers.append)
@@ -216,14 +215,7 @@ def test_too_many_new_guides_are_turned_away(service: GuideService, fake: type[F
     wait_for(lambda: len(answers) == 10)
 
 
-def test_who_has_left_costs_no_check(service: GuideService, fake: type[FakeProcess]) -> None:
-    gate = threading.Event()
-
-    def behave(check: Check) -> Verdict:
-        assert gate.wait(20.0)
-        return Verdict(grammar="g")
-
-    fake.behave = staticmethod(behave)
+def test_who_has_left_costs_no_check(service: GuideService, fake: type[FakeProcess], gate: threading.Event) -> None:
     answers: list[Decision] = []
     service.ask(Guide("regex", "first"), answers.append)
     service.ask(Guide("regex", "left"), answers.append, gone=lambda: True)

@@ -72,22 +72,22 @@ def test_samples_outside_the_interval_do_not_count() -> None:
     assert usage(samples, 0, 10**8, 40) is None
 
 
-def test_a_gpu_is_asked_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def first_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nvidia_smi: str) -> Sample:
+    """What is measured beside an nvidia-smi that is this shell script."""
     tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho '90, 1024'\necho '70, 3072'\n")
+    tool.write_text(f"#!/bin/sh\n{nvidia_smi}\n")
     tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     with Sampler(os.getpid()) as sampler:
         pass
-    assert sampler.samples[0].gpu_percent == 80
-    assert sampler.samples[0].gpu_memory == 4096 * 2**20
+    return sampler.samples[0]
+
+
+def test_a_gpu_is_asked_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = first_sample(tmp_path, monkeypatch, "echo '90, 1024'; echo '70, 3072'")
+    assert sample.gpu_percent == 80
+    assert sample.gpu_memory == 4096 * 2**20
 
 
 def test_a_gpu_tool_that_fails_is_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho 'no devices were found'\nexit 6\n")
-    tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    with Sampler(os.getpid()) as sampler:
-        pass
-    assert sampler.samples[0].gpu_percent is None
+    assert first_sample(tmp_path, monkeypatch, "echo 'no devices were found'; exit 6").gpu_percent is None

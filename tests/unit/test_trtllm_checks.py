@@ -132,6 +132,8 @@ def test_parameters_that_the_build_does_not_allow(install: Install) -> None:
     assert "decoding_mode is medusa and the engine was built for none" in refused(
         double, engine, decoding_mode="medusa"
     )
+    drafted = double.folder("drafted", speculative_decoding_mode=8, max_beam_width=2)
+    assert "(lookahead_decoding), which works without beams only" in refused(double, drafted, max_beam_width=2)
     assert "built without lora_plugin" in refused(double, engine, lora_dir=str(engine))
     assert "draft_tokens_external" in refused(double, engine, draft_engine_dir=str(engine))
 
@@ -196,6 +198,7 @@ def test_mpi_that_does_not_start(install: Install) -> None:
         ({"decoding_mode": "beams"}, "decoding_mode must be one of"),
         ({"decoding_mode": "lookahead"}, "needs lookahead_window_size"),
         ({"decoding_mode": "eagle", "max_beam_width": 2}, "works without beams only"),
+        ({"decoding_mode": "top_k", "max_beam_width": 2}, "works without beams only"),
         ({"encoder_model_path": "x"}, "encoder-decoder"),
         ({"kv_cache_free_gpu_mem_fraction": 1.5}, "must be above 0 and at most 1"),
         ({"speculative_decoding_fast_logits": True}, "set it to false"),

@@ -55,6 +55,21 @@ def test_a_policy_that_evicts_is_told(install: Install) -> None:
     assert Capability.NEVER_PREEMPTS not in engine.info.capabilities
 
 
+def test_an_answer_that_could_not_begin_anew_is_refused(install: Install) -> None:
+    """A sequence that was evicted comes back with its answer in its prompt; TensorRT-LLM takes no streamed request for
+    which that would be too long, unless prompts are cut into chunks.
+    """
+    double = install()
+    folder = double.folder(max_input_len=64)
+    engine = double.engine(folder, batch_scheduler_policy="max_utilization")
+    assert run(engine, request(1, [7] * 60, max_tokens=5))
+    with pytest.raises(EngineRefusal, match="may have 65 tokens at most") as refusal:
+        engine.add(request(2, [7] * 60, max_tokens=6))
+    assert refusal.value.parameter == "max_tokens"
+    chunked = double.engine(folder, batch_scheduler_policy="max_utilization", enable_chunked_context=True)
+    assert run(chunked, request(3, [7] * 60, max_tokens=6))
+
+
 def test_sampling_names_what_greedy_would_be_without(install: Install) -> None:
     double = install()
     engine = double.engine()
@@ -96,9 +111,28 @@ def test_beams_come_whole_best_first_with_their_scores(install: Install) -> None
     assert all(score is not None for score in scores)
     assert scores == sorted(scores, key=lambda score: -(score or 0.0))
     assert len({tuple(ids(outputs)) for outputs in found.values()}) == 3
-    with pytest.raises(EngineRefusal, match="max_beam_width above 1") as refusal:
-        engine.add(request(2, PROMPT, temperature=0.5))
-    assert refusal.value.parameter == "temperature"
+
+
+def test_beam_widths_take_turns(install: Install) -> None:
+    """TensorRT-LLM runs one beam width at a time: another one waits until all that run have ended, and then the decoder
+    is made anew, so that a model with beams samples as well.
+    """
+    double = install()
+    engine = double.engine(double.folder(max_beam_width=4), max_beam_width=4)
+    engine.add(request(1, PROMPT, max_tokens=60, temperature=0.7, seed=3))
+    while not engine.step(0.05):
+        pass
+    engine.add(request(2, PROMPT, beam_width=2, num_sequences=2))
+    engine.add(request(3, [*PROMPT, 9], temperature=1.0, seed=4))
+    order: list[int] = []
+    found: dict[tuple[int, int], list[int]] = {}
+    while len(order) < 4:
+        for output in engine.step(0.05):
+            found.setdefault((output.request_id, output.sequence_index), []).extend(output.token_ids)
+            order += [output.request_id] if output.finish else []
+    assert order == [1, 2, 2, 3]
+    assert found[(3, 0)] == double.expected([*PROMPT, 9], 8, seed=4)
+    assert [len(found[(2, index)]) for index in (0, 1)] == [8, 8]
 
 
 def test_the_end_token_ends_with_stop(install: Install) -> None:

@@ -76,9 +76,14 @@ def test_log_probabilities_of_the_likeliest(checkpoint: Checkpoint) -> None:
 
 
 def test_beams_come_at_the_end(checkpoint: Checkpoint) -> None:
-    found = run(checkpoint(max_beam_width=3), request(1, PROMPT, beam_width=3, num_sequences=2))
+    engine = checkpoint(max_beam_width=3)
+    found = run(engine, request(1, PROMPT, beam_width=3, num_sequences=2))
     assert [len(found[(1, index)]) for index in (0, 1)] == [1, 1]
     assert [len(ids(found[(1, index)])) for index in (0, 1)] == [8, 8]
+    for width in (1, 2):  # the PyTorch flow has one width for all
+        with pytest.raises(EngineRefusal, match="searches with 3 beams") as refusal:
+            engine.add(request(2, PROMPT, beam_width=width))
+        assert refusal.value.parameter == "beam_width"
 
 
 def test_stop_tokens_guides_and_min_tokens(checkpoint: Checkpoint) -> None:

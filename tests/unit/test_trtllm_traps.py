@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -163,6 +166,29 @@ def test_the_stand_in_hangs_where_the_real_one_does(install: Install) -> None:
     waiting.start()
     waiting.join(0.5)
     assert waiting.is_alive()
+
+
+def test_nothing_is_forked_once_mpi_is_up(install: Install, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Importing TensorRT-LLM starts MPI, and a process with MPI must not fork: nvidia-smi is asked before."""
+    double = install()
+    (tmp_path / "bin").mkdir()
+    smi = tmp_path / "bin" / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho '0, GPU-1, NVIDIA H100, 9.0, 70000'\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    imported: list[bool] = []
+
+    class Spy(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            imported.append("tensorrt_llm" in sys.modules)
+            super().__init__(*args, **kwargs)
+
+    monkeypatch.setattr(subprocess, "Popen", Spy)
+    monkeypatch.setattr(os, "fork", lambda: imported.append(True))
+    assert run(double.engine(), request(1, PROMPT))
+    assert "tensorrt_llm" in sys.modules
+    assert imported
+    assert not any(imported)
 
 
 def test_statistics_are_drained_and_may_be_off(install: Install) -> None:

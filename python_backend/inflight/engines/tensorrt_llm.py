@@ -100,7 +100,6 @@ def load_compiled(facts: EngineFacts, options: TensorRtLlmOptions, installed: In
     executor = make_executor(trtllm, folder, configuration)
     capabilities = capabilities_of(trtllm, options, facts, guided is not None)
     info = compiled_info(facts, options, installed.version, capabilities, max_running)
-    beams = options.max_beam_width > 1 and not options.decoding_mode
     engine = ExecutorEngine(
         trtllm,
         executor,
@@ -109,7 +108,7 @@ def load_compiled(facts: EngineFacts, options: TensorRtLlmOptions, installed: In
         tokens_per_block=info.block_size,
         adapters=Adapters(trtllm, Path(options.lora_dir)) if options.lora_dir else None,
         retention=retention_config(trtllm, options),
-        samples_with_beams=not beams,
+        restarts=options.batch_scheduler_policy == "max_utilization" and not options.enable_chunked_context,
         stall_timeout_s=options.stall_timeout_ms / 1000,
     )
     if not options.draft_engine_dir:

@@ -182,6 +182,11 @@ def _option_problems(facts: EngineFacts, options: TensorRtLlmOptions, again: str
             f"model parameter decoding_mode is {options.decoding_mode} and the engine was built for "
             f"{built or 'none'}; set it so, or rebuild with --speculative."
         )
+    if mode != "none" and options.max_beam_width > 1:
+        yield (
+            f"model parameter max_beam_width is {options.max_beam_width} and the engine was built for speculative "
+            f"decoding ({mode}), which works without beams only; set it to 1."
+        )
     if (options.draft_engine_dir != "") != (mode == "draft_tokens_external"):
         if options.draft_engine_dir:
             yield (

@@ -65,8 +65,9 @@ class _Live:
 class ExecutorEngine:
     """See the module's text; the contract is `engines.base.Engine`.
 
-    `retention` is a KvCacheRetentionConfig for every request, or None. `stall_timeout_s`: with work under way, and
-    neither a response nor an iteration for this long, `step` raises.
+    `retention` is a KvCacheRetentionConfig for every request, or None. `restarts`: the scheduler may evict a sequence
+    and begin it anew with its answer in its prompt, which has to fit `max_input_len`. `stall_timeout_s`: with work
+    under way, and neither a response nor an iteration for this long, `step` raises.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class ExecutorEngine:
         tokens_per_block: int,
         adapters: Adapters | None = None,
         retention: Any = None,
-        samples_with_beams: bool = True,
+        restarts: bool = False,
         stall_timeout_s: float = 30.0,
     ) -> None:
         self.info = info
@@ -89,7 +90,7 @@ class ExecutorEngine:
         self._tokens_per_block = tokens_per_block
         self._adapters = adapters
         self._retention = retention
-        self._samples_with_beams = samples_with_beams
+        self._restarts = restarts
         self._stall_timeout = stall_timeout_s
         self._live: dict[int, _Live] = {}  # by TensorRT-LLM's id
         self._own_id: dict[int, int] = {}  # ours → TensorRT-LLM's, while any sequence goes on
@@ -110,12 +111,14 @@ class ExecutorEngine:
                 f"the prompt has {len(request.token_ids)} tokens and the engine was built for {self._max_input_len} at "
                 "most (max_input_len)"
             )
-        sampling = request.sampling
-        if sampling.temperature > 0.0 and sampling.beam_width == 1 and not self._samples_with_beams:
+
+        total = len(request.token_ids) + request.sampling.max_tokens - 1
+        if self._restarts and request.sampling.beam_width == 1 and total > self._max_input_len:
             raise EngineRefusal(
-                "above 0 is not supported: this model has max_beam_width above 1, which puts TensorRT-LLM into beam "
-                "search for all requests; use 0, or a model with max_beam_width 1",
-                "temperature",
+                f"is {request.sampling.max_tokens}, and with batch_scheduler_policy max_utilization prompt and answer "
+                f"together may have {self._max_input_len + 1} tokens at most; lower it, or set the model parameter "
+                "enable_chunked_context",
+                "max_tokens",
             )
 
     def add_round(self, request: EngineRequest, draft: list[int] | None) -> None:

@@ -81,8 +81,7 @@ class LlmEngine:
         self._lora_dir = Path(options.lora_dir) if options.lora_dir else None
         self._adapters: dict[str, Any] = {}
         old_sampler = installed.executor is not None  # releases that still had engines: penalties need TRTLLMSampler
-        arguments = llm_arguments(options, self._api, old_sampler, max_running or DEFAULT_MAX_RUNNING)
-        self._llm = _load(installed.llm, folder, arguments, old_sampler)
+        self._llm = load_llm(folder, options, installed, max_running or DEFAULT_MAX_RUNNING)
         self._salts = "cache_salt" in inspect.signature(self._llm.generate_async).parameters
         self.info = EngineInfo(
             name="tensorrt_llm",
@@ -135,6 +134,7 @@ class LlmEngine:
     # -- the seam ----------------------------------------------------------------------------------------------------
 
     def add(self, request: EngineRequest) -> None:
+        self._check_beams(request.sampling.beam_width)
         live = _Live(request, split_stops(request.sampling, self.info.stop_token_ids))
         try:
             params = llm_sampling_params(self._api, request, live.stops)
@@ -148,6 +148,17 @@ class LlmEngine:
         except (ValueError, TypeError, RuntimeError) as error:
             raise EngineRefusal(first_line(error)) from None
         self._live[request.request_id] = live
+
+    def _check_beams(self, width: int) -> None:
+        """The PyTorch flow has one beam width for all requests; it would fail a request of another one late, in
+        words of its own. Raises `EngineRefusal`.
+        """
+        if width != self.info.max_beam_width:
+            raise EngineRefusal(
+                f"is {width}, and on the PyTorch flow every request of this model searches with "
+                f"{self.info.max_beam_width} beams (max_beam_width); set it to that, or use a model without it",
+                "beam_width",
+            )
 
     def cancel(self, request_id: int) -> None:
         live = self._live.get(request_id)
@@ -384,6 +395,13 @@ def llm_arguments(options: TensorRtLlmOptions, api: Any, old_sampler: bool, max_
     if old_sampler and not options.speculative:
         arguments["sampler_type"] = "TRTLLMSampler"  # renamed from enable_trtllm_sampler; `_load` tries both
     return {**arguments, **options.llm_arguments}
+
+
+def load_llm(folder: Path, options: TensorRtLlmOptions, installed: Installed, max_running: int) -> Any:
+    """tensorrt_llm.LLM of a checkpoint. Raises `LoadError` with what it says."""
+    old_sampler = installed.executor is not None
+    api = importlib.import_module("tensorrt_llm.llmapi")
+    return _load(installed.llm, folder, llm_arguments(options, api, old_sampler, max_running), old_sampler)
 
 
 def _load(llm: Any, folder: Path, arguments: dict[str, Any], old_sampler: bool) -> Any:

@@ -29,6 +29,11 @@ log = logging.getLogger("inflight.engine_worker")
 
 SPEC_VARIABLE = "INFLIGHT_WORKER_SPEC"  # ranks on other nodes do not see the run folder
 PASSED_ON = ("PYTHONPATH", "PATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", SPEC_VARIABLE)
+ENVIRONMENT = {
+    "OMPI_MCA_mpi_yield_when_idle": "1",  # ranks that wait leave the cores to others
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",  # containers run as root
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+}
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID")
 PR_SET_PDEATHSIG = 1
 INSTALL = {"mpirun": "apt-get install openmpi-bin", "srun": "install Slurm's client tools"}
@@ -55,18 +60,14 @@ def ranks_command(
             f"the engine was built for {world} GPUs and its ranks start under {launcher}, which is not installed: "
             f"{INSTALL[launcher]}."
         )
-    more = {
-        SPEC_VARIABLE: json.dumps(spec.to_json()),
-        "OMPI_MCA_mpi_yield_when_idle": "1",  # ranks that wait leave the cores to others
-        "OMPI_ALLOW_RUN_AS_ROOT": "1",  # containers run as root
-        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    }
+    more = {SPEC_VARIABLE: json.dumps(spec.to_json()), **ENVIRONMENT}
     rank = [python, "-m", __name__, str(run_folder)]
-    command = _srun(options, world) if launcher == "srun" else _mpirun(options, world, {**environment, **more})
+    command = _srun(options, world) if launcher == "srun" else mpirun(options, world, {**environment, **more})
     return [python, "-m", __name__, "--launch", *command, *options.mpi_arguments, *rank], more
 
 
-def _mpirun(options: TensorRtLlmOptions, world: int, environment: Mapping[str, str]) -> list[str]:
+def mpirun(options: TensorRtLlmOptions, world: int, environment: Mapping[str, str]) -> list[str]:
+    """Start of a command for `world` ranks; what they need of `environment` is passed on."""
     command = ["mpirun", "-n", str(world), "--bind-to", "none"]
     command += ["--hostfile", options.mpi_hostfile] if options.mpi_hostfile else ["--oversubscribe"]
     for name in environment:

@@ -140,7 +140,7 @@ def read_options(values: Mapping[str, Any]) -> TensorRtLlmOptions:
             "decoding_mode lookahead needs lookahead_window_size, lookahead_ngram_size and "
             "lookahead_verification_set_size; set all three."
         )
-    if options.max_beam_width > 1 and options.decoding_mode in SPECULATIVE_MODES:
+    if options.max_beam_width > 1 and options.decoding_mode not in ("", "beam_search"):
         raise LoadError(f"decoding_mode {options.decoding_mode} works without beams only; set max_beam_width to 1.")
     return options
 

@@ -7,7 +7,8 @@ from trtllm_double.options import options, profile
 if options().import_fails:
     raise ImportError("libnvinfer.so.10: cannot open shared object file: No such file or directory")
 
-from trtllm_double.llm import LLM, SamplingParams
+from trtllm_double.llm import LLM
+from trtllm_double.llm_types import SamplingParams
 
 __version__ = profile()["version"]
 print(f"[TensorRT-LLM] TensorRT-LLM version: {__version__}", file=sys.stderr)

@@ -194,6 +194,15 @@ class ExecutorDouble:
             return (
                 f"Requested beam width {sampling.beam_width} is larger than configured ({self._config.max_beam_width})."
             )
+        evicts = self._config.scheduler_config.capacity_scheduler_policy.name != "GUARANTEED_NO_EVICT"
+        begun_anew = request.streaming and evicts and not self._config.enable_chunked_context
+        if begun_anew and length + request.max_tokens - 1 > limits["max_input_len"]:
+            return "Request sequence length is potentially greater than max input length."
+        output = request.output_config
+        if output.return_context_logits and not limits.get("gather_context_logits"):
+            return "Return context logit need to build engine with gather_context_logits"
+        if output.return_generation_logits and not self._config.gather_generation_logits:
+            return "To return generation logits, gather_generation_logits must be enabled in ExecutorConfig"
         if not 0.0 <= request.priority <= 1.0:
             return "priority must be between 0 and 1"
         if request.max_tokens < 1:
@@ -262,6 +271,8 @@ class ExecutorDouble:
         self._waiting.sort(key=lambda live: -live.priority)
         while self._waiting:
             live = self._waiting[0]
+            if self._running and live.beam_width != self._running[0].beam_width:
+                return  # one beam width at a time; the head of the queue holds up those behind it
             places = sum(len(other.sequences) for other in self._running) + len(live.sequences)
             used = sum(other.blocks(size, no_evict) for other in self._running)
             if self._running and (places > self._batch or used + live.blocks(size, no_evict) > self._pool):

@@ -20,6 +20,7 @@ class LiveSequence:
         self.state = state
         self.index = index
         self.tokens: list[int] = []
+        self.states: list[int] = []  # before each token
         self.logprobs: list[float] = []
         self.sent = 0
         self.end_logprob = 0.0  # of the end token, which is in the sum and not in the output
@@ -111,6 +112,7 @@ class LiveRequest:
                 return
             if at_end:
                 token = tokens.next_token(sequence.state, self.vocabulary, sequence.tokens, request.bad_words or ())
+            sequence.states.append(sequence.state)
             sequence.logprobs.append(tokens.logprob(sequence.state))
             sequence.tokens.append(token)
             sequence.state = tokens.advance(sequence.state, token)
@@ -157,6 +159,8 @@ class LiveRequest:
         if output.return_log_probs:
             result.log_probs = [sequence.logprobs[:]]  # all so far, although the tokens are increments
             result.cum_log_probs = [sum(sequence.logprobs) + sequence.end_logprob]
+        if output.return_generation_logits:
+            result.generation_logits = tokens.logits(sequence.states, self.vocabulary)[None]
         result.finish_reasons = [NAMES["FinishReason"][sequence.finish or "NOT_FINISHED"]]
         result.sequence_index = sequence.index
         result.is_sequence_final = sequence.finish is not None

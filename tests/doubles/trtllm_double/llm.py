@@ -1,195 +1,20 @@
-"""The high-level interface: LLM on checkpoints (PyTorch flow), its parameters and its outputs.
-
-Field names: tensorrt_llm/llmapi/llm_args.py and tensorrt_llm/sampling_params.py near 1.2 (facts sheet, section 3).
-"""
+"""The high-level interface: LLM on checkpoints (PyTorch flow), and its outputs."""
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
+import itertools
 import json
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 from trtllm_double import tokens
 from trtllm_double.guides import guided_tokens
+from trtllm_double.llm_types import ARGUMENTS, GuidedDecodingParams, Logprob, LoRARequest, SamplingParams
 from trtllm_double.options import options, profile
 
-ARGUMENTS = frozenset(
-    [
-        "model",
-        "tokenizer",
-        "tokenizer_mode",
-        "skip_tokenizer_init",
-        "trust_remote_code",
-        "tensor_parallel_size",
-        "dtype",
-        "revision",
-        "tokenizer_revision",
-        "pipeline_parallel_size",
-        "context_parallel_size",
-        "gpus_per_node",
-        "moe_cluster_parallel_size",
-        "moe_tensor_parallel_size",
-        "moe_expert_parallel_size",
-        "enable_attention_dp",
-        "load_format",
-        "enable_lora",
-        "lora_config",
-        "kv_cache_config",
-        "enable_chunked_prefill",
-        "guided_decoding_backend",
-        "iter_stats_max_iterations",
-        "request_stats_max_iterations",
-        "peft_cache_config",
-        "scheduler_config",
-        "speculative_config",
-        "max_batch_size",
-        "max_input_len",
-        "max_seq_len",
-        "max_beam_width",
-        "max_num_tokens",
-        "gather_generation_logits",
-        "num_postprocess_workers",
-        "return_perf_metrics",
-        "cuda_graph_config",
-        "disable_overlap_scheduler",
-        "moe_config",
-        "attn_backend",
-        "sampler_type",
-        "enable_iter_perf_stats",
-        "enable_iter_req_stats",
-        "print_iter_log",
-        "torch_compile_config",
-        "stream_interval",
-    ]
-)
-
-
-@dataclasses.dataclass(kw_only=True)
-class SamplingParams:
-    """The fields of the real dataclass, with its defaults and its checks."""
-
-    end_id: int | None = None
-    pad_id: int | None = None
-    max_tokens: int = 32
-    bad: Any = None
-    bad_token_ids: Any = None
-    stop: Any = None
-    stop_token_ids: Any = None
-    include_stop_str_in_output: bool = False
-    embedding_bias: Any = None
-    n: int = 1
-    best_of: int | None = None
-    use_beam_search: bool = False
-    top_k: int | None = None
-    top_p: float | None = None
-    top_p_min: float | None = None
-    top_p_reset_ids: int | None = None
-    top_p_decay: float | None = None
-    seed: int | None = None
-    temperature: float | None = None
-    min_tokens: int | None = None
-    beam_search_diversity_rate: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    length_penalty: float | None = None
-    early_stopping: int | None = None
-    no_repeat_ngram_size: int | None = None
-    min_p: float | None = None
-    logprobs: int | None = None
-    prompt_logprobs: int | None = None
-    exclude_input_from_output: bool = True
-    return_perf_metrics: bool = False
-    guided_decoding: Any = None
-    ignore_eos: bool = False
-    detokenize: bool = True
-    add_special_tokens: bool = True
-    skip_special_tokens: bool = True
-
-    def __post_init__(self) -> None:
-        allowed = os.environ.get("TLLM_ALLOW_N_GREEDY_DECODING")
-        if self.n > 1 and self.greedy and not self.use_beam_search and not allowed:
-            raise ValueError("Greedy decoding in the LLM API does not allow multiple returns.")
-        if self.n > (self.best_of or self.n):
-            raise ValueError("n cannot be larger than best_of")
-
-    @property
-    def greedy(self) -> bool:
-        """As in 1.1 and later."""
-        named = (self.temperature, self.top_p, self.top_k)
-        return named == (None, None, None) or self.top_k == 1 or self.top_p == 0 or self.temperature == 0
-
-
-@dataclasses.dataclass(kw_only=True)
-class GuidedDecodingParams:
-    """Exactly one field is set."""
-
-    json: Any = None
-    regex: str | None = None
-    grammar: str | None = None
-    json_object: bool = False
-    structural_tag: str | None = None
-
-
-@dataclasses.dataclass
-class LoRARequest:
-    """Raises `ValueError` when the path does not exist."""
-
-    lora_name: str
-    lora_int_id: int
-    lora_path: str = ""
-    lora_ckpt_source: str = "hf"
-
-    def __post_init__(self) -> None:
-        if not Path(self.lora_path).exists():
-            raise ValueError(f"lora_path ({self.lora_path}) does not exist.")
-
-
-class _Config:
-    def __init__(self, **values: Any) -> None:
-        unknown = set(values) - set(self.FIELDS)
-        if unknown:
-            raise ValueError(f"Extra inputs are not permitted: {', '.join(sorted(unknown))}")
-        self.__dict__.update(dict.fromkeys(self.FIELDS) | values)
-
-    FIELDS: tuple[str, ...] = ()
-
-
-class KvCacheConfig(_Config):
-    """Of the high-level interface; not the bindings' class."""
-
-    FIELDS = ("enable_block_reuse", "max_tokens", "free_gpu_memory_fraction", "host_cache_size", "dtype")
-    FIELDS += ("enable_partial_reuse", "max_attention_window", "sink_token_length", "tokens_per_block")
-
-
-class LookaheadDecodingConfig(_Config):
-    """Engines only."""
-
-    FIELDS = ("max_window_size", "max_ngram_size", "max_verification_set_size")
-
-
-class NGramDecodingConfig(_Config):
-    """Prompt lookup."""
-
-    FIELDS = ("max_draft_len", "max_matching_ngram_size", "is_keep_all", "is_use_oldest", "is_public_pool")
-
-
-class EagleDecodingConfig(_Config):
-    """EAGLE-3 on the PyTorch flow."""
-
-    FIELDS = ("max_draft_len", "speculative_model_dir", "eagle3_one_model")
-
-
-@dataclasses.dataclass
-class Logprob:
-    """One entry of a token's log-probabilities."""
-
-    logprob: float
-    rank: int | None = None
+BLOCK = 32  # tokens of a KV block
 
 
 class CompletionOutput:
@@ -212,6 +37,7 @@ class RequestOutput:
         self.request_id = request_id
         self.outputs = outputs
         self.finished = False
+        self.context_logits: Any = None
         self._aborted = False
         self._changed = asyncio.Event()
         self.error: Exception | None = None
@@ -261,6 +87,7 @@ class _TorchLLM:
         self._ids = iter(range(1, 1 << 62))
         self._tasks: set[asyncio.Task[None]] = set()
         self._made = 0
+        self._known: set[tuple[int, ...]] = set()  # first blocks of prompts
 
     def generate_async(
         self,
@@ -285,14 +112,36 @@ class _TorchLLM:
             raise ValueError("guided decoding is not enabled")
         count = params.best_of or params.n if params.use_beam_search else params.n
         request = RequestOutput(next(self._ids), [CompletionOutput(index) for index in range(params.n)])
+        if params.return_context_logits:
+            request.context_logits = self._context_logits(prompt)
         adapter = lora_request.lora_int_id if lora_request else 0
         forced = self._forced(params.guided_decoding)
-        seed = None if params.greedy or params.use_beam_search else params.seed
-        states = [tokens.start(prompt, seed, index, adapter) for index in range(count)]
+        sampled = None if params.greedy else params.seed
+        seeds = [(index or None) if params.use_beam_search else sampled for index in range(count)]
+        states = [tokens.start(prompt, seed, index, adapter) for index, seed in enumerate(seeds)]
         task = loop.create_task(self._generate(request, params, states, forced))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return request
+
+    def generate(self, inputs: list[list[int]], sampling_params: SamplingParams | None = None) -> list[RequestOutput]:
+        """One output for each prompt, in their order."""
+
+        async def all_of_them() -> list[RequestOutput]:
+            outputs = [self.generate_async(each, sampling_params) for each in inputs]
+            await asyncio.gather(*self._tasks)
+            return outputs
+
+        return asyncio.run(all_of_them())
+
+    def _context_logits(self, prompt: list[int]) -> Any:
+        """Of every prompt token; where blocks are reused, of those behind the known ones only, without a word."""
+        cache = self._kwargs.get("kv_cache_config")
+        known = tuple(prompt[:BLOCK])
+        skipped = BLOCK if known in self._known and (cache is None or cache.enable_block_reuse is not False) else 0
+        self._known.add(known)
+        states = itertools.accumulate(prompt, tokens.advance, initial=tokens.start([]))
+        return tokens.logits(list(states)[1 + skipped :], self._vocabulary)
 
     def _forced(self, guide: GuidedDecodingParams | None) -> list[int] | None:
         if guide is None:
@@ -309,6 +158,14 @@ class _TorchLLM:
     async def _generate(
         self, request: RequestOutput, params: SamplingParams, states: list[int], forced: list[int] | None
     ) -> None:
+        widest = self._kwargs.get("max_beam_width", 1)
+        if (len(states) if params.use_beam_search else 1) != widest:
+            request.error = RuntimeError(
+                f"Request beam width {len(states) if params.use_beam_search else 1} is not equal to max_beam_width "
+                f"{widest}. This is not supported!"
+            )
+            request._changed.set()
+            return
         while not request.finished:
             await asyncio.sleep(options().step_ms / 1000)
             self._made += 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 MASK = (1 << 64) - 1
 FIRST, COUNT = 300, 12_000  # ordinary tokens of any byte-level vocabulary
@@ -36,6 +38,28 @@ def candidate(state: int, attempt: int, vocabulary: int) -> int:
 def logprob(state: int) -> float:
     """The log-probability of a token chosen in `state`."""
     return -((state >> 40) % 1000) / 500.0 - 0.001
+
+
+def logits(states: Sequence[int], vocabulary: int) -> Any:
+    """[states, vocabulary] as a torch tensor: the next token has its log-probability, all others share the rest."""
+    import torch
+
+    rows = torch.empty(len(states), vocabulary)
+    for row, state in zip(rows, states, strict=True):
+        row.fill_(math.log(-math.expm1(logprob(state)) / (vocabulary - 1)))
+        row[next_token(state, vocabulary, ())] = logprob(state)
+    return rows
+
+
+def perplexity(windows: Sequence[Sequence[int]], vocabulary: int) -> float:
+    """Of texts under those logits, without a tensor; for tests."""
+    losses = []
+    for window in windows:
+        for length in range(1, len(window)):
+            state = start(window[:length])
+            hit = next_token(state, vocabulary, ()) == window[length]
+            losses.append(-logprob(state) if hit else -math.log(-math.expm1(logprob(state)) / (vocabulary - 1)))
+    return math.exp(sum(losses) / len(losses))
 
 
 def next_token(state: int, vocabulary: int, made: Sequence[int], bad_words: Sequence[Sequence[int]] = ()) -> int:

@@ -6,6 +6,8 @@ import random
 
 from inflight.grammar.network import Network
 
+Stack = tuple[tuple[str, int], ...]  # (rule, state) of every rule that has been entered; empty at the end of a text
+
 
 def sample(network: Network, rng: random.Random, length: int = 120) -> str | None:
     """A text that the network allows; beyond `length` it takes every way out, and gives up (None) at four times it."""
@@ -35,15 +37,9 @@ def sample(network: Network, rng: random.Random, length: int = 120) -> str | Non
 
 def accepts(network: Network, text: str) -> bool:
     """Whether the network allows `text`: all ways are followed, so a conflict cannot hide."""
-    configurations: set[tuple[tuple[str, int], ...]] = _closed(network, {((network.root, 0),)})
+    configurations = _closed(network, {((network.root, 0),)})
     for char in text:
-        moved = set()
-        for stack in configurations - {()}:
-            rule, place = stack[-1]
-            for low, high, target in network.rules[rule][place].moves:
-                if low <= ord(char) <= high:
-                    moved.add((*stack[:-1], (rule, target)))
-        configurations = _closed(network, moved)
+        configurations = _closed(network, _moved(network, configurations, char))
     return () in configurations
 
 
@@ -52,18 +48,25 @@ def ways(network: Network, text: str) -> int:
     most = 0
     configurations = _closed(network, {((network.root, 0),)})
     for char in text:
-        moved = set()
-        for stack in configurations - {()}:
-            rule, place = stack[-1]
-            for low, high, target in network.rules[rule][place].moves:
-                if low <= ord(char) <= high:
-                    moved.add((*stack[:-1], (rule, target)))
+        moved = _moved(network, configurations, char)
         most = max(most, len(moved))
         configurations = _closed(network, moved)
     return most
 
 
-def _closed(network: Network, stacks: set[tuple[tuple[str, int], ...]]) -> set[tuple[tuple[str, int], ...]]:
+def _moved(network: Network, stacks: set[Stack], char: str) -> set[Stack]:
+    """The configurations behind `char`, before any rule is entered or left."""
+    moved = set()
+    for stack in stacks - {()}:
+        rule, place = stack[-1]
+        for low, high, target in network.rules[rule][place].moves:
+            if low <= ord(char) <= high:
+                moved.add((*stack[:-1], (rule, target)))
+    return moved
+
+
+def _closed(network: Network, stacks: set[Stack]) -> set[Stack]:
+    """With all that follow without a character: rules entered and left."""
     found = set()
     left = list(stacks)
     seen = set(left)

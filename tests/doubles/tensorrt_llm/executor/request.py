@@ -1,5 +1,5 @@
 """LoRA requests of the high-level interface."""
 
-from trtllm_double.llm import LoRARequest
+from trtllm_double.llm_types import LoRARequest
 
 __all__ = ["LoRARequest"]

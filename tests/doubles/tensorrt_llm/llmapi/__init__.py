@@ -1,6 +1,6 @@
 """The high-level names that the engine uses."""
 
-from trtllm_double.llm import (
+from trtllm_double.llm_types import (
     EagleDecodingConfig,
     GuidedDecodingParams,
     KvCacheConfig,

@@ -1,0 +1,125 @@
+"""The parts of the self-check that are TensorRT-LLM's own: facts, building an engine, its perplexity, trtllm-bench.
+
+A self-check of another engine has the same four functions in a module of its own, and a line in gpu_selfcheck.KINDS.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from _layout import BACKEND_SOURCE, REPOSITORY
+from _prompts import prompts
+from _selfcheck_report import EngineReport
+from _selfcheck_run import result_of, run
+
+if str(BACKEND_SOURCE) not in sys.path:
+    sys.path.append(str(BACKEND_SOURCE))
+from inflight.engines.tensorrt_llm_mpi import ENVIRONMENT as MPI_ENVIRONMENT
+from inflight.engines.tensorrt_llm_mpi import mpirun
+from inflight.engines.tensorrt_llm_options import TensorRtLlmOptions
+from inflight.engines.tensorrt_llm_probe import (
+    DirectoryKind,
+    directory_kind,
+    engine_facts,
+    read_config,
+)
+from inflight.errors import LoadError
+
+FACTS_S, BUILD_S, PERPLEXITY_S, BENCH_S = 600, 5400, 3600, 1800
+RECIPES = ("none", "fp8", "int8-sq")
+PROMPT_TOKENS, ANSWER_TOKENS, REQUESTS = 64, 64, 128
+
+
+def check_facts(output: Path) -> dict[str, Any]:
+    """The table against the installed package, in a process of its own."""
+    target = output / "facts.json"
+    facts = result_of(
+        [sys.executable, str(Path(__file__).with_name("_selfcheck_facts.py")), str(target)], target, FACTS_S
+    )
+    if "problem" in facts:
+        return {"problem": f"tensorrt_llm cannot be looked into: {facts['problem']}"}
+    return facts
+
+
+def build(model: Path, recipe: str, output: Path) -> EngineReport:
+    """Build one engine with build_engine."""
+    directory = output / f"engine-{recipe}"
+    report = EngineReport(recipe, str(directory))
+    command = [sys.executable, "-m", "build_engine", "build", str(model.resolve()), "--target", "tensorrt-llm"]
+    command += ["--quantization", recipe, "--output", str(directory), "--force"]
+    path = os.pathsep.join([str(REPOSITORY), str(BACKEND_SOURCE), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    began = time.monotonic()
+    problem = run(command, BUILD_S, {**os.environ, "PYTHONPATH": path})
+    report.built_s = time.monotonic() - began
+    report.problem = f"build: {problem}" if problem else ""
+    return report
+
+
+def perplexity(engine: Path, output: Path) -> dict[str, Any]:
+    """What `_selfcheck_perplexity.py` finds, on as many ranks as the engine has."""
+    target = output / f"perplexity-{engine.name}.json"
+    command = [sys.executable, str(Path(__file__).with_name("_selfcheck_perplexity.py")), str(engine), str(target)]
+    environment = dict(os.environ)
+    try:
+        ranks = ranks_of(engine)
+    except LoadError as error:
+        return {"problem": str(error)}
+    if ranks > 1:
+        environment |= MPI_ENVIRONMENT
+        command = [*mpirun(TensorRtLlmOptions(), ranks, environment), *command]
+    return result_of(command, target, PERPLEXITY_S, environment)
+
+
+def ranks_of(engine: Path) -> int:
+    """Of a compiled engine; 0 for a checkpoint, whose ranks TensorRT-LLM starts by itself. Raises `LoadError`."""
+    config = read_config(engine)
+    return engine_facts(engine, config).world_size if directory_kind(config) is DirectoryKind.ENGINE else 0
+
+
+def bench(report: EngineReport, model: Path, output: Path) -> dict[str, Any]:
+    """Throughput of trtllm-bench on the same engine with the load of our widest level, and ours as a share of it."""
+    if shutil.which("trtllm-bench") is None:
+        return {"note": "left out: trtllm-bench is not on PATH"}
+    engine = Path(report.directory)
+    width, ours = widest(report.load or {})
+    dataset, target = output / "bench.jsonl", output / f"bench-{report.name}.json"
+    texts = islice(prompts("bench", PROMPT_TOKENS), REQUESTS)  # about a token a word
+    rows = [{"task_id": number, "prompt": text, "output_tokens": ANSWER_TOKENS} for number, text in enumerate(texts)]
+    dataset.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    try:
+        compiled = ranks_of(engine) > 0
+    except LoadError as error:
+        return {"problem": str(error)}
+    command = ["trtllm-bench", "--model", str(model), "--model_path", str(model if compiled else engine), "throughput"]
+    command += ["--dataset", str(dataset), "--concurrency", str(width), "--streaming", "--report_json", str(target)]
+    command += ["--backend", "tensorrt", "--engine_dir", str(engine)] if compiled else ["--backend", "pytorch"]
+    found = result_of(command, target, BENCH_S)
+    if "problem" in found:
+        return found
+    try:
+        theirs = float(found["performance"]["system_output_throughput_tok_s"])
+    except (ValueError, KeyError, TypeError) as error:
+        return {"problem": f"its report has no throughput: {error!r}"}
+    return {
+        "concurrency": width,
+        "trtllm_bench_tokens_per_s": theirs,
+        "served_tokens_per_s": ours,
+        "ratio": ours / theirs if ours is not None and theirs > 0 else None,
+    }
+
+
+def widest(load: Mapping[str, Any]) -> tuple[int, float | None]:
+    """(concurrency, tokens/s) of the widest level that was measured; (32, None) where none was."""
+    levels = load.get("levels") or []
+    if not levels:
+        return 32, None
+    level = max(levels, key=lambda each: float(each["value"]))
+    return int(level["value"]), float(level["tokens_per_s"])
