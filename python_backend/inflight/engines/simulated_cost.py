@@ -48,6 +48,7 @@ class SimulatedOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     context_ns_per_token: _Cost = 0.0
     compute_us_per_token: _Cost = 0.0
     attention_ps_per_pair: _Cost = 0.0
+    overhead_ms: _Cost = 0.0
     real_time: bool = True
     max_seq_len: _Positive = 8192
     max_running: _Positive = 256
@@ -87,16 +88,17 @@ def step_seconds(options: SimulatedOptions, work: Work) -> float:
     """Seconds of one step: the longer of its memory side and its arithmetic, and what comes on top of both.
 
         max(step_ms + context × context_ns,  (prefilled + verified) × compute_us + pairs × attention_ps)
-        + prefilled × prefill_us + decoding × decode_us
+        + prefilled × prefill_us + decoding × decode_us + overhead_ms
 
     That is the roofline of one step (build_engine/planning/roofline.py has the sources): `step_ms` is the time to read
-    the weights once and `context_ns_per_token` to read one token's keys and values; the defaults leave the arithmetic
-    out and take a step's cost to be linear, as measured on a CPU.
+    the weights once, `context_ns_per_token` to read one token's keys and values, `overhead_ms` to schedule and launch;
+    the defaults leave the arithmetic out and take a step's cost to be linear, as measured on a CPU.
     """
     memory_us = options.step_ms * 1e3 + work.context * options.context_ns_per_token / 1e3
     compute_us = (work.prefilled + work.verified) * options.compute_us_per_token
     compute_us += work.pairs * options.attention_ps_per_pair / 1e6
     on_top = work.prefilled * options.prefill_us_per_token + work.decoding * options.decode_us_per_sequence
+    on_top += options.overhead_ms * 1e3
     return (max(memory_us, compute_us) + on_top) / 1e6
 
 

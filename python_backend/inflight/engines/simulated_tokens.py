@@ -63,7 +63,8 @@ class Answer:
         eos_at = max(eos_every, sampling.min_tokens + 1)
         if eos_every and vocabulary.eos in sampling.stop_token_ids and eos_at <= self.length:
             self.length, self.finish, self.ends_with_eos = eos_at, FinishReason.STOP, True
-        self.ids = chain.from_iterable(run.tolist() for run in self._runs())
+        # Nothing that refers to this answer: an answer that nobody takes to its end is then freed at once.
+        self.ids = chain.from_iterable(map(np.ndarray.tolist, _runs(self._start, self.length, vocabulary.tokens)))
 
     def draws(self) -> random.Random:
         """Chances of its own, for the drafts that are accepted."""
@@ -72,27 +73,28 @@ class Answer:
     def first(self, count: int) -> list[int]:
         """The first `count` tokens, which it need not have given yet."""
         found: list[int] = []
-        for run in self._runs():
+        for run in _runs(self._start, self.length, self._vocabulary.tokens):
             found += run.tolist()
             if len(found) >= count:
                 break
         del found[count:]
         return found
 
-    def _runs(self) -> Iterator[npt.NDArray[np.int64]]:
-        place, left, tokens = self._start, self.length, self._vocabulary.tokens
-        while left > 0:
-            count = min(_RUN, left)
-            places = _FACTORS[:count] * np.uint64(place) + _OFFSETS[:count]
-            yield tokens[((places >> np.uint64(33)) % np.uint64(len(tokens))).astype(np.intp)]
-            place = int(places[-1])
-            left -= count
-
     def _end_at_stop(self, stops: Sequence[int], min_tokens: int) -> None:
         before = 0
-        for run in self._runs():
+        for run in _runs(self._start, self.length, self._vocabulary.tokens):
             for place in np.flatnonzero(np.isin(run, stops)).tolist():
                 if before + place + 1 > min_tokens:
                     self.length, self.finish = before + place + 1, FinishReason.STOP
                     return
             before += len(run)
+
+
+def _runs(place: int, left: int, tokens: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
+    """`left` tokens that follow the place, a run at a time."""
+    while left > 0:
+        count = min(_RUN, left)
+        places = _FACTORS[:count] * np.uint64(place) + _OFFSETS[:count]
+        yield tokens[((places >> np.uint64(33)) % np.uint64(len(tokens))).astype(np.intp)]
+        place = int(places[-1])
+        left -= count
