@@ -6,6 +6,7 @@ and `InflightBatch`, is the one that serves.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
 import random
@@ -93,10 +94,14 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """KV blocks after one step: `used` by running sequences, `reserved` for their worst case."""
+    """The KV cache after one step: `tokens` of running requests in it, blocks in use, blocks `reserved` for their worst
+    case.
+    """
 
+    at: float
     seconds: float  # that the step took
     running: int
+    tokens: int
     used: int
     reserved: int
 
@@ -165,6 +170,13 @@ class Replica:
 
     def run(self, trace: Sequence[Arrival], watch: bool = False) -> Outcome:
         """Serve all of it. `watch` keeps a `Moment` for every step."""
+        gc.disable()  # millions of outputs and no cycles
+        try:
+            return self._run(trace, watch)
+        finally:
+            gc.enable()
+
+    def _run(self, trace: Sequence[Arrival], watch: bool) -> Outcome:
         served: dict[int, Served] = {}
         coming = iter(enumerate(trace))
         upcoming = next(coming, None)
@@ -177,12 +189,13 @@ class Replica:
                 upcoming = next(coming, None)
             self._start(queue.take(now), trace)
             if queue.running:
-                busy += self._step(trace, served)
+                took = self._step(trace, served)
+                busy += took
                 if watch:
                     stats = engine.stats()
-                    self._moments.append(
-                        Moment(stats.step_seconds, stats.running, stats.blocks_used, queue.blocks_used)
-                    )
+                    tokens = engine.context_tokens
+                    used, reserved = stats.blocks_used, queue.blocks_used
+                    self._moments.append(Moment(clock.seconds, took, stats.running, tokens, used, reserved))
                 continue
             soon = queue.next_wakeup(now)
             nexts = [upcoming[1].at] if upcoming is not None else []

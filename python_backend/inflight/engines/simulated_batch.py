@@ -128,6 +128,11 @@ class InflightBatch:
             accepted_tokens_total=self._accepted,
         )
 
+    @property
+    def context_tokens(self) -> int:
+        """Tokens of running sequences that the KV cache holds."""
+        return self._context + sum(each.prompt - each.prefill_left for each in self._reading)
+
     def close(self) -> None:
         """Forget everything."""
         for group in (self._reading, self._steady, self._varied, self._waiting):
