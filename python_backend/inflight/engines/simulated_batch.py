@@ -164,7 +164,7 @@ class InflightBatch:
             sequence.lease = self._pool.open(sequence.keys, self._blocks(sequence.prompt))
             if sequence.leader is None:
                 # The last token is always computed: its result is the first token of the answer.
-                reused = min(sequence.lease.held * self.options.block_size, sequence.prompt - 1)
+                reused = max(0, min(sequence.lease.held * self.options.block_size, sequence.prompt - 1))
                 sequence.prefill_left -= reused
                 self._reused += reused
             self._reading.append(sequence)
