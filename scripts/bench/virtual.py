@@ -187,7 +187,8 @@ class Replica:
             while upcoming is not None and upcoming[1].at <= now:
                 queue.offer(self._request(upcoming[0], upcoming[1].prompt, upcoming[1].answer), upcoming[1].at)
                 upcoming = next(coming, None)
-            self._start(queue.take(now), trace)
+            if queue.waiting:
+                self._start(queue.take(now), trace)
             if queue.running:
                 took = self._step(trace, served)
                 busy += took
