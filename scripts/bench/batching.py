@@ -270,25 +270,26 @@ def options_of(name: str, system: dict[str, Any], plan: dict[str, Any], folder: 
     return step_costs.options_for(replica, step_costs.Efficiency())
 
 
-def simulate(name: str, plan: dict[str, Any], engine: Path, output: Path) -> None:
-    """One system under every workload, on all cores; writes its record and a plot of each."""
+def simulate(name: str, plan: dict[str, Any], engine: Path, output: Path, workloads: Sequence[str] = ()) -> None:
+    """One system under these workloads (none: all), on all cores; writes a record and a plot of each."""
     system = plan["systems"][name]
     options = msgspec.structs.replace(options_of(name, system, plan, engine), max_running=plan["max_running"])
-    found = []
+    loads = [load for load in plan["workloads"] if not workloads or load["name"] in workloads]
     with ProcessPoolExecutor() as pool:
-        for load in plan["workloads"]:
-            found.append(compare(options, plan, load, pool))
-            print(json.dumps({"system": name, "workload": load["name"], "at": found[-1]["at_limits"]}), flush=True)
-            drawing = plot(name, found[-1], max(plan["latency_limits"]))
+        for load in loads:
+            found = compare(options, plan, load, pool)
+            print(json.dumps({"system": name, "workload": load["name"], "at": found["at_limits"]}), flush=True)
+            record = {"system": system, "costs": step_costs.engine_options(options)} | found
+            (output / f"{name}-{load['name']}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            drawing = plot(name, found, max(plan["latency_limits"]))
             (output / f"{name}-{load['name']}.svg").write_text(drawing, encoding="utf-8")
-    record = {"system": system, "costs": step_costs.engine_options(options), "workloads": found}
-    (output / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """See the module's text."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--system", nargs="+", choices=("cpu", "h200"), help="in virtual time, costs of these")
+    parser.add_argument("--workloads", nargs="+", default=(), metavar="NAME", help="only these; default: all")
     parser.add_argument("--real", action="store_true", help="on the real engine")
     parser.add_argument("--engine", type=Path, default=ENGINE, help="engine directory (openvino)")
     parser.add_argument("--output", type=Path, default=FOLDER)
@@ -301,7 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (args.output / "real.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         return 0
     for name in args.system:
-        simulate(name, plan, args.engine, args.output)
+        simulate(name, plan, args.engine, args.output, args.workloads)
     return 0
 
 

@@ -7,6 +7,7 @@ and `InflightBatch`, is the one that serves.
 from __future__ import annotations
 
 import gc
+import heapq
 import itertools
 import math
 import random
@@ -21,7 +22,7 @@ from _lengths import Lengths
 
 sys.path.append(str(BACKEND_SOURCE))
 from inflight.admission import AdmissionQueue
-from inflight.engines.base import EngineInfo, EngineOutput, EngineRequest, SamplingParams
+from inflight.engines.base import EngineInfo, EngineRequest, SamplingParams
 from inflight.engines.simulated_batch import InflightBatch
 from inflight.engines.simulated_cost import SimulatedOptions, capabilities
 from inflight.engines.simulated_tokens import Vocabulary
@@ -146,6 +147,8 @@ class Replica:
 
     def __init__(self, options: SimulatedOptions, policy: Policy, shared_prefix: int = 0) -> None:
         """`shared_prefix`: so many tokens are the same at the beginning of every prompt."""
+        if options.draft_tokens:
+            raise ValueError("a replica counts one token a step; drafts are not simulated in virtual time")
         self._options = msgspec.structs.replace(options, real_time=True)
         self._policy = policy
         self._shared = shared_prefix
@@ -165,7 +168,9 @@ class Replica:
         self._queue = AdmissionQueue(info, policy.batch, _NO_LIMIT, 0, policy.strategy, policy.max_wait_s)
         self._first: dict[int, float] = {}
         self._unseen: set[int] = set()  # started, and no token yet
-        self._left: dict[int, int] = {}  # tokens until the answer is whole, where the engine would go on
+        self._whole: list[
+            tuple[int, int]
+        ] = []  # heap: (step, place) where an answer is whole before the engine ends it
         self._moments: list[Moment] = []
 
     def run(self, trace: Sequence[Arrival], watch: bool = False) -> Outcome:
@@ -197,6 +202,11 @@ class Replica:
                     tokens = engine.context_tokens
                     used, reserved = stats.blocks_used, queue.blocks_used
                     self._moments.append(Moment(clock.seconds, took, stats.running, tokens, used, reserved))
+                else:
+                    before = clock.seconds
+                    most = self._whole[0][0] - engine.steps - 1 if self._whole else _NO_LIMIT
+                    engine.glide(math.inf if upcoming is None else upcoming[1].at, most)
+                    busy += clock.seconds - before
                 continue
             soon = queue.next_wakeup(now)
             nexts = [upcoming[1].at] if upcoming is not None else []
@@ -216,8 +226,6 @@ class Replica:
             own = trace[place]
             if not policy.padded:
                 prompt, answer = own.prompt, own.answer
-            if answer + policy.spare_tokens > own.answer:
-                self._left[place] = own.answer
             self._unseen.add(place)
             self._engine.add(self._request(place, prompt, answer))
 
@@ -229,31 +237,15 @@ class Replica:
             for place in [each.request_id for each in outputs if each.request_id in self._unseen]:
                 self._unseen.remove(place)
                 self._first[place] = now
-        if self._left:
-            self._count(outputs, trace, served, now)
+                heapq.heappush(self._whole, (self._engine.steps + trace[place].answer - 1, place))
+        while self._whole and self._whole[0][0] <= self._engine.steps:
+            place = heapq.heappop(self._whole)[1]
+            served[place] = Served(trace[place], self._first.pop(place), now)
+            if self._policy.spare_tokens and not self._policy.padded:
+                self._engine.cancel(place)
         for place in [each.request_id for each in outputs if each.finish is not None]:
-            if place not in served:
-                served[place] = Served(trace[place], self._first.pop(place), now)
             self._queue.release(place, now)
         return now - before
-
-    def _count(
-        self, outputs: Sequence[EngineOutput], trace: Sequence[Arrival], served: dict[int, Served], now: float
-    ) -> None:
-        """Answers that are whole before the engine ends them."""
-        for output in outputs:
-            place = output.request_id
-            left = self._left.get(place)
-            if left is None:
-                continue
-            left -= len(output.token_ids)
-            if left > 0:
-                self._left[place] = left
-                continue
-            del self._left[place]
-            served[place] = Served(trace[place], self._first.pop(place), now)
-            if output.finish is None and not self._policy.padded:
-                self._engine.cancel(place)
 
     def _request(self, place: int, prompt: int, answer: int) -> EngineRequest:
         shared = min(self._shared, prompt - 1)

@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any
 
+import msgspec
 import pytest
 
 from _lengths import parse_lengths
@@ -72,6 +73,20 @@ def test_what_clients_ask_for_is_reserved_and_what_they_get_is_used() -> None:
         assert {moment.reserved for moment in outcome.moments[:-1]} == {3 + spare // 32}
         assert max(moment.used for moment in outcome.moments) == 3
         assert max(moment.tokens for moment in outcome.moments) in (95, 96)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [Policy(batch=4), Policy("dynamic", 4, 0.05), Policy("static", 4, math.inf, padded=True), Policy(spare_tokens=40)],
+)
+def test_steps_that_are_taken_at_once_are_the_same_steps(how: Policy) -> None:
+    """A watched replica takes them one by one; arithmetic overtakes memory in some and not in others."""
+    options = msgspec.structs.replace(PLAIN, context_ns_per_token=9000.0, compute_us_per_token=2500.0, blocks=200)
+    trace = poisson(4.0, parse_lengths("uniform:1-90", 1), parse_lengths("sharegpt:40", 1), 64, 5)
+    slow, fast = (Replica(options, how).run(trace, watch=watch) for watch in (True, False))
+    assert [each.first for each in fast.served] == pytest.approx([each.first for each in slow.served])
+    assert [each.last for each in fast.served] == pytest.approx([each.last for each in slow.served])
+    assert fast.busy == pytest.approx(slow.busy)
 
 
 def test_a_shared_prefix_is_read_once() -> None:

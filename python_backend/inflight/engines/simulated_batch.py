@@ -7,49 +7,15 @@ its outputs. Sequences with drafts or log-probabilities vary and are taken one b
 
 from __future__ import annotations
 
-import enum
-import random
+import bisect
 from collections import deque
 from itertools import islice
 
 from inflight.engines.base import EngineOutput, EngineRefusal, EngineRequest, EngineStats, FinishReason
 from inflight.engines.simulated_cache import BlockPool, Lease, block_keys
 from inflight.engines.simulated_cost import Clock, SimulatedOptions, Work, step_seconds
+from inflight.engines.simulated_sequence import SimulatedSequence, State
 from inflight.engines.simulated_tokens import Answer, Vocabulary
-
-
-class _State(enum.Enum):
-    WAITING = "waiting"
-    READING = "reading"  # its prompt
-    DECODING = "decoding"
-    ENDED = "ended"
-
-
-class _Sequence:
-    """`reserved` is its worst case in blocks. The further ones of a request wait until `leader` has read the prompt."""
-
-    __slots__ = (
-        "answer", "began", "chances", "ids", "index", "keys", "last_step", "leader", "lease", "logprobs", "made",
-        "prefill_left", "prompt", "request", "request_id", "reserved", "state",
-    )  # fmt: skip
-
-    def __init__(self, request: EngineRequest, index: int, answer: Answer, leader: _Sequence | None) -> None:
-        self.request = request
-        self.request_id = request.request_id
-        self.index = index
-        self.answer = answer
-        self.ids = answer.ids
-        self.leader = leader
-        self.prompt = len(request.token_ids)
-        self.prefill_left = self.prompt if leader is None else 0
-        self.logprobs = request.sampling.logprobs >= 0
-        self.state = _State.WAITING
-        self.reserved = 0
-        self.keys: list[int] = []
-        self.lease: Lease | None = None
-        self.chances: random.Random | None = None  # of its drafts
-        self.made = 0  # tokens; of those on the agenda only once they have left it
-        self.began = self.last_step = 0  # steps with its first and last token
 
 
 class InflightBatch:
@@ -61,12 +27,13 @@ class InflightBatch:
         self._vocabulary = vocabulary
         self._clock = clock
         self._pool = BlockPool(options.blocks)
-        self._of_request: dict[int, list[_Sequence]] = {}
-        self._waiting: deque[_Sequence] = deque()
-        self._reading: list[_Sequence] = []
-        self._steady: list[_Sequence] = []  # one token a step
-        self._varied: list[_Sequence] = []
-        self._agenda: dict[int, list[_Sequence]] = {}  # step → steady sequences that end or need a block then
+        self._of_request: dict[int, list[SimulatedSequence]] = {}
+        self._waiting: deque[SimulatedSequence] = deque()
+        self._reading: list[SimulatedSequence] = []
+        self._steady: list[SimulatedSequence] = []  # one token a step
+        self._varied: list[SimulatedSequence] = []
+        self._ends: dict[int, list[SimulatedSequence]] = {}  # step → steady sequences that end then
+        self._growths: dict[int, list[SimulatedSequence]] = {}  # step → those that need another block then
         self._cancelled: list[int] = []
         self._steps = 0
         self._reserved = 0  # blocks, of running sequences
@@ -84,10 +51,10 @@ class InflightBatch:
         keys: list[int] = []
         if options.prefix_caching:
             keys = block_keys(request.token_ids, options.block_size, hash(request.cache_salt))
-        sequences: list[_Sequence] = []
+        sequences: list[SimulatedSequence] = []
         for index in range(request.sampling.num_sequences):
             answer = Answer(request, index, self._vocabulary, options.eos_every)
-            sequence = _Sequence(request, index, answer, sequences[0] if index else None)
+            sequence = SimulatedSequence(request, index, answer, sequences[0] if index else None)
             sequence.reserved, sequence.keys = reserved, keys
             sequences.append(sequence)
         self._of_request[request.request_id] = sequences
@@ -108,12 +75,44 @@ class InflightBatch:
         if not decoding and not work.prefilled:
             return outputs
         if self.options.real_time:
-            self._pay(work, decoding)
+            self._pay(work)
         self._steps += 1
         outputs += self._decode_steady()
         if self._varied:
             outputs += self._decode_varied()
         return outputs
+
+    def glide(self, until: float, most: int) -> None:
+        """Take up to `most` steps at once, those of them that begin before `until` on the clock and in which nothing
+        happens but that every sequence gets its next token. For simulations right after `step`: no outputs are made,
+        and the tokens of these steps never are.
+        """
+        if self._reading or self._varied or self._cancelled or not self._ends:
+            return
+        count = min(min(self._ends) - self._steps - 1, most)
+        if count < 2:
+            return
+        each = len(self._steady)
+        first, middle, last = (
+            self._seconds(Work(), self._context + each * place) for place in (0, (count - 1) // 2, count - 1)
+        )
+        slope = (last - first) / (count - 1)
+        if abs(first + slope * ((count - 1) // 2) - middle) > 1e-12:
+            return  # arithmetic overtakes memory on the way, so costs do not lie on one line
+        began = self._clock.now()
+        if began + _sum(first, slope, count - 1) >= until:
+            count = bisect.bisect_left(range(count), until - began, key=lambda steps: _sum(first, slope, steps))
+        for step in range(self._steps + 1, self._steps + count + 1):
+            self._grow(step)
+        self._steps += count
+        self._context += count * each
+        self._clock.sleep(_sum(first, slope, count))
+        self._due = self._clock.now()
+
+    @property
+    def steps(self) -> int:
+        """Steps taken so far."""
+        return self._steps
 
     def stats(self) -> EngineStats:
         """A snapshot; blocks that are only kept for reuse are not counted as used."""
@@ -147,9 +146,9 @@ class InflightBatch:
                 outputs.append(EngineOutput(request_id, sequence.index, [], FinishReason.CANCELLED))
                 self._retire(sequence)
         self._cancelled.clear()
-        self._waiting = deque(each for each in self._waiting if each.state is not _State.ENDED)
+        self._waiting = deque(each for each in self._waiting if each.state is not State.ENDED)
         for group in (self._reading, self._steady, self._varied):
-            group[:] = [each for each in group if each.state is not _State.ENDED]
+            group[:] = [each for each in group if each.state is not State.ENDED]
         return outputs
 
     def _admit(self) -> None:
@@ -160,7 +159,7 @@ class InflightBatch:
             sequence = waiting.popleft()
             places -= 1
             self._reserved += sequence.reserved
-            sequence.state = _State.READING
+            sequence.state = State.READING
             sequence.lease = self._pool.open(sequence.keys, self._blocks(sequence.prompt))
             if sequence.leader is None:
                 # The last token is always computed: its result is the first token of the answer.
@@ -186,11 +185,11 @@ class InflightBatch:
         self._reading = still
         return Work(prefilled=self.options.chunk_tokens - budget, pairs=pairs)
 
-    def _begin(self, sequence: _Sequence) -> None:
+    def _begin(self, sequence: SimulatedSequence) -> None:
         """Its first token comes in this step."""
         assert sequence.lease is not None
         self._pool.publish(sequence.lease)
-        sequence.state = _State.DECODING
+        sequence.state = State.DECODING
         self._context += sequence.prompt
         if self.options.draft_tokens:
             sequence.chances = sequence.answer.draws()
@@ -200,36 +199,41 @@ class InflightBatch:
         sequence.began = self._steps + 1
         sequence.last_step = self._steps + sequence.answer.length
         self._steady.append(sequence)
-        to_next_block = -sequence.prompt % self.options.block_size
-        self._note(sequence, sequence.began + to_next_block)
+        self._ends.setdefault(sequence.last_step, []).append(sequence)
+        self._grow_at(sequence, sequence.began + -sequence.prompt % self.options.block_size)
 
-    def _note(self, sequence: _Sequence, step: int) -> None:
-        self._agenda.setdefault(min(step, sequence.last_step), []).append(sequence)
+    def _grow_at(self, sequence: SimulatedSequence, step: int) -> None:
+        if step < sequence.last_step:
+            self._growths.setdefault(step, []).append(sequence)
 
-    def _pay(self, work: Work, decoding: int) -> None:
-        """Let the modelled time of this step pass."""
+    def _grow(self, step: int) -> None:
+        for sequence in self._growths.pop(step, ()):
+            if sequence.state is not State.ENDED:
+                assert sequence.lease is not None
+                self._pool.grow(sequence.lease, 1)
+                self._grow_at(sequence, step + self.options.block_size)
+
+    def _seconds(self, work: Work, context: int) -> float:
+        """What a step of the sequences that decode now costs, beside the prompts in `work`."""
         tokens_each = 1 + self.options.draft_tokens
-        work.decoding = decoding
-        work.verified = decoding * tokens_each
-        work.context = self._context
-        work.pairs += self._context * tokens_each
-        self._step_seconds = step_seconds(self.options, work)
+        work.decoding = len(self._steady) + len(self._varied)
+        work.verified = work.decoding * tokens_each
+        work.context = context
+        work.pairs += context * tokens_each
+        return step_seconds(self.options, work)
+
+    def _pay(self, work: Work) -> None:
+        """Let the modelled time of this step pass."""
+        self._step_seconds = self._seconds(work, self._context)
         now = self._clock.now()
         self._due = max(self._due, now) + self._step_seconds
         self._clock.sleep(max(0.0, self._due - now))
 
     def _decode_steady(self) -> list[EngineOutput]:
-        step, ending = self._steps, []
+        step = self._steps
         self._context += len(self._steady)
-        for sequence in self._agenda.pop(step, ()):
-            if sequence.state is _State.ENDED:
-                continue
-            if sequence.last_step == step:
-                ending.append(sequence)
-            else:
-                assert sequence.lease is not None
-                self._pool.grow(sequence.lease, 1)
-                self._note(sequence, step + self.options.block_size)
+        ending = [each for each in self._ends.pop(step, ()) if each.state is not State.ENDED]
+        self._grow(step)
         if ending:
             self._steady = [sequence for sequence in self._steady if sequence.last_step != step]
         outputs = [EngineOutput(each.request_id, each.index, [next(each.ids)]) for each in self._steady]
@@ -259,10 +263,10 @@ class InflightBatch:
             outputs.append(EngineOutput(sequence.request_id, sequence.index, token_ids, finish, logprobs=given))
             if finish is not None:
                 self._retire(sequence)
-        self._varied = [sequence for sequence in self._varied if sequence.state is not _State.ENDED]
+        self._varied = [sequence for sequence in self._varied if sequence.state is not State.ENDED]
         return outputs
 
-    def _accept(self, sequence: _Sequence, left: int) -> int:
+    def _accept(self, sequence: SimulatedSequence, left: int) -> int:
         """How many tokens this step gives: the drafts up to the first one that is refused, and one of the model's own
         (Leviathan et al., "Fast Inference from Transformers via Speculative Decoding", 2023).
         """
@@ -276,23 +280,23 @@ class InflightBatch:
         self._accepted += accepted
         return accepted + 1
 
-    def _retire(self, sequence: _Sequence) -> None:
+    def _retire(self, sequence: SimulatedSequence) -> None:
         """It has ended: its blocks go back, its place is free."""
         if sequence.lease is not None:
             self._reserved -= sequence.reserved
-            if sequence.state is _State.DECODING:
+            if sequence.state is State.DECODING:
                 if sequence.began:
                     sequence.made = self._steps - sequence.began + 1
                 self._context -= sequence.prompt + sequence.made
                 self._keep_answer(sequence, sequence.lease)
             self._pool.close(sequence.lease)
-        sequence.state = _State.ENDED
+        sequence.state = State.ENDED
         siblings = self._of_request[sequence.request_id]
         siblings.remove(sequence)
         if not siblings:
             del self._of_request[sequence.request_id]
 
-    def _keep_answer(self, sequence: _Sequence, lease: Lease) -> None:
+    def _keep_answer(self, sequence: SimulatedSequence, lease: Lease) -> None:
         """The next turn of a chat begins with this prompt and answer; the last token was never computed."""
         size = self.options.block_size
         known = len(sequence.keys) * size
@@ -305,3 +309,8 @@ class InflightBatch:
 
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self.options.block_size)
+
+
+def _sum(first: float, slope: float, count: int) -> float:
+    """The sum of first + (first + slope) + (first + 2 × slope) + …, `count` terms."""
+    return count * first + slope * count * (count - 1) / 2
