@@ -195,6 +195,12 @@ class Replica:
             if queue.waiting:
                 self._start(queue.take(now), trace)
             if queue.running:
+                if not watch:
+                    most = self._whole[0][0] - engine.steps - 1 if self._whole else _NO_LIMIT
+                    engine.glide(math.inf if upcoming is None else upcoming[1].at, most)
+                    if clock.seconds > now:  # and before the next step somebody may have come
+                        busy += clock.seconds - now
+                        continue
                 took = self._step(trace, served)
                 busy += took
                 if watch:
@@ -202,11 +208,6 @@ class Replica:
                     tokens = engine.context_tokens
                     used, reserved = stats.blocks_used, queue.blocks_used
                     self._moments.append(Moment(clock.seconds, took, stats.running, tokens, used, reserved))
-                else:
-                    before = clock.seconds
-                    most = self._whole[0][0] - engine.steps - 1 if self._whole else _NO_LIMIT
-                    engine.glide(math.inf if upcoming is None else upcoming[1].at, most)
-                    busy += clock.seconds - before
                 continue
             soon = queue.next_wakeup(now)
             nexts = [upcoming[1].at] if upcoming is not None else []

@@ -84,10 +84,10 @@ class InflightBatch:
 
     def glide(self, until: float, most: int) -> None:
         """Take up to `most` steps at once, those of them that begin before `until` on the clock and in which nothing
-        happens but that every sequence gets its next token. For simulations right after `step`: no outputs are made,
-        and the tokens of these steps never are.
+        happens but that every sequence gets its next token. For simulations: no outputs are made, and the tokens of
+        these steps never are.
         """
-        if self._reading or self._varied or self._cancelled or not self._ends:
+        if self._waiting or self._reading or self._varied or self._cancelled or not self._ends:
             return
         count = min(min(self._ends) - self._steps - 1, most)
         if count < 2:
