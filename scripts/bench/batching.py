@@ -41,6 +41,7 @@ from inflight.engines.simulated_cost import SimulatedOptions
 
 FOLDER = REPOSITORY / "docs" / "benchmarks" / "batching"
 SHARE = 0.95
+ACCURACY = REPOSITORY / "docs" / "benchmarks" / "simulated_accuracy.json"
 LONE_REQUESTS = 256
 NO_LIMIT = 1 << 40
 
@@ -255,13 +256,10 @@ def real(plan: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {"what": plan["real"], "costs": step_costs.engine_options(options), "turns": turns}
 
 
-def options_of(name: str, system: dict[str, Any], plan: dict[str, Any], folder: Path) -> SimulatedOptions:
-    """Costs of a system of workloads.json."""
+def options_of(name: str, system: dict[str, Any], plan: dict[str, Any]) -> SimulatedOptions:
+    """Costs of a system of workloads.json; those of the CPU are what calibration.py measured and wrote."""
     if name == "cpu":
-        bench = calibration.Bench(folder)
-        options = calibration.calibrate(bench)
-        bench.close()
-        return options
+        return calibration.recorded(ACCURACY)
     config = step_costs.architecture(system["model"])
     recipe, gpu = step_costs.recipe_named(system["quantization"]), gpu_named(system["gpu"])
     replica = step_costs.Replica(
@@ -270,10 +268,10 @@ def options_of(name: str, system: dict[str, Any], plan: dict[str, Any], folder: 
     return step_costs.options_for(replica, step_costs.Efficiency())
 
 
-def simulate(name: str, plan: dict[str, Any], engine: Path, output: Path, workloads: Sequence[str] = ()) -> None:
+def simulate(name: str, plan: dict[str, Any], output: Path, workloads: Sequence[str] = ()) -> None:
     """One system under these workloads (none: all), on all cores; writes a record and a plot of each."""
     system = plan["systems"][name]
-    options = msgspec.structs.replace(options_of(name, system, plan, engine), max_running=plan["max_running"])
+    options = msgspec.structs.replace(options_of(name, system, plan), max_running=plan["max_running"])
     loads = [load for load in plan["workloads"] if not workloads or load["name"] in workloads]
     with ProcessPoolExecutor() as pool:
         for load in loads:
@@ -302,7 +300,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (args.output / "real.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         return 0
     for name in args.system:
-        simulate(name, plan, args.engine, args.output, args.workloads)
+        simulate(name, plan, args.output, args.workloads)
     return 0
 
 

@@ -22,11 +22,12 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 from _layout import BACKEND_SOURCE, ENGINE, REPOSITORY
 from _report import Failure, run_main
+from bench import step_costs
 from bench.virtual import Arrival, Policy, Replica
 
 sys.path.append(str(BACKEND_SOURCE))
 from inflight.engines.base import EngineRequest, SamplingParams
-from inflight.engines.openvino import OpenVinoEngine
+from inflight.engines.openvino import BLOCK_SIZE, DEFAULT_KV_CACHE_BYTES, OpenVinoEngine
 from inflight.engines.simulated_cost import SimulatedOptions
 from inflight.errors import LoadError
 
@@ -106,6 +107,8 @@ def costs(one: Wave, many: Wave) -> tuple[float, float, float]:
     """
     slope = (many.step - one.step) / (many.requests - one.requests)
     base = one.step - slope * one.requests
+    if min(slope, base) <= 0:
+        raise Failure("larger waves took shorter steps: something else was using this machine; try again.")
     reading = many.read - many.reading_steps * base - many.reading_decoded * slope
     return base * 1e3, slope * 1e6, reading / (many.requests * many.prompt) * 1e6
 
@@ -137,6 +140,23 @@ def calibrate(bench: Bench, repeats: int = 3) -> SimulatedOptions:
     waves = {size: [bench.wave(size) for _ in range(repeats)] for size in CALIBRATED}
     one, many = (median_wave(waves[size]) for size in CALIBRATED)
     return fit(one, many, bench.engine)
+
+
+def recorded(path: Path) -> SimulatedOptions:
+    """The costs that `main` wrote, and the sizes of the openvino engine: its default KV pool, 8 bits a value and
+    8 bytes of scale and zero point per head.
+    """
+    found = json.loads(path.read_text(encoding="utf-8"))["costs"]
+    config = step_costs.architecture("smollm2-135m")
+    per_token = config.num_layers * 2 * config.num_kv_heads * (config.head_dim + 8)
+    return SimulatedOptions(
+        **found,
+        max_running=MAX_RUNNING,
+        block_size=BLOCK_SIZE,
+        blocks=DEFAULT_KV_CACHE_BYTES // (BLOCK_SIZE * per_token),
+        chunk_tokens=CHUNK,
+        prefix_caching=False,
+    )
 
 
 def predict(

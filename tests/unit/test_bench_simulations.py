@@ -223,6 +223,19 @@ def test_calibration_finds_the_costs_that_made_the_waves() -> None:
     assert calibration.costs(wave(1), wave(32)) == pytest.approx((7.0, 600.0, 300.0), rel=0.03)
 
 
+def test_a_disturbed_calibration_is_refused() -> None:
+    one = calibration.Wave(1, 32, 64, 5.0, 0.1, 1, 1)
+    many = calibration.Wave(32, 32, 64, 4.0, 0.4, 3, 60)
+    with pytest.raises(Failure, match="something else"):
+        calibration.costs(one, many)
+
+
+def test_the_recorded_costs_are_those_of_this_engine() -> None:
+    options = calibration.recorded(batching.ACCURACY)
+    assert options.blocks == 5178  # what the openvino engine says of itself, docs/benchmarks/batching/real.json
+    assert 0 < options.decode_us_per_sequence < 1000 * options.step_ms
+
+
 def test_kv_memory_adds_up() -> None:
     row = kv_memory.measure(llama(quantization="none"), {"name": "x", "prompt": "40", "answer": "uniform:8-24"}, 1, 0)
     assert row["textbook_bytes"] == 64 * 64 * 32 * 8 * 128 * 2 * 2
