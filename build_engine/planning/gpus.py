@@ -16,7 +16,9 @@ TABLE = Path(__file__).with_name("gpus.json")
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """``rates`` are dense TFLOP/s (TOP/s for int8) by arithmetic; None where the GPU lacks it."""
+    """``rates`` are dense TFLOP/s (TOP/s for int8) by arithmetic; None where the GPU lacks it. ``link`` is bytes/s to
+    other GPUs, both directions together; None where nobody said.
+    """
 
     name: str
     memory_bytes: float
@@ -24,6 +26,7 @@ class Gpu:
     rates: dict[str, float | None]
     capability: str | None
     source: str
+    link: float | None = None
 
     def arithmetic(self, recipe: Recipe) -> str:
         """The arithmetic its matrix products run in: weights of fewer bits than activations are unpacked first."""
@@ -50,6 +53,7 @@ def gpu_table() -> dict[str, Gpu]:
             rates={kind: entry[kind] for kind in ("bf16", "int8", "fp8", "fp4")},
             capability=entry["capability"],
             source=entry["source"],
+            link=entry["link_gbs"] * 1e9,
         )
         for name, entry in raw["gpus"].items()
     }

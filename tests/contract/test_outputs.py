@@ -52,7 +52,7 @@ ROWS = [
     ),
 ]
 WITH_SEVERAL = {"sequence_index"}
-# Sent only by an engine that knows how many of its blocks were reused; the simulated one and OpenVINO do not.
+# Sent only by an engine that tells for each request how many of its blocks were reused; these two do not.
 ENGINE_KNOWS = {"kv_cache_reused_block"}
 
 

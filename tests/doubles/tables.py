@@ -13,8 +13,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from inflight.engines import openvino, simulated
+from inflight.engines import openvino
 from inflight.engines.base import Capability
+from inflight.engines.simulated_cost import SimulatedOptions
+from inflight.engines.simulated_cost import capabilities as simulated_capabilities
 from inflight.trtllm_parameters import PARAMETERS
 from tests.doubles.folders import environment, write_checkpoint, write_engine
 
@@ -58,13 +60,18 @@ def capabilities(root: Path, profile: str, folder: Path, options: dict[str, Any]
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
+def simulated(**options: Any) -> set[str]:
+    """The same of the simulated engine."""
+    return {capability.value for capability in simulated_capabilities(SimulatedOptions(**options))}
+
+
 def capability_table(root: Path, tokenizer: Path) -> str:
     """A row for each capability, a column for each release and flow."""
     guided = {capability.value for capability in openvino._GUIDED}
     always = {capability.value for capability in openvino._CAPABILITIES} | guided
     columns: dict[str, tuple[set[str], set[str]]] = {
         "openvino": (always, set()),
-        "simulated": ({capability.value for capability in simulated._CAPABILITIES}, set()),
+        "simulated": (simulated(), simulated(draft_tokens=4)),
     }
     for profile in ENGINES:
         plain = write_engine(root / f"plain-{profile}", tokenizer, profile, with_manifest=False)

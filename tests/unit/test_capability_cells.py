@@ -35,10 +35,14 @@ def test_simulated(tmp_path: Path) -> None:
             alone = run(engine, request(1, [5, 6, 7]))
             (beside, _) = run(engine, request(2, [5, 6, 7]), request(3, [9] * 50)).values()
             assert ids(beside) == ids(alone[(1, 0)])
+        if capability is Capability.SPECULATIVE:
+            run(engine, request(4, [5, 6, 7], max_tokens=20))
+            assert (capability in engine.info.capabilities) == (engine.stats().accepted_tokens_total > 0)
         return capability in engine.info.capabilities
 
     def configured(capability: Capability) -> Engine:
-        raise AssertionError(f"no option of the simulated engine gives {capability.value}")
+        assert capability is Capability.SPECULATIVE
+        return SimulatedEngine(folder, {"real_time": False, "draft_tokens": 3, "acceptance_rate": 0.9}, 0)
 
     assert check_column("simulated", Asker(folder), engine, configured, holds) == []
 

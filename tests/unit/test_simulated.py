@@ -194,6 +194,8 @@ def test_time_is_modelled(folder: Path) -> None:
     [
         ({"step_mss": 1}, "step_mss"),
         ({"step_ms": "fast"}, "step_ms"),
+        ({"acceptance_rate": 1.5}, "acceptance_rate"),
+        ({"block_size": 0}, "block_size"),
         ({"fail_load": "no such weights; build it again."}, "no such weights"),
     ],
 )
@@ -233,9 +235,17 @@ class EngineMachine(RuleBasedStateMachine):
     requests = Bundle("requests")
     folder: Path
 
-    @initialize(places=st.integers(1, 4), eos_every=st.integers(0, 5))
-    def begin(self, places: int, eos_every: int) -> None:
-        self.engine = engine_of(self.folder, places, eos_every=eos_every, chunk_tokens=8)
+    @initialize(places=st.integers(1, 4), eos_every=st.integers(0, 5), draft_tokens=st.integers(0, 2))
+    def begin(self, places: int, eos_every: int, draft_tokens: int) -> None:
+        self.engine = engine_of(
+            self.folder,
+            places,
+            eos_every=eos_every,
+            chunk_tokens=8,
+            draft_tokens=draft_tokens,
+            block_size=4,
+            blocks=20,  # two or three requests of the longest kind
+        )
         self.added: dict[int, Any] = {}
         self.seen: dict[tuple[int, int], int] = {}
         self.ended: set[tuple[int, int]] = set()
@@ -280,18 +290,20 @@ class EngineMachine(RuleBasedStateMachine):
                     self.ended.add(key)
         stats = self.engine.stats()
         assert stats.running <= self.engine.info.max_running
+        assert stats.blocks_used <= self.engine.info.blocks_total
 
     def teardown(self) -> None:
         if not hasattr(self, "engine"):
             return
-        for _ in range(40):
+        for _ in range(60):
             self.step(20)
         assert self.ended == {
             (request_id, index)
             for request_id, request in self.added.items()
             for index in range(request.sampling.num_sequences)
         }
-        assert self.engine.stats().running == 0
+        stats = self.engine.stats()
+        assert (stats.running, stats.waiting, stats.blocks_used) == (0, 0, 0)
 
 
 def test_any_order_of_requests_cancels_and_steps(folder: Path) -> None:
