@@ -21,7 +21,7 @@ SCHEMA_VERSION = 1
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 """A manifest larger than this is no manifest; it bounds what a server reads before it has checked anything."""
 
-Target = Literal["openvino", "tensorrt_llm", "tensorrt_llm_checkpoint"]
+Target = Literal["openvino", "tensorrt_llm", "hf_quantized"]
 
 EXACT_PACKAGES = frozenset({"tensorrt", "tensorrt_llm"})
 """Compiled engines load only in the very release that built them; other packages need the same major.minor."""
