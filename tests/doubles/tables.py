@@ -13,10 +13,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from inflight.engines import openvino, simulated
+from inflight.engines import openvino, simulated, vllm_options
 from inflight.engines.base import Capability
 from inflight.trtllm_parameters import PARAMETERS
 from tests.doubles.folders import environment, write_checkpoint, write_engine
+from tests.doubles.vllm_facts import GPU
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = {
@@ -25,7 +26,7 @@ DOCUMENTS = {
 }
 ENGINES = ("0.21", "1.0", "1.1", "1.2")
 CHECKPOINTS = ("1.0", "1.1", "1.2", "1.3")
-HARDWARE = {"openvino": "CPUs", "simulated": "has none"}
+HARDWARE = {"openvino": "CPUs", "vllm": "CPUs", "simulated": "has none"}
 ASKED: dict[str, Any] = {"max_beam_width": 2}  # with every option that gives a capability
 PROGRAM = """
 import json, sys
@@ -52,12 +53,19 @@ def capabilities(root: Path, profile: str, folder: Path, options: dict[str, Any]
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
+def vllm_capabilities(**options: Any) -> set[str]:
+    """What the vLLM engine can do with these options; the facts of an installation are recorded ones."""
+    able = vllm_options.capabilities(vllm_options.read_options(options), GPU)
+    return {capability.value for capability in able}
+
+
 def capability_table(root: Path, tokenizer: Path) -> str:
     """A row for each capability, a column for each release and flow."""
     guided = {capability.value for capability in openvino._GUIDED}
     always = {capability.value for capability in openvino._CAPABILITIES} | guided
     columns: dict[str, tuple[set[str], set[str]]] = {
         "openvino": (always, set()),
+        "vllm": (vllm_capabilities(), vllm_capabilities(lora_dir=str(root), speculative="ngram")),
         "simulated": ({capability.value for capability in simulated._CAPABILITIES}, set()),
     }
     for profile in ENGINES:
