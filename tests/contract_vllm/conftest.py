@@ -24,7 +24,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     repository = root / "models"
     endless = cycle(tokenizer)
     plain = write_chain(root / "plain", tokenizer, endless)
-    ends = write_chain(root / "ends", tokenizer, *ending(tokenizer, 6))
+    ends = write_chain(root / "ends", tokenizer, ending(tokenizer, 6))
     narrow = write_chain(root / "narrow", tokenizer, endless, context=64)
     slow = write_chain(root / "slow", tokenizer, endless, layers=96, context=8192)
     for name, engine, more in (

@@ -6,6 +6,7 @@ is. They are real Llama checkpoints all the same, and vLLM computes every layer 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -20,8 +21,8 @@ from _layout import CACHE
 
 INSTALL = "scripts/install_vllm.sh"
 HEAD = 32
-HIDDEN = 64
-SHARPNESS = 8.0  # logit of the next token: far above all others, yet others are drawn at temperature 1
+HIDDEN = 128
+SHARPNESS = 24.0  # logit of a token that has no rivals; all that may not follow have 0
 OPTIONS = {"enforce_eager": True, "dtype": "float32", "threads": 1}
 
 
@@ -43,25 +44,20 @@ def model_parameters(options: dict[str, Any] | None = None, **parameters: Any) -
     }
 
 
+Follow = dict[int, dict[int, float]]
+"""token → what may follow it, with weights: the heaviest is the greedy choice."""
+
+
 def write_chain(
-    folder: Path,
-    tokenizer: Path,
-    follow: dict[int, int],
-    second: dict[int, int] | None = None,
-    *,
-    layers: int = 1,
-    context: int = 512,
-    eos: int = 1,
+    folder: Path, tokenizer: Path, follow: Follow, *, layers: int = 1, context: int = 512, eos: int = 1
 ) -> Path:
-    """A checkpoint in which token t is followed by `follow[t]`, with the tokenizer files of `tokenizer`; where that may
-    not come, by `second[t]`.
-    """
+    """A checkpoint of such a chain, with the tokenizer files of `tokenizer`. At most `HIDDEN` tokens may follow any."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in tokenizer.iterdir():
         shutil.copy(path, folder / path.name)
     vocabulary = json.loads((tokenizer / "tokenizer.json").read_text())
-    size = 1 + max(max(vocabulary["model"]["vocab"].values()), *(token["id"] for token in vocabulary["added_tokens"]))
-    size = -(-size // 8) * 8
+    numbers = [*vocabulary["model"]["vocab"].values(), *(token["id"] for token in vocabulary["added_tokens"])]
+    size = -(-(1 + max(numbers)) // 8) * 8
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -84,14 +80,16 @@ def write_chain(
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
     random = np.random.default_rng(7)
-    codes = random.standard_normal((size, HIDDEN)).astype(np.float32)
-    codes /= np.sqrt((codes**2).mean(axis=1, keepdims=True))  # what RMSNorm makes of one is itself
-    embedding = codes[[follow[token] for token in range(size)]]  # a token is embedded as what follows it
-    for token, following in (second or {}).items():
-        embedding[token] += codes[following] / 2
-    head = np.zeros_like(codes)
-    followers = sorted({follow[token] for token in range(size)})
-    head[followers] = codes[followers] * (SHARPNESS / HIDDEN)
+    followers = sorted({following for token in range(size) for following in follow[token]})
+    orthogonal, _ = np.linalg.qr(random.standard_normal((HIDDEN, HIDDEN)))
+    codes = dict(zip(followers, orthogonal.astype(np.float32) * np.sqrt(HIDDEN), strict=False))
+    embedding = np.zeros((size, HIDDEN), np.float32)  # a token is embedded as what follows it
+    for token in range(size):
+        for following, weight in follow[token].items():
+            embedding[token] += weight * codes[following]
+    head = np.zeros_like(embedding)
+    for following in followers:
+        head[following] = codes[following] * (SHARPNESS / HIDDEN)
     tensors = {
         "model.embed_tokens.weight": embedding,
         "model.norm.weight": np.ones(HIDDEN, np.float32),
@@ -124,18 +122,23 @@ def readable_tokens(tokenizer: Path) -> list[int]:
     return sorted(number for text, number in vocabulary.items() if text.isascii() and text.isalpha())
 
 
-def cycle(tokenizer: Path) -> dict[int, int]:
-    """Readable tokens for ever: every other token leads into the round."""
+def cycle(tokenizer: Path) -> Follow:
+    """Readable tokens for ever. The greedy choice has rivals, so that what is drawn is soon something else."""
     tokens = readable_tokens(tokenizer)
     order = [int(token) for token in np.random.default_rng(3).permutation(tokens)]
-    follow = {token: order[token % len(order)] for token in range(1000)}
-    return {**follow, **dict(zip(order, [*order[1:], order[0]], strict=True))}
+
+    def after(place: int) -> dict[int, float]:
+        return {order[(place + step) % len(order)]: 1.0 if step == 1 else 0.95 for step in range(1, 9)}
+
+    places = {token: place for place, token in enumerate(order)}
+    return {token: after(places.get(token, token % len(order))) for token in range(1000)}
 
 
-def ending(tokenizer: Path, length: int, eos: int = 1) -> tuple[dict[int, int], dict[int, int]]:
+def ending(tokenizer: Path, length: int, eos: int = 1) -> Follow:
     """An answer of `length` tokens, the last of which is the end-of-sequence token, after any prompt that ends with
-    none of them; where the end may not come yet, all of it once more. (`follow`, `second`) of `write_chain`.
+    none of them; where the end may not come yet, all of it once more.
     """
     words = [token for token in readable_tokens(tokenizer) if token > 255][-(length - 1) :]
-    follow = {**dict.fromkeys(range(1000), words[0]), **dict(zip(words, [*words[1:], eos], strict=True))}
-    return follow, {words[-1]: words[0]}
+    follow: Follow = {token: {words[0]: 1.0} for token in range(1000)}
+    follow |= {token: {following: 1.0} for token, following in itertools.pairwise(words)}
+    return {**follow, words[-1]: {eos: 1.0, words[0]: 0.5}}

@@ -50,8 +50,8 @@ def translate(folder: Path, model: Mapping[str, Any]) -> dict[str, Any]:
         options.pop(cost, None)  # its own costs are real
     assert not options, f"vLLM has nothing like {options}"
     tokenizer = write_folder(folder / "tokenizer", "byte_level")
-    chain = ending(tokenizer, eos_every) if eos_every else (cycle(tokenizer), None)
-    engine = write_chain(folder / "engine", tokenizer, *chain, layers=layers, context=context)
+    chain = ending(tokenizer, eos_every) if eos_every else cycle(tokenizer)
+    engine = write_chain(folder / "engine", tokenizer, chain, layers=layers, context=context)
     others = {name: value for name, value in model.items() if name != "engine_options"}
     return model_parameters({"kv_cache_gb": 1.5}, max_running=running, engine_dir=str(engine), **others)
 
