@@ -55,6 +55,7 @@ def write_chain(
     folder.mkdir(parents=True, exist_ok=True)
     for path in tokenizer.iterdir():
         shutil.copy(path, folder / path.name)
+    _plain_tokens(folder / "tokenizer_config.json")
     vocabulary = json.loads((tokenizer / "tokenizer.json").read_text())
     numbers = [*vocabulary["model"]["vocab"].values(), *(token["id"] for token in vocabulary["added_tokens"])]
     size = -(-(1 + max(numbers)) // 8) * 8
@@ -110,6 +111,15 @@ def write_chain(
         }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def _plain_tokens(path: Path) -> None:
+    """Special tokens as plain text: transformers 5 refuses them as objects that do not say what they are."""
+    content = json.loads(path.read_text())
+    plain = {
+        name: value["content"] for name, value in content.items() if isinstance(value, dict) and "content" in value
+    }
+    path.write_text(json.dumps({**content, **plain, "tokenizer_class": "PreTrainedTokenizerFast"}))
 
 
 def _random(random: np.random.Generator, rows: int, columns: int) -> Any:

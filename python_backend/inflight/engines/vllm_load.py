@@ -109,6 +109,8 @@ def _advice(message: str) -> str:
         return "this vLLM, or this hardware, cannot run that quantization: build another with build_engine"
     if "architecture" in message:
         return "serve it with another engine, or with a newer vLLM"
+    if "token" in message:
+        return "mend its tokenizer files, or set guided_decoding_backend to none, which leaves out the tokenizer"
     return "the log above has more"
 
 
