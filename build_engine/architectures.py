@@ -9,8 +9,10 @@ from build_engine.hf_config import ModelConfig
 
 OPENVINO = "openvino"
 TENSORRT_LLM = "tensorrt-llm"
-TENSORRT_LLM_CHECKPOINT = "tensorrt-llm-checkpoint"
-TARGETS = (OPENVINO, TENSORRT_LLM, TENSORRT_LLM_CHECKPOINT)
+HF_QUANTIZED = "hf-quantized"
+TARGETS = (OPENVINO, TENSORRT_LLM, HF_QUANTIZED)
+ALIASES = {"tensorrt-llm-checkpoint": HF_QUANTIZED}
+"""Former names of targets, which the command line still takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,7 @@ class Support:
 
 _ALL = frozenset(TARGETS)
 _OPENVINO_ONLY = frozenset({OPENVINO})
-_NO_ENGINE = frozenset({OPENVINO, TENSORRT_LLM_CHECKPOINT})
+_NO_ENGINE = frozenset({OPENVINO, HF_QUANTIZED})
 
 SUPPORTED: dict[str, Support] = {
     support.architecture: support

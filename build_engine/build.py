@@ -14,7 +14,7 @@ import msgspec
 
 import inflight.manifest as manifest
 from build_engine import __version__, source
-from build_engine.architectures import OPENVINO, TENSORRT_LLM, TENSORRT_LLM_CHECKPOINT, support_for
+from build_engine.architectures import HF_QUANTIZED, OPENVINO, TENSORRT_LLM, support_for
 from build_engine.console import Console, format_bytes, format_seconds
 from build_engine.errors import Interrupted, UserMistake
 from build_engine.job import BuildOptions, Job, Outcome
@@ -30,7 +30,7 @@ from build_engine.verification.verify import as_text
 TARGETS = {
     OPENVINO: openvino_target.prepare,
     TENSORRT_LLM: tensorrt_target.prepare,
-    TENSORRT_LLM_CHECKPOINT: hf_target.prepare,
+    HF_QUANTIZED: hf_target.prepare,
 }
 
 

@@ -15,7 +15,7 @@ from typing import NoReturn
 import msgspec
 
 from build_engine import __version__, source, tune
-from build_engine.architectures import TARGETS
+from build_engine.architectures import ALIASES, TARGETS
 from build_engine.build import build, compile_engine
 from build_engine.cache import default_directory
 from build_engine.console import make_console
@@ -118,7 +118,7 @@ def _run_plan(options: argparse.Namespace, arguments: list[str]) -> int:
 def _add_build(commands: argparse._SubParsersAction[_Parser]) -> None:
     parser = commands.add_parser("build", help="build an engine from a checkpoint", allow_abbrev=False)
     parser.add_argument("model", metavar="MODEL", help="directory of a Hugging Face checkpoint, or a hub name")
-    parser.add_argument("--target", choices=TARGETS, required=True)
+    parser.add_argument("--target", choices=TARGETS, type=_target, required=True)
     parser.add_argument("--quantization", choices=tuple(RECIPES), default="int8", help="default: int8")
     parser.add_argument("--kv-cache", choices=KV_CACHES, default="auto", help="default: auto")
     parser.add_argument("--max-seq-len", type=_positive, metavar="TOKENS", help="default: the model's own limit")
@@ -250,7 +250,7 @@ def _run_inspect(options: argparse.Namespace, arguments: list[str]) -> int:
 def _add_tune(commands: argparse._SubParsersAction[_Parser]) -> None:
     parser = commands.add_parser("tune", help="several recipes of one model side by side", allow_abbrev=False)
     parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("--target", choices=tuple(BY_TARGET), required=True)
+    parser.add_argument("--target", choices=tuple(BY_TARGET), type=_target, required=True)
     parser.add_argument("--quantization", metavar="NAMES", help="comma-separated (default: all of the target)")
     parser.add_argument("--tokens", type=_positive, default=4096, help="tokens to compare on (default: 4096)")
     parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="write size against KL divergence as a chart")
@@ -279,6 +279,10 @@ def _share(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return value
+
+
+def _target(text: str) -> str:
+    return ALIASES.get(text, text)
 
 
 def _positive(text: str) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from build_engine.architectures import OPENVINO, TENSORRT_LLM, TENSORRT_LLM_CHECKPOINT
+from build_engine.architectures import HF_QUANTIZED, OPENVINO, TENSORRT_LLM
 from build_engine.errors import UserMistake
 
 
@@ -45,13 +45,13 @@ KV_CACHES = ("auto", "fp8", "int8", "none")
 BY_TARGET: dict[str, tuple[str, ...]] = {
     OPENVINO: ("none", "int8", "int4", "int4-awq", "int4-gptq"),
     TENSORRT_LLM: ("none", "int8", "int8-sq", "int4", "int4-awq", "w4a8-awq", "fp8"),
-    TENSORRT_LLM_CHECKPOINT: ("int4-awq", "w4a8-awq", "fp8", "nvfp4"),
+    HF_QUANTIZED: ("int4-awq", "w4a8-awq", "fp8", "nvfp4"),
 }
 
 KV_BY_TARGET: dict[str, tuple[str, ...]] = {
     OPENVINO: ("auto", "int8", "none"),
     TENSORRT_LLM: ("auto", "fp8", "int8", "none"),
-    TENSORRT_LLM_CHECKPOINT: ("auto", "fp8", "none"),
+    HF_QUANTIZED: ("auto", "fp8", "none"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Build for releases of TensorRT-LLM without engines: a quantized Hugging Face-style checkpoint."""
+"""Build a quantized Hugging Face-style checkpoint: for vLLM, and for TensorRT-LLM's PyTorch flow."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def prepare(options: BuildOptions, origin: Source, recipe: Recipe, kv_cache: str
     """Check options, shapes, disk and memory; raises `UserMistake`."""
     for name, flag in NOT_HERE:
         if getattr(options, name) is not None:
-            raise UserMistake(f"{flag} is not for this target: tensorrt_llm.LLM takes it when it loads the checkpoint")
+            raise UserMistake(f"{flag} is not for this target: the engine takes it when it loads the checkpoint")
     if options.parallel.gpus > 1:
         raise UserMistake("this target writes one checkpoint for any number of GPUs: leave out the parallel options")
     carried = detect(origin)
@@ -93,7 +93,7 @@ def build(job: Job, group: int | None) -> Outcome:
             "max_seq_len": job.max_seq_len,
         },
         job.output,
-        title=f"quantizing for tensorrt_llm.LLM ({job.recipe.name})",
+        title=f"quantizing for vLLM and tensorrt_llm.LLM ({job.recipe.name})",
         expected_s=QUANTIZE_BASE_S + QUANTIZE_S_PER_GB * job.origin.weight_bytes / 1e9,
     )
     details: Details = {"quant_algo": ALGORITHMS[job.recipe.name], "calibration_text": text.name}
@@ -106,13 +106,13 @@ def build(job: Job, group: int | None) -> Outcome:
     )
     figures = None
     if options.verify_tokens:
-        artifact = Artifact(job.output, job.output, "tensorrt_llm_checkpoint", quantization, job.max_seq_len)
+        artifact = Artifact(job.output, job.output, "hf_quantized", quantization, job.max_seq_len)
         evaluation = corpus.evaluation()
         figures, _ = measure(artifact, job.origin, job.staged, evaluation, options.verify_tokens, job.console, job.log)
         if options.enforce_thresholds:
             require(job.recipe.name, figures)
     return Outcome(
-        target="tensorrt_llm_checkpoint",
+        target="hf_quantized",
         quantization=quantization,
         limits=manifest.Limits(max_seq_len=job.max_seq_len),
         requires=manifest.Requires(),
@@ -129,7 +129,7 @@ def carry(job: Job, carried: Prequantized) -> Outcome:
     job.console.say(f"{job.origin.name} is quantized already ({carried.method}): carried through as it is")
     algorithm = ALGORITHMS[job.recipe.name]
     return Outcome(
-        target="tensorrt_llm_checkpoint",
+        target="hf_quantized",
         quantization=manifest.Quantization(
             recipe=job.recipe.name, algorithm=f"{algorithm}, carried through", kv_cache=carried.kv_cache
         ),

@@ -86,7 +86,7 @@ def load_candidate(spec: dict[str, Any]) -> Any:
         from build_engine.tensorrt.runner import CheckpointCandidate
 
         return CheckpointCandidate(Path(spec["directory"]))
-    if spec["target"] == "tensorrt_llm_checkpoint":
+    if spec["target"] == "hf_quantized":
         from build_engine.tensorrt.hf_reader import HfCandidate
 
         return HfCandidate(Path(spec["directory"]))

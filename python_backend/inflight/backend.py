@@ -26,6 +26,7 @@ from inflight.delivery import Delivery, LiveStream, Responder
 from inflight.detokenizer import DetokenizerFactory
 from inflight.dispatcher import Dispatcher
 from inflight.engine_link import EngineLink
+from inflight.engine_python import ask, choose_python, python_executable
 from inflight.engines.base import EngineInfo, EngineRequest, EngineStats
 from inflight.engines.factory import WorkerSpec, resolve_engine
 from inflight.errors import ErrorCode, LoadError, RequestError, internal, unavailable
@@ -61,7 +62,10 @@ class Backend:
                 f"there is no engine directory {config.engine_dir!r} in the model's version folder; build one with "
                 "python -m build_engine build MODEL --target openvino --quantization int8 --output DIR."
             )
-        self._engine = resolve_engine(config.engine, folder)
+        python = choose_python(version_folder, config.engine_python)
+        self._engine = resolve_engine(
+            config.engine, folder, lambda names: ask(python or python_executable(), names).packages
+        )
         self._tokenizer = TextTokenizer(folder)
         override = version_folder / config.chat_template if config.chat_template else None
         template = load_chat_template(folder, override, self._tokenizer.special_tokens)
@@ -85,7 +89,7 @@ class Backend:
         self._dispatcher = Dispatcher(self._delivery, self._make_queue)
         self._poller = CancellationPoller(self._live_streams, self._delivery.poll_cancelled)
         self._supervisor = Supervisor(
-            WorkerSpec(self._engine, str(folder), dict(config.engine_options), config.max_running),
+            WorkerSpec(self._engine, str(folder), dict(config.engine_options), config.max_running, python),
             self,
             load_timeout_s=config.load_timeout_s,
             stall_timeout_s=config.stall_timeout_ms / 1000,

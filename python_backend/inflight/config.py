@@ -10,7 +10,7 @@ from typing import Any
 from inflight.errors import LoadError, did_you_mean
 from inflight.trtllm_parameters import PARAMETERS, take_parameters
 
-ENGINES = ("auto", "openvino", "tensorrt_llm", "simulated")
+ENGINES = ("auto", "openvino", "tensorrt_llm", "vllm", "simulated")
 BATCHING_STRATEGIES = ("inflight", "dynamic", "static")
 
 # Parameters of Triton's Python backend itself: not ours, never an error.
@@ -27,6 +27,7 @@ class ModelConfig:
     engine_dir: str = "engine"  # relative to the version folder
     engine: str = "auto"
     engine_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    engine_python: str = ""  # an interpreter, relative to the version folder; empty: the server's own
     batching_strategy: str = "inflight"
     batching_max_wait_ms: int = 50
     max_running: int = 0  # 0: the engine's own limit
@@ -49,8 +50,9 @@ class ModelConfig:
 # What each parameter means, for docs/requests.md.
 NOTES: dict[str, str] = {
     "engine_dir": "the engine directory, relative to the model's version folder",
-    "engine": "auto (by the directory's manifest), openvino, tensorrt_llm or simulated",
+    "engine": "auto (by the directory and what is installed), openvino, tensorrt_llm, vllm or simulated",
     "engine_options": "a JSON object for the engine; see docs/engines.md",
+    "engine_python": "the Python that runs the engine, where it has an environment of its own; empty: the server's",
     "batching_strategy": "inflight (join at any step), dynamic (collect for a window), static (wait for a full batch)",
     "batching_max_wait_ms": "the window of dynamic and static batching",
     "max_running": "sequences in the engine at once; 0: the engine's own limit",

@@ -13,13 +13,13 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from inflight import frames
+from inflight.engine_python import foreign_environment, python_executable
 from inflight.engines.base import EngineInfo
 from inflight.engines.factory import WorkerSpec
 from inflight.errors import LoadError
@@ -66,9 +66,7 @@ class EngineProcess:
         `timeout_s`.
         """
         deadline = time.monotonic() + timeout_s
-        environment = dict(os.environ)
-        paths = [str(Path(__file__).resolve().parent.parent), *filter(None, [environment.get("PYTHONPATH")])]
-        environment["PYTHONPATH"] = os.pathsep.join(paths)
+        environment = self._environment()
         self._process = subprocess.Popen(
             self._command(environment),
             cwd=self._folder,
@@ -85,9 +83,21 @@ class EngineProcess:
                 raise LoadError(message.message)
             raise LoadError("the engine process does not speak this version's protocol; install Inflight again.")
 
+    def _environment(self) -> dict[str, str]:
+        """The engine process finds this package; an interpreter of its own finds nothing else of the server's."""
+        if self._spec.python:
+            packages = self._folder / "packages"
+            packages.mkdir(exist_ok=True)
+            (packages / "inflight").symlink_to(Path(__file__).resolve().parent)
+            return foreign_environment(Path(self._spec.python), packages)
+        environment = dict(os.environ)
+        paths = [str(Path(__file__).resolve().parent.parent), *filter(None, [environment.get("PYTHONPATH")])]
+        environment["PYTHONPATH"] = os.pathsep.join(paths)
+        return environment
+
     def _command(self, environment: dict[str, str]) -> list[str]:
         """The command of the engine process; `environment` gets what it needs. Raises `LoadError`."""
-        python = python_executable()
+        python = self._spec.python or python_executable()
         if self._spec.engine == "tensorrt_llm":
             from inflight.engines.tensorrt_llm_mpi import ranks_command
 
@@ -176,17 +186,3 @@ def sweep_run_folders() -> None:
             continue
         if ours and not Path("/proc", owner).exists():
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def python_executable() -> str:
-    """The interpreter of this environment. Inside Triton's stub `sys.executable` may be the stub itself."""
-    candidates = [Path(sys.prefix) / "bin" / "python3", Path(sys.executable or "")]
-    for candidate in candidates:
-        if candidate.is_file() and candidate.name.startswith("python"):
-            return str(candidate)
-    found = shutil.which("python3")
-    if found is None:
-        raise LoadError(
-            "no python3 was found on PATH to start the engine with; put the environment's bin folder first."
-        )
-    return found

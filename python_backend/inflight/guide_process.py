@@ -12,7 +12,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from inflight.engine_process import python_executable
+from inflight.engine_python import python_executable
 from inflight.guide_frames import Check, LinkError, Ready, Start, Verdict, receive_from_worker, send
 
 START_LIMIT_S = 60.0

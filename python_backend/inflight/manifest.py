@@ -21,7 +21,8 @@ SCHEMA_VERSION = 1
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 """A manifest larger than this is no manifest; it bounds what a server reads before it has checked anything."""
 
-Target = Literal["openvino", "tensorrt_llm", "tensorrt_llm_checkpoint"]
+Target = Literal["openvino", "tensorrt_llm", "hf_quantized", "tensorrt_llm_checkpoint"]
+"""The last is the former name of hf_quantized, as which it is read."""
 
 EXACT_PACKAGES = frozenset({"tensorrt", "tensorrt_llm"})
 """Compiled engines load only in the very release that built them; other packages need the same major.minor."""
@@ -119,6 +120,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     files: list[FileEntry]
     built: Built
 
+    def __post_init__(self) -> None:
+        """A former name becomes today's."""
+        msgspec.structs.force_setattr(self, "target", _present_name(self.target))
+
+
+def _present_name(target: Target) -> Target:
+    return "hf_quantized" if target == "tensorrt_llm_checkpoint" else target
+
 
 class _SchemaOnly(msgspec.Struct):
     schema: int
@@ -206,7 +215,7 @@ def check_whole(directory: Path, *, target: Target | None = None, deep: bool = F
     """Read the manifest and check that its files are there, whatever this machine can run; raises `ManifestError`."""
     directory = Path(directory)
     manifest = read(directory)
-    if target is not None and manifest.target != target:
+    if target is not None and manifest.target != _present_name(target):
         raise ManifestError(
             f"the engine in {directory} is for {manifest.target} and {target} was asked for: "
             f"build one with --target {target.replace('_', '-')}"

@@ -13,7 +13,7 @@ from _layout import REPOSITORY
 from _report import run_main
 
 FOLDER = REPOSITORY / "docs" / "benchmarks" / "recipes"
-TARGETS = ("openvino", "tensorrt-llm", "tensorrt-llm-checkpoint")
+TARGETS = ("openvino", "tensorrt-llm", "hf-quantized")
 
 
 def trials(model: str, target: str) -> dict[str, Any]:

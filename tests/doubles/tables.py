@@ -13,12 +13,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from inflight.engines import openvino
+from inflight.engines import openvino, vllm_options
 from inflight.engines.base import Capability
 from inflight.engines.simulated_cost import SimulatedOptions
 from inflight.engines.simulated_cost import capabilities as simulated_capabilities
 from inflight.trtllm_parameters import PARAMETERS
 from tests.doubles.folders import environment, write_checkpoint, write_engine
+from tests.doubles.vllm_facts import GPU
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = {
@@ -33,7 +34,7 @@ PROPERTIES = {  # of an engine, that no request asks for
     Capability.BATCH_INVARIANT,
     Capability.NEVER_PREEMPTS,
 }
-HARDWARE = {"openvino": "CPUs", "simulated": "has none"}
+HARDWARE = {"openvino": "CPUs", "vllm": "CPUs", "simulated": "has none"}
 ASKED: dict[str, Any] = {"max_beam_width": 2}  # with every option that gives a capability
 PROGRAM = """
 import json, sys
@@ -60,6 +61,12 @@ def capabilities(root: Path, profile: str, folder: Path, options: dict[str, Any]
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
+def vllm_capabilities(**options: Any) -> set[str]:
+    """What the vLLM engine can do with these options; the facts of an installation are recorded ones."""
+    able = vllm_options.capabilities(vllm_options.read_options(options), GPU)
+    return {capability.value for capability in able}
+
+
 def simulated(**options: Any) -> set[str]:
     """The same of the simulated engine."""
     return {capability.value for capability in simulated_capabilities(SimulatedOptions(**options))}
@@ -71,6 +78,7 @@ def capability_table(root: Path, tokenizer: Path) -> str:
     always = {capability.value for capability in openvino._CAPABILITIES} | guided
     columns: dict[str, tuple[set[str], set[str]]] = {
         "openvino": (always, set()),
+        "vllm": (vllm_capabilities(), vllm_capabilities(lora_dir=str(root), speculative="ngram")),
         "simulated": (simulated(), simulated(draft_tokens=4)),
     }
     for profile in ENGINES:

@@ -33,7 +33,7 @@ MODELS: dict[str, dict[str, Any]] = {
 EVERY_CHANGE = {"qwen3_moe"}  # the rest only in the full tier
 REFUSED = {
     ("gemma2", "tensorrt-llm"),
-    ("gemma2", "tensorrt-llm-checkpoint"),
+    ("gemma2", "hf-quantized"),
     ("gemma3_text", "tensorrt-llm"),
     ("phi3", "tensorrt-llm"),
     ("qwen3_moe", "tensorrt-llm"),
@@ -56,7 +56,7 @@ def tool(*arguments: object) -> subprocess.CompletedProcess[str]:
     [
         ("openvino", "none"),
         pytest.param("tensorrt-llm", "none", marks=pytest.mark.full),
-        pytest.param("tensorrt-llm-checkpoint", "fp8", marks=pytest.mark.full),
+        pytest.param("hf-quantized", "fp8", marks=pytest.mark.full),
     ],
 )
 def test_plan_build_verify(tmp_path: Path, model_type: str, target: str, recipe: str) -> None:

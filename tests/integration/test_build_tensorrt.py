@@ -204,7 +204,7 @@ def test_hugging_face_style_checkpoints(trained: Trained, tmp_path: Path, recipe
         "max_seq_len": 129,
     }
     hf_quantize.run(spec, Silent())
-    figures = compare(trained, output, target="tensorrt_llm_checkpoint")
+    figures = compare(trained, output, target="hf_quantized")
     assert too_far(recipe, figures) is None, figures
     assert figures.mean_kl > 1e-4, "a quantized model that equals its source was not quantized"
     described = json.loads((output / "hf_quant_config.json").read_text())["quantization"]

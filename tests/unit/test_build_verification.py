@@ -109,11 +109,12 @@ def test_carrying_through(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     checkpoint(model)
     described = {"quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}}
     (model / "hf_quant_config.json").write_text(json.dumps(described))
-    base = ["build", str(model), "--target", "tensorrt-llm-checkpoint", "--output", str(tmp_path / "out")]
+    base = ["build", str(model), "--target", "hf-quantized", "--output", str(tmp_path / "out")]
     assert cli.main([*base, "--quantization", "nvfp4"]) == 2
+    former = ["tensorrt-llm-checkpoint" if word == "hf-quantized" else word for word in base]
     assert "is not quantized twice" in capsys.readouterr().err
-    assert cli.main([*base, "--quantization", "fp8"]) == 0
-    found = manifest.check(tmp_path / "out", target="tensorrt_llm_checkpoint", deep=True)
+    assert cli.main([*former, "--quantization", "fp8"]) == 0, "the target's former name"
+    found = manifest.check(tmp_path / "out", target="hf_quantized", deep=True)
     assert found.quantization.algorithm == "FP8, carried through"
     assert found.quantization.kv_cache == "fp8"
     assert found.verification is None

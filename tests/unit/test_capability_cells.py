@@ -22,7 +22,7 @@ TENSORRT_LLM = [column for column in cells() if column.startswith(("engine", "ch
 
 
 def test_the_table_has_all_columns() -> None:
-    assert set(cells()) - set(TENSORRT_LLM) == {"openvino", "simulated"}
+    assert set(cells()) - set(TENSORRT_LLM) == {"openvino", "simulated", "vllm"}
     assert len(TENSORRT_LLM) == 8
 
 

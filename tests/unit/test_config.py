@@ -15,7 +15,8 @@ pytestmark = pytest.mark.fast
 # name, a value as it stands in config.pbtxt, what it becomes, bad values
 CONTRACT: list[tuple[str, str, Any, list[str]]] = [
     ("engine_dir", "../../other/1/engine", "../../other/1/engine", []),
-    ("engine", "simulated", "simulated", ["OpenVINO", "vllm", ""]),
+    ("engine", "vllm", "vllm", ["OpenVINO", "vLLM", ""]),
+    ("engine_python", "../venv/bin/python", "../venv/bin/python", []),
     ("engine_options", '{"kv_cache_gb": 1.5}', {"kv_cache_gb": 1.5}, ["{", "[1]", "3", '"x"', "null"]),
     ("batching_strategy", "static", "static", ["continuous", ""]),
     ("batching_max_wait_ms", "75", 75, ["-1", "1.5", "soon", ""]),

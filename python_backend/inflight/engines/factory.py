@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from inflight.engine_python import find_packages
 from inflight.engines.base import Engine
 from inflight.errors import LoadError
-from inflight.manifest import MANIFEST_NAME, ManifestError, read
+from inflight.manifest import MANIFEST_NAME, Manifest, ManifestError, read
+from inflight.model_files import read_json_object
 
-_ENGINE_OF_TARGET = {
-    "openvino": "openvino",
-    "tensorrt_llm": "tensorrt_llm",
-    "tensorrt_llm_checkpoint": "tensorrt_llm",
-}
+log = logging.getLogger("inflight.backend")
+
+_ENGINE_OF_TARGET = {"openvino": "openvino", "tensorrt_llm": "tensorrt_llm"}
+_VLLM_LACKS = {"int4-awq": "W4A16_AWQ", "w4a8-awq": "W4A8_AWQ"}  # recipes whose ModelOpt format vLLM does not read
+
+Packages = Callable[[list[str]], Mapping[str, str]]
+"""Of the names given, those that are installed, with their versions."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """What the engine process has to load. `max_running` 0 means the engine's own limit."""
+    """What the engine process has to load. `max_running` 0 means the engine's own limit; `python` is the interpreter
+    that runs it, empty for the server's own.
+    """
 
     engine: str
     engine_dir: str
     options: Mapping[str, Any]
     max_running: int
+    python: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """For the spec file in the run folder."""
@@ -37,21 +45,60 @@ class WorkerSpec:
         return cls(**content)
 
 
-def resolve_engine(name: str, engine_dir: Path) -> str:
-    """The engine for `name`; `auto` decides by the directory's manifest. Raises `LoadError`."""
+def resolve_engine(name: str, engine_dir: Path, packages: Packages = find_packages) -> str:
+    """The engine for `name`; `auto` decides by the directory, and for a checkpoint, which two engines can serve, by
+    what is installed (in this process's Python, unless `packages` looks elsewhere). Raises `LoadError`.
+    """
     if name != "auto":
         return name
-    if not (engine_dir / MANIFEST_NAME).is_file() and (engine_dir / "rank0.engine").is_file():
-        return "tensorrt_llm"  # an engine that trtllm-build made by itself
+    if not (engine_dir / MANIFEST_NAME).is_file():
+        if (engine_dir / "rank0.engine").is_file():
+            return "tensorrt_llm"  # an engine that trtllm-build made by itself
+        if is_checkpoint(engine_dir):
+            return _engine_of_checkpoint(None, packages)
     try:
-        target = read(engine_dir).target
+        manifest = read(engine_dir)
     except ManifestError as error:
         raise LoadError(str(error)) from None
-    if target not in _ENGINE_OF_TARGET:
+    if manifest.target == "hf_quantized":
+        return _engine_of_checkpoint(manifest, packages)
+    if manifest.target not in _ENGINE_OF_TARGET:
         raise LoadError(
-            f"engine.json names the target {target!r}, which this version of Inflight cannot run; build it again."
+            f"engine.json names the target {manifest.target!r}, which this version of Inflight cannot run; "
+            "build it again."
         )
-    return _ENGINE_OF_TARGET[target]
+    return _ENGINE_OF_TARGET[manifest.target]
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether this is a Hugging Face-style checkpoint with weights that can be read safely."""
+    return "architectures" in read_json_object(folder, "config.json") and any(folder.glob("*.safetensors"))
+
+
+def _engine_of_checkpoint(manifest: Manifest | None, packages: Packages) -> str:
+    """TensorRT-LLM where it can run a checkpoint, else vLLM; the log says which, and why."""
+    found = packages(["tensorrt_llm", "vllm"])
+    recipe = manifest.quantization.recipe if manifest is not None else "none"
+    lacks = []
+    if "tensorrt_llm" not in found:
+        lacks.append("TensorRT-LLM is not installed")
+    elif found["tensorrt_llm"].startswith("0."):
+        lacks.append(f"TensorRT-LLM {found['tensorrt_llm']} runs compiled engines only")
+    else:
+        log.info("engine auto: tensorrt_llm, because it is installed and runs Hugging Face-style checkpoints")
+        return "tensorrt_llm"
+    if "vllm" not in found:
+        lacks.append("vLLM is not installed")
+    elif recipe in _VLLM_LACKS:
+        lacks.append(f"vLLM does not read {_VLLM_LACKS[recipe]} checkpoints")
+    else:
+        log.info("engine auto: vllm, because %s and vLLM %s is there", lacks[0], found["vllm"])
+        return "vllm"
+    raise LoadError(
+        f"no engine here runs this Hugging Face-style checkpoint ({', and '.join(lacks)}); install one (pip install "
+        "vllm, in the environment that model parameter engine_python names; or serve in TensorRT-LLM's container), or "
+        "build the model with --target openvino."
+    )
 
 
 def create_engine(spec: WorkerSpec) -> Engine:
@@ -69,6 +116,11 @@ def create_engine(spec: WorkerSpec) -> Engine:
         from inflight.engines.tensorrt_llm import create
 
         return create(folder, spec.options, spec.max_running)
+    if spec.engine == "vllm":
+        from inflight.engines.vllm import VllmEngine
+
+        return VllmEngine(folder, spec.options, spec.max_running)
     raise LoadError(
-        f"the engine {spec.engine!r} is not part of this version of Inflight; use openvino, tensorrt_llm or simulated."
+        f"the engine {spec.engine!r} is not part of this version of Inflight; use openvino, tensorrt_llm, vllm or "
+        "simulated."
     )

@@ -1,0 +1,108 @@
+"""Drives the vLLM engine without a server, under the Python that vLLM is installed for: `python -m ... WHAT FOLDER`.
+
+`facts` prints what the installation can be told; `reservations` serves 120 requests out of a pool that holds a few of
+them, once as admission does it and once without, and counts how often vLLM preempted.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+from inflight.admission import AdmissionQueue
+from inflight.engines.base import EngineRequest, SamplingParams
+from inflight.engines.vllm import VllmEngine
+from inflight.engines.vllm_load import import_vllm
+from inflight.engines.vllm_options import environment, read_options
+
+POOL_GB = 0.00075  # about a hundred blocks
+REQUESTS = 120
+
+
+def facts() -> dict[str, Any]:
+    """What the installed vLLM is and can be told."""
+    installed = import_vllm(environment(read_options({})))
+    found = installed.facts
+    return {
+        "version": installed.version,
+        "arguments": sorted(found.arguments),
+        "takes_bad_words": found.takes_bad_words,
+        "takes_salts": found.takes_salts,
+    }
+
+
+def reservations(folder: Path) -> dict[str, Any]:
+    """How often vLLM preempted, with and without our reservations."""
+    options = {"enforce_eager": True, "dtype": "float32", "kv_cache_gb": POOL_GB, "max_seq_len": 512, "block_size": 32}
+    engine = VllmEngine(folder, options, 64)
+    preempted = [0]
+    scheduler = engine._scheduler
+    original = scheduler._preempt_request
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        preempted[0] += 1
+        return original(*arguments, **named)
+
+    scheduler._preempt_request = counted
+    chance = random.Random(5)
+    requests = [
+        EngineRequest(
+            request_id=number,
+            token_ids=[chance.randrange(200) for _ in range(chance.randrange(1, 200))],
+            sampling=SamplingParams(
+                max_tokens=chance.randrange(1, 300),
+                num_sequences=chance.choice((1, 1, 1, 3)),
+                temperature=1.0,
+                seed=number,
+            ),
+        )
+        for number in range(1, REQUESTS + 1)
+    ]
+    most = []
+    counts = []
+    for reserved in (True, False):
+        preempted[0] = 0
+        most.append(serve(engine, requests, AdmissionQueue(engine.info, 0, 1000, 0) if reserved else None))
+        counts.append(preempted[0])
+    blocks = engine.info.blocks_total
+    engine.close()
+    return {"reserved": counts[0], "unreserved": counts[1], "most_blocks": most[0], "blocks": blocks}
+
+
+def serve(engine: VllmEngine, requests: list[EngineRequest], queue: AdmissionQueue | None) -> int:
+    """Run all requests to their ends; the most blocks that were in use. Raises `AssertionError` for a wrong end."""
+    waiting = {request.request_id: request for request in requests}
+    left: dict[int, int] = {}
+    made: dict[int, int] = {}
+    most = 0
+    for request in requests:
+        if queue is not None:
+            queue.offer(request, 0.0)
+    while waiting or left:
+        started = queue.take(0.0) if queue is not None else list(waiting)
+        for number in started:
+            request = waiting.pop(number)
+            engine.add(request)
+            left[number] = request.sampling.num_sequences
+        for output in engine.step(0.005):
+            made[output.request_id] = made.get(output.request_id, 0) + len(output.token_ids)
+            if output.finish is not None or output.error is not None:
+                assert output.error is None, output
+                left[output.request_id] -= 1
+                if not left[output.request_id]:
+                    del left[output.request_id]
+                    if queue is not None:
+                        queue.release(output.request_id, 0.0)
+        most = max(most, engine.stats().blocks_used)
+    for request in requests:
+        assert made[request.request_id] == request.sampling.num_sequences * request.sampling.max_tokens
+    assert engine.stats().blocks_used == engine.stats().running == engine.stats().waiting == 0
+    return most
+
+
+if __name__ == "__main__":
+    result = facts() if sys.argv[1] == "facts" else reservations(Path(sys.argv[2]))
+    print(json.dumps(result))

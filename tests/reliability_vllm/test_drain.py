@@ -1,0 +1,5 @@
+"""tests/reliability/test_drain.py on vLLM."""
+
+from __future__ import annotations
+
+from tests.reliability.test_drain import pytestmark, rig, test_a_drain_over_the_control_socket  # noqa: F401
