@@ -26,7 +26,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     plain = write_chain(root / "plain", tokenizer, endless)
     ends = write_chain(root / "ends", tokenizer, ending(tokenizer, 6))
     narrow = write_chain(root / "narrow", tokenizer, endless, context=64)
-    slow = write_chain(root / "slow", tokenizer, endless, layers=96, context=8192)
+    slow = write_chain(root / "slow", tokenizer, endless, layers=160, context=4608)
     for name, engine, more in (
         ("llm", plain, {}),
         ("llm_batched", plain, {}),
@@ -53,6 +53,8 @@ OTHER_CAPABILITIES = (
     "test_a_missing_capability",
     "named_tool_is_refused_by_name",
     "bad_words=",
+    "beam_width=2-",
+    "lora_name=",
     "logprobs=",
     "guided_decoding_guide",
     "structured_outputs=",

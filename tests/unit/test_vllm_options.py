@@ -92,6 +92,11 @@ def test_a_cpu_never_takes_all_the_memory() -> None:
     assert "gpu_memory_utilization" not in arguments(CPU)
 
 
+def test_prompts_are_cut_on_gpus_alone() -> None:
+    assert arguments(GPU)["enable_chunked_prefill"] is True
+    assert arguments(CPU)["enable_chunked_prefill"] is False, "a seeded request that is cut would end vLLM there"
+
+
 def test_options_reach_vllm_under_its_names(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     given = arguments(

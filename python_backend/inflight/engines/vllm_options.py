@@ -59,8 +59,9 @@ class VllmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`kv_cache_gb` sizes the KV pool in GiB (0: on a GPU what `gpu_memory_utilization` leaves, on a CPU 2 GiB).
 
     `max_seq_len` lowers the context; `max_batched_tokens` is the most tokens of one step (prefill is cut into chunks of
-    it; 0: vLLM's own choice); `block_size` is tokens of a KV block (0: vLLM's own choice). `enforce_eager` leaves out
-    compilation and CUDA graphs: a start within seconds, slower answers. `threads` limits the CPU threads (0: all).
+    it, but on a CPU; 0: vLLM's own choice); `block_size` is tokens of a KV block (0: vLLM's own choice).
+    `enforce_eager` leaves out compilation and CUDA graphs: a start within seconds, slower answers. `threads` limits the
+    CPU threads (0: all).
     `lora_dir` is a folder with one folder per adapter. `speculative` is "ngram" or, with `speculative_model_dir`,
     "eagle", "eagle3" or "draft_model". `engine_arguments` holds further arguments of vLLM's EngineArgs by name.
     """
@@ -185,7 +186,9 @@ def engine_arguments(
         "tensor_parallel_size": options.tensor_parallel_size,
         "pipeline_parallel_size": options.pipeline_parallel_size,
         "scheduling_policy": "priority",
-        "enable_chunked_prefill": True,
+        # On a CPU a seeded request whose prompt is cut into chunks ends vLLM (0.20.2 and 0.32.0): it asks the CPU's
+        # random generator for an offset, which only a GPU's has. Every request that samples is seeded here.
+        "enable_chunked_prefill": not facts.on_cpu,
         "disable_log_stats": not options.speculative,  # its counts of draft tokens are all that is wanted of it
     }
     if kv_bytes:
