@@ -21,9 +21,11 @@ from _perf_analyzer import Load
 from _profile_export import Request
 from _report import Failure
 from bench import peer_llamacpp, peer_vllm, peers
+from bench.measured import spread, watched, write_json
 from bench.peer_client import Question, SseTransport, arrivals, drive, infer_request, parse_event, tokens_of
 from bench.peer_figures import Record, compact, figures, ratios, rows
 from bench.peer_servers import ProcessPeer
+from bench.roofline import bytes_per_token
 
 MS = 1_000_000
 
@@ -243,3 +245,23 @@ def test_a_peer_is_started_stopped_woken_and_ended(tmp_path: Path) -> None:
     peer.pause()
     peer.stop()  # a stopped one ends as well
     assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_step_reads_all_weights_and_the_keys_and_values_so_far(tmp_path: Path) -> None:
+    (tmp_path / "openvino_model.bin").write_bytes(b"x" * 1000)
+    config = {"num_hidden_layers": 3, "num_key_value_heads": 2, "hidden_size": 32, "num_attention_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert bytes_per_token(tmp_path, 10) == 1000 + 10 * 2 * 3 * 2 * 8
+    (tmp_path / "config.json").write_text(json.dumps({**config, "head_dim": 16}))
+    assert bytes_per_token(tmp_path, 10) == 1000 + 10 * 2 * 3 * 2 * 16
+
+
+def test_what_others_use_while_something_is_measured(tmp_path: Path) -> None:
+    used = iter((1.0, 1.0))
+    with watched(lambda: next(used)) as others:
+        time.sleep(0.1)
+    assert 0.0 <= others.share <= 1.0
+    write_json(tmp_path / "x" / "y.json", "y.py", "y", {"values": spread([3.0, 1.0, 2.0])})
+    written = json.loads((tmp_path / "x" / "y.json").read_text())
+    assert written["values"] == {"median": 2.0, "least": 1.0, "most": 3.0, "all": [3.0, 1.0, 2.0]}
+    assert written["command"] == "python scripts/bench/y.py"
