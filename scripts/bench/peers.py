@@ -53,6 +53,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     option("--checkpoint", type=Path, default=MODELS / "SmolLM2-135M-Instruct", help="a Hugging Face checkpoint")
     option("--without", action="append", default=[], metavar="PEER", help="leave a peer out (part of its name)")
     option("--vllm-python", type=Path, default=CACHE / "vllm" / "bin" / "python", help="of an environment with vLLM")
+    option("--vllm-preload", type=Path, action="append", metavar="FILE", help="libtcmalloc, libiomp5; repeatable")
     option("--llama-server", type=Path, default=CACHE / "llama.cpp" / "llama-server", help="llama.cpp's server")
     option("--gguf", type=Path, action="append", metavar="FILE", help="weights for it, named …-q8_0.gguf; repeatable")
     option("--concurrency", type=_numbers, default=[1, 4, 16, 64], metavar="N,N", help="default: 1,4,16,64")
@@ -88,7 +89,7 @@ def installed(options: argparse.Namespace, say: Callable[[str], None]) -> list[P
     makers: dict[str, Callable[[], Peer]] = {
         INT8: lambda: InflightPeer(INT8, "int8", built_engine(checkpoint, "int8")),
         BITS16: lambda: InflightPeer(BITS16, "16-bit", built_engine(checkpoint, "none")),
-        "vllm": lambda: VllmPeer(options.vllm_python.absolute(), checkpoint, most),
+        "vllm": lambda: VllmPeer(options.vllm_python.absolute(), checkpoint, most, options.vllm_preload or ()),
         "transformers": lambda: TransformersPeer(checkpoint),
     }
     for file in gguf:
