@@ -95,14 +95,14 @@ def streams(name: str, engine: Path, parameters: dict[str, Any], sizes: Sequence
 
 
 def lengths(engine: Path, repeats: int) -> list[Any]:
-    """Points over the length of prompts (one token of answer) and of answers (short prompts), one stream."""
+    """Points over the length of prompts (8 tokens of answer) and of answers (short prompts), one stream."""
     peer = InflightPeer("growth lengths", "int8", engine)
     peer.start()
     rows = []
     try:
         one = Load(concurrency=1)
         peer.drive([Question("How are you?", 8)], one, "warm")
-        points = [("prompt tokens", size, size, 1) for size in PROMPTS]
+        points = [("prompt tokens", size, size, 8) for size in PROMPTS]
         points += [("answer tokens", size, 32, size) for size in ANSWERS]
         for name, size, prompt, answer in points:
             asked = questions(engine, parse_lengths(str(prompt), 0), answer, size)

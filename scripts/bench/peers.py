@@ -69,6 +69,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     option("--retries", type=int, default=2, metavar="N", help="of such a run (default: %(default)s)")
     option("--output", type=Path, default=RESULTS / "peers.json", help="default: docs/benchmarks/peers/peers.json")
     option("--add", action="store_true", help="keep the records that are in --output, and add to them")
+    option("--report", action="store_true", help="measure nothing; print the tables of what is in --output")
     return parser.parse_args(arguments)
 
 
@@ -266,9 +267,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Start the peers, take turns, report."""
     options = parse(arguments)
     earlier: Any = {}
-    if options.add and options.output.exists():
+    if (options.add or options.report) and options.output.exists():
         earlier = json.loads(options.output.read_text(encoding="utf-8"))
     records = [Record(**each) for each in earlier.get("records", [])]
+    if options.report:
+        print(tables(rows(records), ratios(records, pairings([*dict.fromkeys(record.peer for record in records)]))))
+        return 0
     progress = Progress(every_s=0.0)
     with ExitStack() as stack:
         peers = installed(options, progress.show)

@@ -24,6 +24,7 @@ from bench.peer_inflight import InflightPeer
 from bench.peers import questions
 
 ONE = Load(concurrency=1)
+ANSWER = 8  # tokens; the engine keeps back the only token of an answer with one until its next step
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,14 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     peer = InflightPeer("prefix", "int8", options.engine)
     peer.start()
     try:
-        prefixes = questions(options.engine, parse_lengths(str(options.prefix_tokens), 0), 1, 1)
-        tails = questions(options.engine, parse_lengths(str(options.tail_tokens), 0), 1, 2)
+        prefixes = questions(options.engine, parse_lengths(str(options.prefix_tokens), 0), ANSWER, 1)
+        tails = questions(options.engine, parse_lengths(str(options.tail_tokens), 0), ANSWER, 2)
         firsts, seconds = [], []
         peer.drive(list(itertools.islice(tails, 4)), ONE, "warm")
         with watched(peer.cpu_s) as others:
             for _ in range(options.repeats):
                 prefix = next(prefixes).text
-                asked = [Question(f"{prefix} {next(tails).text}", 1) for _ in range(2)]
+                asked = [Question(f"{prefix} {next(tails).text}", ANSWER) for _ in range(2)]
                 first, second = peer.drive(asked, ONE, "prefix")
                 firsts.append((first.ttft or 0) / 1e6)
                 seconds.append((second.ttft or 0) / 1e6)

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     option("--checkpoint", type=Path, default=MODELS / "SmolLM2-135M-Instruct", help="a Hugging Face checkpoint")
     option("--prompt-tokens", default="32,1000,4000", metavar="N,N", help="default: %(default)s")
     option("--max-tokens", type=int, default=64, metavar="N", help="of each answer (default: %(default)s)")
-    option("--requests", type=int, default=3, metavar="N", help="per repeat and point (default: %(default)s)")
+    option("--requests", type=int, default=2, metavar="N", help="per repeat and point (default: %(default)s)")
     option("--repeats", type=int, default=3, metavar="N", help="default: %(default)s")
     option("--output", type=Path, default=REPOSITORY / "docs" / "benchmarks" / "roofline.json")
     options = parser.parse_args(arguments)
