@@ -17,9 +17,10 @@ from typing import Protocol
 
 from _layout import LOGS
 from _perf_analyzer import Load
-from _processes import end_with_parent, kill_all, marked_pids
+from _processes import end_with_parent, is_alive, kill_all, marked_pids
 from _profile_export import Request
 from _report import Failure
+from _resources import descendants
 from bench.arms import cpu_seconds
 from bench.peer_client import Question, Transport, drive
 
@@ -116,12 +117,13 @@ class ProcessPeer:
         if self._process is None:
             return
         self.resume()
+        known = self._pids()
         self._process.terminate()
         give_up = time.monotonic() + _STOP_S
-        while self._pids() and time.monotonic() < give_up:
+        while any(map(is_alive, known)) and time.monotonic() < give_up:
             self._process.poll()
             time.sleep(_POLL_S)
-        kill_all(self._pids)
+        kill_all(lambda: {*self._pids(), *filter(is_alive, known)})
         self._process.wait(timeout=10)
         self._process = None
 
@@ -146,7 +148,12 @@ class ProcessPeer:
         return drive(self.transport(), questions, load, seed)
 
     def _pids(self) -> list[int]:
-        return marked_pids(_MARK, self._mark)
+        """By descent and by the mark: one of vLLM's processes writes its title over its environment, and whoever has
+        lost its parent is nobody's descendant.
+        """
+        process = self._process
+        tree = [process.pid, *descendants(process.pid)] if process is not None else []
+        return [pid for pid in {*tree, *marked_pids(_MARK, self._mark)} if is_alive(pid)]
 
     def _signal(self, number: int) -> None:
         for pid in self._pids():

@@ -42,7 +42,7 @@ from inflight.tokenizer import TextTokenizer
 
 RESULTS = REPOSITORY / "docs" / "benchmarks" / "peers"
 INT8, BITS16 = "inflight int8", "inflight 16-bit"
-_LEAST_REQUESTS = 8
+_LEAST_REQUESTS = 6
 _WARM_TOKENS = 8
 
 
@@ -61,7 +61,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     option("--seconds", type=float, default=15.0, metavar="S", help="of arrivals at each rate (default: %(default)s)")
     option("--repeats", type=int, default=3, metavar="N", help="default: %(default)s")
     option(
-        "--waves", type=int, default=3, metavar="N", help="requests per run: N × concurrency, at least 8 (default: 3)"
+        "--waves", type=int, default=3, metavar="N", help="requests per run: N × concurrency, at least 6 (default: 3)"
     )
     option("--prompt-tokens", default="uniform:16-48", metavar="D", help="default: %(default)s")
     option("--max-tokens", type=int, default=64, metavar="N", help="of each answer (default: %(default)s)")
