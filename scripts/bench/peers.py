@@ -41,7 +41,7 @@ from build_engine import svg
 from inflight.tokenizer import TextTokenizer
 
 RESULTS = REPOSITORY / "docs" / "benchmarks" / "peers"
-INT8, BITS16 = "inflight int8", "inflight 16-bit"
+INT8, BITS16, TUNED = "inflight int8", "inflight 16-bit", "inflight int8 tuned"
 _LEAST_REQUESTS = 6
 _WARM_TOKENS = 8
 
@@ -52,6 +52,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     option = parser.add_argument
     option("--checkpoint", type=Path, default=MODELS / "SmolLM2-135M-Instruct", help="a Hugging Face checkpoint")
     option("--without", action="append", default=[], metavar="PEER", help="leave a peer out (part of its name)")
+    option("--tuned", type=json.loads, metavar="JSON", help="one more Inflight, int8 with these engine_options")
     option("--vllm-python", type=Path, default=CACHE / "vllm" / "bin" / "python", help="of an environment with vLLM")
     option("--vllm-preload", type=Path, action="append", metavar="FILE", help="libtcmalloc, libiomp5; repeatable")
     option("--llama-server", type=Path, default=CACHE / "llama.cpp" / "llama-server", help="llama.cpp's server")
@@ -68,7 +69,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     option("--quiet", type=float, default=0.05, metavar="X", help="repeat a run in which others used more (0.05)")
     option("--retries", type=int, default=2, metavar="N", help="of such a run (default: %(default)s)")
     option("--output", type=Path, default=RESULTS / "peers.json", help="default: docs/benchmarks/peers/peers.json")
-    option("--add", action="store_true", help="keep the records that are in --output, and add to them")
+    option("--add", action="store_true", help="keep the quiet records that are in --output, and add to them")
     option("--report", action="store_true", help="measure nothing; print the tables of what is in --output")
     return parser.parse_args(arguments)
 
@@ -93,6 +94,9 @@ def installed(options: argparse.Namespace, say: Callable[[str], None]) -> list[P
         "vllm": lambda: VllmPeer(options.vllm_python.absolute(), checkpoint, most, options.vllm_preload or ()),
         "transformers": lambda: TransformersPeer(checkpoint),
     }
+    if options.tuned:
+        tuned = {"engine_options": options.tuned}
+        makers[TUNED] = lambda: InflightPeer(TUNED, "int8", built_engine(checkpoint, "int8"), tuned)
     for file in gguf:
         makers[f"llama.cpp {file.stem}"] = lambda file=file: LlamaCppPeer(options.llama_server, file, most)  # type: ignore[misc]
     found = []
@@ -191,6 +195,7 @@ def questions(tokenizer_of: Path, lengths: Any, max_tokens: int, seed: int) -> I
 def pairings(names: Sequence[str]) -> list[tuple[str, str]]:
     """Who is compared with whom: our int8 with everybody, our 16 bits with everybody who has 16 bits."""
     ours = [(INT8, name) for name in names if name != INT8]
+    ours += [(TUNED, name) for name in names if TUNED in names and name != TUNED]
     return ours + [(BITS16, name) for name in names if name.endswith("bf16") or name in ("vllm", "transformers")]
 
 
@@ -270,6 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if (options.add or options.report) and options.output.exists():
         earlier = json.loads(options.output.read_text(encoding="utf-8"))
     records = [Record(**each) for each in earlier.get("records", [])]
+    records = [record for record in records if record.cpu_share_of_others <= options.quiet]
     if options.report:
         print(tables(rows(records), ratios(records, pairings([*dict.fromkeys(record.peer for record in records)]))))
         return 0
