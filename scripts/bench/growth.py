@@ -2,8 +2,8 @@
 """Measures what a token costs as work grows: more streams, longer prompts, longer answers.
 
 Streams grow on the `simulated` engine as fast as it can go, so that the cost is the server's and the backend's, and on
-OpenVINO as far as the engine takes them; prompts and answers grow on OpenVINO. Through Triton and gRPC; perf_analyzer
-is the client of the streams. CPU and memory are of the server's processes, not the client's. Exit status: 0 done, 1 an
+OpenVINO as far as the engine takes them; prompts and answers grow on OpenVINO. Through Triton and gRPC, with the client
+of the peers, which shares the cores. CPU and memory are of the server's processes alone. Exit status: 0 done, 1 an
 error.
 """
 
@@ -19,12 +19,12 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 from _layout import BACKEND_SOURCE, ENGINE, REPOSITORY
 from _lengths import parse_lengths
-from _perf_analyzer import Inputs, Load, find_perf_analyzer, measure
+from _perf_analyzer import Load
 from _profile_export import Request
 from _report import run_main
 from bench.measured import write_json
 from bench.peer_client import Question
-from bench.peer_inflight import MODEL, InflightPeer
+from bench.peer_inflight import InflightPeer
 from bench.peers import questions
 
 sys.path += [str(BACKEND_SOURCE), str(REPOSITORY)]
@@ -40,7 +40,6 @@ STREAMS = (1, 4, 16, 64, 256, 1024, 2048)
 OPENVINO_STREAMS = (1, 4, 16, 64)
 PROMPTS = (16, 64, 250, 1000, 2000, 4000, 8000)
 ANSWERS = (16, 64, 256, 1024, 2048)
-_TIMEOUT_S = 300.0
 
 
 def row(name: str, size: int, requests: Sequence[Request], cpu_s: float, peer: InflightPeer) -> dict[str, Any]:
@@ -74,20 +73,8 @@ def streams(name: str, engine: Path, parameters: dict[str, Any], sizes: Sequence
         texts = questions(engine, parse_lengths("uniform:16-48", 0), tokens, 3)
         for size in sizes:
             asked = list(itertools.islice(texts, max(8, 3 * size if size < 256 else 2 * size)))
-            inputs: list[Inputs] = [
-                {
-                    "text_input": [each.text],
-                    "max_tokens": [tokens],
-                    "temperature": [0.0],
-                    "stream": [True],
-                    "ignore_eos": [True],
-                    "return_num_output_tokens": [True],
-                }
-                for each in asked
-            ]
             before = peer.cpu_s()
-            load = Load(concurrency=size)
-            requests = measure(find_perf_analyzer(), peer.server.grpc_url, MODEL, load, inputs, _TIMEOUT_S)
+            requests = peer.drive(asked, Load(concurrency=size), name)
             rows.append(row(f"streams, {name}", size, requests, peer.cpu_s() - before, peer))
     finally:
         peer.stop()
