@@ -113,8 +113,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = streams("simulated", options.engine, SIMULATED, STREAMS, options.tokens)
     rows += streams("openvino", options.engine, {}, OPENVINO_STREAMS, 64)
     rows += lengths(options.engine, options.repeats)
+    report(options.output, rows)
+    return 0
+
+
+def report(output: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """The JSON file, and a chart for each kind of growth."""
     what = "tokens/s, CPU and memory of the server's processes as streams, prompts and answers grow"
-    write_json(options.output, "growth.py", what, {"rows": rows})
+    write_json(output, "growth.py", what, {"rows": rows})
     drawn = {
         "streams": ("streams", "tokens_per_s", "tokens/s"),
         "cpu": ("streams", "cpu_us_per_token", "CPU µs per token"),
@@ -126,11 +132,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             svg.Series(name, [(each["size"], each[figure]) for each in rows if each["of"] == name])
             for name in dict.fromkeys(each["of"] for each in rows if each["of"].startswith(kind))
         ]
+        if not series:
+            continue
         chart = svg.chart(
             f"{title} against {kind}", svg.Axis(kind, logarithmic=True), svg.Axis(title, logarithmic=True), series
         )
-        options.output.with_name(f"growth_{file}.svg").write_text(chart, encoding="utf-8")
-    return 0
+        output.with_name(f"growth_{file}.svg").write_text(chart, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -187,8 +187,8 @@ def questions(tokenizer_of: Path, lengths: Any, max_tokens: int, seed: int) -> I
     wanted = lengths.draws(f"peers {seed}")
     for text in prompts(f"peers {seed}", 2 * lengths.high):
         words, most = text.split(" "), next(wanted)
-        while len(tokenizer.encode(" ".join(words), add_special_tokens=True)) > most and len(words) > 1:
-            words.pop()
+        while (found := len(tokenizer.encode(" ".join(words), add_special_tokens=True))) > most and len(words) > 1:
+            del words[max(1, min(len(words) * most // found, len(words) - 1)) :]
         yield Question(" ".join(words), max_tokens)
 
 
