@@ -161,7 +161,7 @@ class Supervisor:
                 link.close()
 
     def _watch(self, process: EngineProcess, link: EngineLink) -> str:
-        watchdog = Watchdog(self._stall_timeout, WATCH_INTERVAL_S)
+        watchdog = Watchdog(self._stall_timeout, WATCH_INTERVAL_S, time.monotonic())
         while not self._stop.is_set():
             if link.lost.wait(WATCH_INTERVAL_S):
                 return f"the engine process {process.pid} was lost"

@@ -56,19 +56,20 @@ class Watchdog:
     """Judges the age of the last beat. Time that the watchdog itself did not get is not held against the engine.
 
     `tick` is called every `interval_s`; when a call comes late, the machine was paused or starved, and the lateness is
-    subtracted from the beat's age until the next beat. Times are seconds on one monotonic clock.
+    subtracted from the beat's age until the next beat. Times are seconds on one monotonic clock; `last_tick` begins as
+    the time when the watching did, because the very first call may come late too.
     """
 
     stall_timeout_s: float
     interval_s: float
-    _last_tick: float | None = None
+    last_tick: float | None = None
     _beat: float = 0.0
     _forgiven: float = 0.0
 
     def tick(self, now: float, beat: float) -> bool:
         """True when the engine has stalled."""
-        late = 0.0 if self._last_tick is None else max(0.0, now - self._last_tick - self.interval_s)
-        self._last_tick = now
+        late = 0.0 if self.last_tick is None else max(0.0, now - self.last_tick - self.interval_s)
+        self.last_tick = now
         if beat != self._beat:
             self._beat, self._forgiven = beat, 0.0
             late = min(late, max(0.0, now - beat))  # lateness before this beat is not the engine's

@@ -91,7 +91,7 @@ class ServedArm:
         self._server = server
         self._perf_analyzer = perf_analyzer
         self._model = model
-        self._pids = sorted(server.processes(), key=_start_order)
+        self._pids = sorted(server.processes(), key=start_order)
 
     def resume(self) -> None:
         """Engine first, server last, so that nobody waits for somebody who is still stopped."""
@@ -126,7 +126,7 @@ class ServedArm:
 
     def _cpu(self) -> dict[str, float]:
         roles = {"stub": self._server.stub_pids(), "engine": self._server.engine_pids(), "server": [self._server.pid]}
-        return {role: sum(_cpu_seconds(pid) for pid in pids) for role, pids in roles.items()}
+        return {role: sum(cpu_seconds(pid) for pid in pids) for role, pids in roles.items()}
 
 
 class BareArm:
@@ -247,7 +247,7 @@ def _request(answer: Mapping[str, Any]) -> Request:
     return Request(int(answer["sent"] * 1e9), arrivals, arrivals[-1][0], 0)
 
 
-def _start_order(pid: int) -> int:
+def start_order(pid: int) -> int:
     """tritonserver, then the stub, then engine processes."""
     arguments = command_line(pid)
     if "inflight.engine_worker" in arguments:
@@ -255,7 +255,7 @@ def _start_order(pid: int) -> int:
     return 1 if arguments and Path(arguments[0]).name == "triton_python_backend_stub" else 0
 
 
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
     """User and system time of a process so far."""
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S

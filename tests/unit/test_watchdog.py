@@ -100,6 +100,13 @@ def test_a_whole_group_paused_for_30_s_is_no_stall() -> None:
     assert machine.run(9.0, beats=False) is None
 
 
+def test_a_pause_before_the_first_look_is_no_stall() -> None:
+    watchdog = Watchdog(TIMEOUT, INTERVAL, 1000.0)
+    assert not watchdog.tick(1060.0, 999.9)
+    assert not watchdog.tick(1060.0 + INTERVAL, 1060.0)
+    assert Watchdog(TIMEOUT, INTERVAL, 1000.0).tick(1000.0 + INTERVAL, 980.0)  # a stall is one from the first look on
+
+
 def test_four_fold_oversubscription_is_no_stall() -> None:
     """Every process gets a quarter of the time: a step of 9 s takes 36, and every tick comes late."""
     watchdog = Watchdog(TIMEOUT, INTERVAL)
