@@ -6,6 +6,7 @@ vLLM lives in a Python of its own, so each part is a child process under that on
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -83,14 +84,14 @@ def bench(setup: Setup, report: EngineReport) -> dict[str, Any]:
     if "problem" in found:
         return found
     served = {int(level["value"]): level for level in (report.load or {}).get("levels", ())}
-    step = StepBytes(engine)
+    step = StepBytes(engine, found["dtype"], found["kv_cache_dtype"])
+    bandwidth = float(found["bandwidth"]) * int(found["gpus"])  # tensor parallelism divides what is read
     levels = [
-        level_row(bare_level(level), served.get(level["concurrency"], {}), step, float(found["bandwidth"]))
-        for level in found["levels"]
+        level_row(bare_level(level), served.get(level["concurrency"], {}), step, bandwidth) for level in found["levels"]
     ]
     return {
-        "version": found["version"],
-        "bandwidth_gb_s": found["bandwidth"] / 1e9,
+        **{name: found[name] for name in ("version", "dtype", "kv_cache_dtype", "gpus")},
+        "bandwidth_gb_s": bandwidth / 1e9,
         "bandwidth_of": found["bandwidth_of"],
         "weights_gb": step.weights(1) / 1e9,
         "kv_bytes_per_token": step.keys_and_values(1),
@@ -128,13 +129,16 @@ def bare_level(level: Mapping[str, Any]) -> LevelResult:
 
 
 class StepBytes:
-    """Bytes that a decode step of an engine reads: the memory side of build_engine's roofline."""
+    """Bytes that a decode step of an engine reads: the memory side of build_engine's roofline.
 
-    def __init__(self, engine: Path) -> None:
+    `dtype` and `kv_cache_dtype` are those that vLLM has settled on.
+    """
+
+    def __init__(self, engine: Path, dtype: str, kv_cache_dtype: str) -> None:
         about = described(engine)
-        self._config = hf_config.load(engine)
+        self._config = dataclasses.replace(hf_config.load(engine), dtype=dtype)
         self._recipe = ALL_RECIPES[about.quantization.recipe if about else "none"]
-        self._kv_bits = 8 if about and about.quantization.kv_cache == "fp8" else 8 * self._config.dtype_bytes
+        self._kv_bits = 8 if kv_cache_dtype.startswith("fp8") else 8 * self._config.dtype_bytes
 
     def weights(self, sequences: int) -> int:
         """Of a step with that many sequences: they decide how many experts of a mixture are read."""

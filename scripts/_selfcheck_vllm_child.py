@@ -68,8 +68,12 @@ def bench(spec: Mapping[str, Any], installed: Installed) -> dict[str, Any]:
     for level in spec["levels"]:
         requests = drive(engine, installed, level["prompts"], spec["max_tokens"], level["concurrency"])
         levels.append({"concurrency": level["concurrency"], "warmup": level["warmup"], "requests": requests})
+    config = engine.vllm_config
     return {
         "version": installed.version,
+        "dtype": str(config.model_config.dtype).removeprefix("torch."),
+        "kv_cache_dtype": str(config.cache_config.cache_dtype),
+        "gpus": config.parallel_config.tensor_parallel_size,
         "bandwidth": bandwidth if on_cpu else gpu_bandwidth(),
         "bandwidth_of": f"numpy copies on {spec['cores']} cores" if on_cpu else "torch copies on the GPU",
         "levels": levels,

@@ -193,11 +193,17 @@ def agreement(served: Served, model: Path, engine: Path) -> dict[str, Any]:
 
 
 def load(server: Server, setup: Setup, output: Path) -> dict[str, Any]:
-    """load_test.py at every concurrency."""
-    command = [sys.executable, str(Path(__file__).with_name("load_test.py")), "--url", server.grpc_url]
-    command += ["--concurrency", ",".join(map(str, setup.concurrencies)), "--timeout", str(LOAD_S)]
-    command += ["--output", str(output)]
-    return result_of(command, output / "results.json", LOAD_S)
+    """load_test.py at every concurrency, one after another: a level that fails leaves the others."""
+    levels, problems = [], []
+    for concurrency in setup.concurrencies:
+        folder = output / str(concurrency)
+        command = [sys.executable, str(Path(__file__).with_name("load_test.py")), "--url", server.grpc_url]
+        command += ["--concurrency", str(concurrency), "--timeout", str(LOAD_S), "--output", str(folder)]
+        found = result_of(command, folder / "results.json", LOAD_S)
+        levels += found.get("levels", [])
+        if "problem" in found:
+            problems.append(f"concurrency {concurrency}: {found['problem']}")
+    return {"levels": levels, **({"problem": "; ".join(problems)} if problems else {})}
 
 
 def main() -> int:

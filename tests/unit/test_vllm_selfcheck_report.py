@@ -84,10 +84,12 @@ def test_bare_figures_are_counted_as_the_load_test_counts_them() -> None:
 
 
 def test_the_share_of_the_bandwidth(checkpoint: Path) -> None:
-    step = _selfcheck_vllm.StepBytes(checkpoint)
+    step = _selfcheck_vllm.StepBytes(checkpoint, "bfloat16", "auto")
     config = hf_config.load(checkpoint)
     assert step.weights(1) == model_size.bytes_read_per_step(config, RECIPES["none"], 1)
     assert step.keys_and_values(10) == 10 * 2 * 2 * 2 * 16 * 2  # K and V, layers, heads, their size, bytes
+    assert _selfcheck_vllm.StepBytes(checkpoint, "bfloat16", "fp8").keys_and_values(10) == step.keys_and_values(5)
+    assert _selfcheck_vllm.StepBytes(checkpoint, "float32", "auto").weights(1) == 2 * step.weights(1)
     # Ten tokens a second of one sequence read every weight ten times; with two sequences a step makes two tokens.
     assert step.share(10.0, 1, 0, 10.0 * step.weights(1)) == pytest.approx(1.0)
     assert step.share(10.0, 2, 0, 10.0 * step.weights(1)) == pytest.approx(0.5)
@@ -97,7 +99,8 @@ def test_the_share_of_the_bandwidth(checkpoint: Path) -> None:
 
 
 def test_a_child_that_measured_becomes_a_table(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = {"version": "0.32.0", "bandwidth": 2e9, "bandwidth_of": "copies", "levels": [recorded(1, 10)]}
+    found = {"version": "0.32.0", "dtype": "bfloat16", "kv_cache_dtype": "auto", "gpus": 2}
+    found |= {"bandwidth": 1e9, "bandwidth_of": "copies", "levels": [recorded(1, 10)]}
     monkeypatch.setattr(_selfcheck_vllm, "child", lambda *_: found)
     times = {"p50": 12.5}
     load = {"levels": [{"value": 1, "load": "concurrency 1", "tokens_per_s": 90.0, "ttft": times, "itl": times}]}
@@ -108,7 +111,7 @@ def test_a_child_that_measured_becomes_a_table(checkpoint: Path, monkeypatch: py
     assert level["served_bandwidth_share"] == pytest.approx(0.9 * level["vllm_bandwidth_share"])
     text = markdown(Report({}, engines=[engine], package="vLLM"))
     assert "| 1 | 90.0 | 100.0 | 0.900 | 12.5 | 10.0 | 12.50 | 10.00 |" in text
-    assert "beside bare vLLM: version 0.32.0, bandwidth_gb_s 2.0" in text
+    assert "beside bare vLLM: version 0.32.0, dtype bfloat16, kv_cache_dtype auto, gpus 2, bandwidth_gb_s 2.0" in text
     assert "TensorRT" not in text
 
 
@@ -129,6 +132,19 @@ def test_a_child_that_failed_is_a_fault(checkpoint: Path, tmp_path: Path, monkey
     engine.bench = _selfcheck_vllm.bench(setup, engine)
     assert list(engine.faults()) == ["perplexity: no such device", "bench: no such device"]
     assert asked == [(checkpoint, 100)], "no window is longer than what is served"
+
+
+def test_a_level_that_fails_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def result_of(command: list[str], *_: Any) -> dict[str, Any]:
+        level = int(command[command.index("--concurrency") + 1])
+        return {"problem": "an empty export"} if level == 256 else {"levels": [{"value": level}]}
+
+    monkeypatch.setattr(gpu_selfcheck, "result_of", result_of)
+    server: Any = argparse.Namespace(grpc_url="here")
+    found = gpu_selfcheck.load(server, Setup(tmp_path, tmp_path, (1, 256, 512)), tmp_path)
+    assert [level["value"] for level in found["levels"]] == [1, 512]
+    assert found["problem"] == "concurrency 256: an empty export"
+    assert "problem" not in gpu_selfcheck.load(server, Setup(tmp_path, tmp_path, (1,)), tmp_path)
 
 
 def test_recipes_against_plain_weights() -> None:
