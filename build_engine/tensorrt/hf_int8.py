@@ -113,7 +113,7 @@ def smooth(model: Any, ranges: dict[str, torch.Tensor], alpha: float) -> None:
             widest = torch.stack([linear.weight.abs().float().amax(0) for linear in linears]).amax(0)
             scale = top.clamp_min(LEAST) ** alpha / widest.clamp_min(LEAST) ** (1 - alpha)
             norm = layer.get_submodule(norm_name)
-            before = norm.weight.float()
+            before = norm.weight.detach().float().clone()
             norm.weight.data = (before / scale).to(norm.weight.dtype)
             after = norm.weight.float()
             scale = torch.where(after == 0, scale, before / after)  # what the norm's 16 bits have made of it
