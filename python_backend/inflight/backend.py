@@ -84,7 +84,7 @@ class Backend:
         self._flusher = Flusher(self._observation.flush, config.metrics_interval_ms / 1000)
         self._warmups_left = warmup_requests
         self._pool = ThreadPoolExecutor(PARSE_THREADS, thread_name_prefix="inflight-parse")
-        self._guides = GuideService(self._engine, str(folder))
+        self._guides = GuideService(self._engine, str(folder), python=python)
         self._delivery = Delivery(config.sender_threads, metrics, self._live)
         self._dispatcher = Dispatcher(self._delivery, self._make_queue)
         self._poller = CancellationPoller(self._live_streams, self._delivery.poll_cancelled)

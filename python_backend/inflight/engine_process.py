@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from inflight import frames
-from inflight.engine_python import foreign_environment, python_executable
+from inflight.engine_python import RUN_PREFIX, foreign_environment, lend_package, python_executable
 from inflight.engines.base import EngineInfo
 from inflight.engines.factory import WorkerSpec
 from inflight.errors import LoadError
@@ -28,7 +28,6 @@ from inflight.watchdog import StatePage
 log = logging.getLogger("inflight.supervisor")
 
 POLL_S = 0.1
-RUN_PREFIX = "inflight-run-"  # then the backend's process id
 EXIT_WAIT_S = 5.0
 
 
@@ -86,10 +85,7 @@ class EngineProcess:
     def _environment(self) -> dict[str, str]:
         """The engine process finds this package; an interpreter of its own finds nothing else of the server's."""
         if self._spec.python:
-            packages = self._folder / "packages"
-            packages.mkdir(exist_ok=True)
-            (packages / "inflight").symlink_to(Path(__file__).resolve().parent)
-            return foreign_environment(Path(self._spec.python), packages)
+            return foreign_environment(Path(self._spec.python), lend_package(self._folder))
         environment = dict(os.environ)
         paths = [str(Path(__file__).resolve().parent.parent), *filter(None, [environment.get("PYTHONPATH")])]
         environment["PYTHONPATH"] = os.pathsep.join(paths)

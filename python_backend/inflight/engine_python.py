@@ -19,6 +19,7 @@ from inflight.errors import LoadError
 
 ASK_TIMEOUT_S = 60.0
 LEAST_VERSION = (3, 10)
+RUN_PREFIX = "inflight-run-"  # of folders in the system's temporary one; then the backend's process id
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -117,6 +118,14 @@ def ask(python: str, packages: list[str]) -> PythonFacts:
             "name the bin/python of the engine's environment."
         ) from None
     return PythonFacts((version[0], version[1]), found)
+
+
+def lend_package(folder: Path) -> Path:
+    """A new folder in `folder` in which another Python finds this package, and nothing else of the server's."""
+    packages = folder / "packages"
+    packages.mkdir(exist_ok=True)
+    (packages / "inflight").symlink_to(Path(__file__).resolve().parent)
+    return packages
 
 
 def foreign_environment(python: Path, packages: Path | None) -> dict[str, str]:

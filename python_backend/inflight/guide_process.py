@@ -9,10 +9,11 @@ import os
 import select
 import socket
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
-from inflight.engine_python import python_executable
+from inflight.engine_python import RUN_PREFIX, foreign_environment, lend_package, python_executable
 from inflight.guide_frames import Check, LinkError, Ready, Start, Verdict, receive_from_worker, send
 
 START_LIMIT_S = 60.0
@@ -33,16 +34,21 @@ class TooLong(Exception):
 class GuideProcess:
     """A running worker, ready to check."""
 
-    def __init__(self, start: Start) -> None:
-        """Spawn, and wait until it is ready. Raises `LinkError` when it is not; see `refusal` when it is."""
+    def __init__(self, start: Start, python: str = "") -> None:
+        """Spawn, and wait until it is ready. Raises `LinkError` when it is not; see `refusal` when it is. `python` is
+        another interpreter to run it with, for the engine's compiler that only this one has.
+        """
+        with tempfile.TemporaryDirectory(prefix=f"{RUN_PREFIX}{os.getpid()}-") as folder:
+            self.refusal = self._start(start, python, Path(folder))
+
+    def _start(self, start: Start, python: str, folder: Path) -> str:
+        """Spawn and wait; the refusal. What the process imports it has imported when it is ready."""
         ours, theirs = socket.socketpair()
-        environment = {**os.environ, "MALLOC_ARENA_MAX": "2"}  # the compiler's threads would reserve 64 MiB each
-        paths = [str(Path(__file__).resolve().parent.parent), *filter(None, [environment.get("PYTHONPATH")])]
-        environment["PYTHONPATH"] = os.pathsep.join(paths)
+        environment = self._environment(python, folder)
         self._connection = ours
         with theirs:
             self._process = subprocess.Popen(
-                [python_executable(), "-m", "inflight.guide_worker", str(theirs.fileno())],
+                [python or python_executable(), "-m", "inflight.guide_worker", str(theirs.fileno())],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
@@ -59,7 +65,16 @@ class GuideProcess:
         except LinkError:
             self.close()
             raise
-        self.refusal = ready.refusal
+        return ready.refusal
+
+    @staticmethod
+    def _environment(python: str, folder: Path) -> dict[str, str]:
+        if python:
+            found = foreign_environment(Path(python), lend_package(folder))
+        else:
+            paths = [str(Path(__file__).resolve().parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+            found = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        return {**found, "MALLOC_ARENA_MAX": "2"}  # the compiler's threads would reserve 64 MiB each
 
     @property
     def pid(self) -> int:

@@ -99,6 +99,10 @@ def _compiler(start: Start) -> Compiler:
         from inflight.engines.openvino_guides import OpenVinoCompiler
 
         return OpenVinoCompiler(Path(start.engine_dir))
+    if start.engine == "vllm":
+        from inflight.engines.vllm_guides import XgrammarCompiler
+
+        return XgrammarCompiler(Path(start.engine_dir))
     return _NoCompiler()
 
 

@@ -146,7 +146,9 @@ def check_combination(request: GenerationRequest, info: EngineInfo) -> None:
 class GuideService:
     """Checks guides one at a time in a process of its own, which is started for the first one. Thread-safe."""
 
-    def __init__(self, engine: str, engine_dir: str, limits: GuideLimits | None = None) -> None:
+    def __init__(self, engine: str, engine_dir: str, limits: GuideLimits | None = None, python: str = "") -> None:
+        """`python` is the engine's own interpreter; empty: this one."""
+        self._python = python
         self._limits = limits or GuideLimits()
         self._start_message = Start(engine, engine_dir, self._limits.spare_bytes)
         self._known: collections.OrderedDict[bytes, tuple[Decision, int]] = collections.OrderedDict()
@@ -315,7 +317,7 @@ class GuideService:
 
     def _running(self) -> GuideProcess:
         if self._process is None:
-            self._process = GuideProcess(self._start_message)
+            self._process = GuideProcess(self._start_message, self._python)
         return self._process
 
     def _end_process(self) -> None:

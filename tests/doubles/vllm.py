@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from _layout import CACHE
+from _layout import CACHE, REPOSITORY
 
 INSTALL = "scripts/install_vllm.sh"
 HEAD = 32
@@ -42,6 +43,16 @@ def model_parameters(options: dict[str, Any] | None = None, **parameters: Any) -
         "engine_options": {**OPTIONS, "kv_cache_gb": 0.25, **(options or {})},
         **parameters,
     }
+
+
+def drive(what: str, *arguments: str) -> dict[str, Any]:
+    """tests/doubles/vllm_drive.py under vLLM's Python."""
+    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY / 'python_backend'}:{REPOSITORY}"}
+    command = [str(vllm_python()), "-m", "tests.doubles.vllm_drive", what, *arguments]
+    done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 Follow = dict[int, dict[int, float]]

@@ -1,22 +1,25 @@
 """Drives the vLLM engine without a server, under the Python that vLLM is installed for: `python -m ... WHAT FOLDER`.
 
 `facts` prints what the installation can be told; `reservations` serves 120 requests out of a pool that holds a few of
-them, once as admission does it and once without, and counts how often vLLM preempted.
+them, once as admission does it and once without, and counts how often vLLM preempted; `guides` has one of three
+grammars fail in vLLM's compiler; `perplexity` measures a checkpoint on the text and the tokens of `build_engine build`.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import random
 import sys
 from pathlib import Path
 from typing import Any
 
 from inflight.admission import AdmissionQueue
-from inflight.engines.base import EngineRequest, SamplingParams
+from inflight.engines.base import EngineRequest, Guide, SamplingParams
 from inflight.engines.vllm import VllmEngine
 from inflight.engines.vllm_load import import_vllm
 from inflight.engines.vllm_options import environment, read_options
+from inflight.errors import LoadError
 
 POOL_GB = 0.00075  # about a hundred blocks
 REQUESTS = 120
@@ -103,6 +106,77 @@ def serve(engine: VllmEngine, requests: list[EngineRequest], queue: AdmissionQue
     return most
 
 
+def guides(folder: Path) -> dict[str, Any]:
+    """How three requests end, of which the first has a guide that passes every check and fails in the compiler."""
+    engine = VllmEngine(folder, {"enforce_eager": True, "dtype": "float32", "kv_cache_gb": 0.1}, 4)
+    backend = engine._scheduler.structured_output_manager.backend
+    original = backend.compile_grammar
+
+    def fails(kind: Any, text: str, **named: Any) -> Any:
+        if "dead" in text:
+            raise RuntimeError("the compiler has met a grammar that it cannot compile")
+        return original(kind, text, **named)
+
+    backend.compile_grammar = fails
+    guides = (Guide("ebnf_grammar", 'root ::= "dead"\n'), Guide("ebnf_grammar", 'root ::= "a" | "b"\n'), None)
+    for number, guide in enumerate(guides, 1):
+        sampling = SamplingParams(max_tokens=8)
+        engine.add(EngineRequest(request_id=number, token_ids=[5, 6], sampling=sampling, guide=guide))
+    ends: dict[int, str] = {}
+    while len(ends) < len(guides):
+        for output in engine.step(0.005):
+            if output.error is not None:
+                ends[output.request_id] = output.error
+            elif output.finish is not None:
+                ends[output.request_id] = output.finish.value
+    engine.close()
+    return {"ends": [ends[number] for number in sorted(ends)]}
+
+
+def perplexity(folder: Path, options: str = "{}") -> dict[str, Any]:
+    """Perplexity of the checkpoint on what `build_engine build` verifies with, as vLLM computes it."""
+    from tokenizers import Tokenizer
+
+    from build_engine.verification import corpus
+    from build_engine.verification.reference import windows
+    from build_engine.verification.stage import WINDOW
+    from build_engine.verification.verify import BUILD_TOKENS
+
+    engine = VllmEngine(
+        folder, {"enforce_eager": True, "kv_cache_gb": 0.5, "max_seq_len": 1024, **json.loads(options)}, 8
+    )
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ids = tokenizer.encode(corpus.evaluation().text, add_special_tokens=False).ids
+    sampling = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0, "detokenize": False}
+    loss = 0.0
+    tokens = 0
+    for number, window in enumerate(windows(ids, tokenizer.encode("").ids, WINDOW, BUILD_TOKENS)):
+        prompt = window.tolist()
+        params = engine._vllm.sampling_params(**sampling)
+        engine._engine.add_request(f"window {number}", engine._vllm.tokens_input(prompt), params)
+        while engine._engine.has_unfinished_requests():
+            for result in engine._engine.step():
+                for token, place in zip(prompt[1:], (result.prompt_logprobs or [None])[1:], strict=False):
+                    loss -= place[token].logprob
+                    tokens += 1
+    config = engine._engine.vllm_config
+    engine.close()
+    return {
+        "perplexity": math.exp(loss / tokens),
+        "tokens": tokens,
+        "quantization": config.model_config.quantization,
+        "dtype": str(config.model_config.dtype),
+        "kv_cache": config.cache_config.cache_dtype,
+    }
+
+
+WHAT = {"facts": facts, "reservations": reservations, "guides": guides, "perplexity": perplexity}
+
 if __name__ == "__main__":
-    result = facts() if sys.argv[1] == "facts" else reservations(Path(sys.argv[2]))
+    folder, *more = sys.argv[2:] or [None]
+    action: Any = WHAT[sys.argv[1]]
+    try:
+        result = action(*([Path(folder)] if folder else []), *more)
+    except LoadError as error:
+        result = {"refused": str(error)}
     print(json.dumps(result))

@@ -6,8 +6,6 @@ The contract and the attacks are in tests/contract_vllm and tests/reliability_vl
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -16,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from _layout import MODELS, REPOSITORY
+from _layout import MODELS
 from _server import Server, ServerConfig
-from tests.doubles.vllm import cycle, vllm_python, write_chain
+from tests.doubles.vllm import cycle, drive, vllm_python, write_chain
 from tests.doubles.vllm_facts import ARGUMENTS
 from tests.harness.grpc_client import GrpcClient, RequestFailed
 from tests.harness.repository import write_model
@@ -42,16 +40,6 @@ PROMPTS = (
 RANK, ALPHA = 8, 16.0
 # Logits of two tokens that far apart may change places: arithmetic in another order, and in 8 bits of mantissa.
 MARGIN = {"float32": 0.01, "bfloat16": 0.5}
-
-
-def drive(what: str, *arguments: str) -> dict[str, Any]:
-    """tests/doubles/vllm_drive.py under vLLM's Python."""
-    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY / 'python_backend'}:{REPOSITORY}"}
-    command = [str(vllm_python()), "-m", "tests.doubles.vllm_drive", what, *arguments]
-    done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def write_adapter(folder: Path, rank: int = RANK) -> Path:

@@ -44,8 +44,9 @@ class FakeProcess:
     refusal = ""
     pid = 1
 
-    def __init__(self, start: Any) -> None:
+    def __init__(self, start: Any, python: str = "") -> None:
         self.closed = False
+        self.python = python
         self.checked: list[Check] = []
         type(self).made.append(self)
 
@@ -116,6 +117,13 @@ def test_a_guide_becomes_a_grammar_and_is_remembered(service: GuideService, fake
     assert ask(service, "a").guide == Guide("ebnf_grammar", "root ::= a")
     assert service.decide(guide, None) == Guide("ebnf_grammar", "root ::= a")
     assert service.checks == 1
+
+
+def test_the_process_runs_under_the_engines_own_python(fake: type[FakeProcess]) -> None:
+    service = GuideService("vllm", "nowhere", python="/opt/vllm/bin/python")
+    ask(service, "a")
+    service.stop()
+    assert [process.python for process in fake.made] == ["/opt/vllm/bin/python"]
 
 
 def test_the_kind_belongs_to_the_key(service: GuideService) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from inflight.engines.base import Capability, EngineRefusal, EngineRequest, Guide, SamplingParams
-from inflight.engines.vllm_load import check_checkpoint, first_line, import_vllm, warm_up_requests
+from inflight.engines.vllm_load import Installed, check_checkpoint, first_line, import_vllm, load, warm_up_requests
 from inflight.engines.vllm_options import (
     DEFAULT_KV_CACHE_BYTES_CPU,
     RESERVED,
@@ -272,8 +273,34 @@ def test_the_warm_up_asks_for_nothing_that_is_missing() -> None:
 def test_the_manual_has_every_option_and_no_other() -> None:
     text = (Path(__file__).resolve().parents[2] / "docs" / "engines.md").read_text("utf-8")
     section = text[text.index("\n## vllm\n") : text.index("\n## simulated\n")]
-    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| ")]
+    table = section[section.index("\n| option |") :].strip().split("\n\n")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| ")]
     told = {name.strip() for row in rows[1:] for name in row.split(",")}
     assert told >= set(VllmOptions.__struct_fields__) - {"speculative_model_dir"}
     assert {name for name in told if name.isidentifier()} <= set(VllmOptions.__struct_fields__)
     assert "speculative_model_dir" in section
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        (
+            "_C::static_scaled_fp8_quant() expected at most 0 argument(s) but received 4 argument(s). Declaration: …",
+            "(this build of vLLM lacks the operation static_scaled_fp8_quant); this vLLM, or this hardware, cannot run "
+            "that quantization: build another with build_engine.",
+        ),
+        (
+            "Failed to find a kernel that can implement the NVFP4 linear layer. Reasons:\n - one\n - two",
+            "(Failed to find a kernel that can implement the NVFP4 linear layer); this vLLM, or this hardware, cannot "
+            "run that quantization: build another with build_engine.",
+        ),
+    ],
+)
+def test_a_quantization_that_cannot_run_is_one_sentence(message: str, says: str) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError(message)
+
+    installed = Installed("0", CPU, dict, SimpleNamespace(from_engine_args=fails), None, None, None, None, None)
+    with pytest.raises(LoadError) as caught:
+        load(installed, {}, None)
+    assert str(caught.value) == f"vLLM cannot load this checkpoint {says}"

