@@ -162,6 +162,19 @@ def test_a_checkpoint_on_a_release_without_the_pytorch_flow(install: Install, tm
     assert "has no PyTorch flow that serves checkpoints" in refused(double, folder)
 
 
+def test_integers_that_would_be_taken_for_floats(install: Install, tmp_path: Path) -> None:
+    double = install("1.2")
+    folder = write_checkpoint(tmp_path / "checkpoint", double.tokenizer)
+    config = json.loads((folder / "config.json").read_text())
+    for kind in ("float", "int"):
+        groups = {"group_0": {"weights": {"num_bits": 8, "type": kind}, "targets": ["Linear"]}}
+        config["quantization_config"] = {"quant_method": "compressed-tensors", "config_groups": groups}
+        (folder / "config.json").write_text(json.dumps(config))
+        if kind == "float":
+            double.engine(folder).close()
+    assert "which TensorRT-LLM takes for FP8; serve it with vLLM" in refused(double, folder)
+
+
 def test_an_engine_that_is_not_compiled_yet(install: Install, tmp_path: Path) -> None:
     double = install()
     folder = tmp_path / "raw"

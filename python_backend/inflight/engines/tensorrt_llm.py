@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from inflight.engines.base import Capability, Engine, EngineInfo
 from inflight.engines.tensorrt_llm_checks import (
+    check_checkpoint,
     check_draft,
     check_engine,
     check_manifest,
@@ -80,6 +81,8 @@ def create(folder: Path, values: Mapping[str, Any], max_running: int) -> Engine:
         check_engine(facts, options, gpus, manifest)
     installed = import_installed()
     check_way_in(kind, installed)
+    if facts is None:
+        check_checkpoint(config)
     if facts is None:
         from inflight.engines.tensorrt_llm_llmapi import LlmEngine
 

@@ -6,8 +6,9 @@ Run before TensorRT-LLM is imported: its own errors come late, from C++, and nam
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from inflight.engines.tensorrt_llm_options import SPECULATIVE_MODES, TensorRtLlmOptions
 from inflight.engines.tensorrt_llm_probe import DirectoryKind, EngineFacts, Gpu, Installed, installed_version
@@ -213,6 +214,23 @@ def check_way_in(kind: DirectoryKind, installed: Installed) -> None:
         raise LoadError(
             f"TensorRT-LLM {installed.version} has no PyTorch flow that serves checkpoints (1.0 and later have); "
             "compile an engine with python -m build_engine build MODEL --target tensorrt-llm, or use a newer image."
+        )
+
+
+def check_checkpoint(config: Mapping[str, Any]) -> None:
+    """Whether TensorRT-LLM reads a checkpoint's quantization as it is meant. Raises `LoadError`.
+
+    It takes 8-bit compressed-tensors for FP8 (its public source), and would answer nonsense from integers.
+    """
+    quantization = config.get("quantization_config")
+    if not isinstance(quantization, Mapping) or quantization.get("quant_method") != "compressed-tensors":
+        return
+    groups = quantization.get("config_groups")
+    weights = [group.get("weights") for group in groups.values()] if isinstance(groups, Mapping) else []
+    if any(isinstance(each, Mapping) and each.get("type") == "int" for each in weights):
+        raise LoadError(
+            "this checkpoint has integer weights in the compressed-tensors form, which TensorRT-LLM takes for FP8; "
+            "serve it with vLLM (model parameter engine), or build it again with --quantization fp8."
         )
 
 
