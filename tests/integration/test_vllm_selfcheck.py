@@ -61,10 +61,9 @@ def test_a_model_is_built_served_and_measured_and_a_wrong_prediction_is_a_fault(
 
 
 def test_an_engine_that_does_not_load_is_in_the_report(tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
-    status, report, _ = selfcheck(tmp_path, "--artifact", f"x={tmp_path / 'model'}", "--parts", "contract,perplexity")
+    folder = write_folder(tmp_path / "model")
+    status, report, _ = selfcheck(tmp_path / "out", "--artifact", f"x={folder}", "--parts", "contract,perplexity")
     assert status == 2
     (engine,) = report["engines"]
-    assert "config.json" in engine["problem"]
+    assert "the engine directory has no config.json" in engine["problem"]
     assert engine["perplexity"] is None
