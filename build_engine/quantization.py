@@ -45,7 +45,7 @@ KV_CACHES = ("auto", "fp8", "int8", "none")
 BY_TARGET: dict[str, tuple[str, ...]] = {
     OPENVINO: ("none", "int8", "int4", "int4-awq", "int4-gptq"),
     TENSORRT_LLM: ("none", "int8", "int8-sq", "int4", "int4-awq", "w4a8-awq", "fp8"),
-    HF_QUANTIZED: ("int4-awq", "w4a8-awq", "fp8", "nvfp4"),
+    HF_QUANTIZED: ("none", "int8-sq", "int4-awq", "w4a8-awq", "fp8", "nvfp4"),
 }
 
 KV_BY_TARGET: dict[str, tuple[str, ...]] = {

@@ -21,6 +21,7 @@ STAGES = {
     "openvino.export": "build_engine.openvino.export",
     "tensorrt.checkpoint": "build_engine.tensorrt.quantize",
     "tensorrt.hf_checkpoint": "build_engine.tensorrt.hf_quantize",
+    "tensorrt.hf_int8": "build_engine.tensorrt.hf_int8",
     "verify": "build_engine.verification.stage",
     "inspect.openvino": "build_engine.inspection.openvino_graph",
 }

@@ -13,6 +13,8 @@ from _prompts import prompts
 from _report import Failure
 
 _PROBE_WORDS = 200
+PROBE = next(prompts("probe", _PROBE_WORDS))
+"""Its tokens tell how many of our words make one."""
 
 
 class Workload:
@@ -68,7 +70,7 @@ def parse_parameters(texts: Sequence[str]) -> dict[str, Value]:
 def words_per_token(connection: Connection, model: str, batched: bool) -> float:
     """How many of our words make one prompt token at this model: one request tells. Raises `Failure`."""
     probe: dict[str, Value] = {
-        "text_input": next(prompts("probe", _PROBE_WORDS)),
+        "text_input": PROBE,
         "max_tokens": 1,
         "return_num_input_tokens": True,
     }
@@ -76,7 +78,12 @@ def words_per_token(connection: Connection, model: str, batched: bool) -> float:
     counts = answers[-1].outputs.get("num_input_tokens")
     if not counts:
         raise Failure(f"the model {model!r} does not tell its num_input_tokens: a model of this backend is needed.")
-    return _PROBE_WORDS / int(counts[0])
+    return ratio_of_probe(int(counts[0]))
+
+
+def ratio_of_probe(tokens: int) -> float:
+    """Words that make one prompt token at a model where `PROBE` has that many."""
+    return _PROBE_WORDS / tokens
 
 
 def _listed(value: Value) -> Sequence[str | int | float | bool]:

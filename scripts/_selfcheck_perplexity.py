@@ -14,22 +14,20 @@ from __future__ import annotations
 import datetime
 import importlib
 import json
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from _layout import BACKEND_SOURCE, REPOSITORY
+from _layout import BACKEND_SOURCE
+from _selfcheck_windows import Windows, beside_prediction, chosen_windows, described
 
-for _path in (str(BACKEND_SOURCE), str(REPOSITORY)):
-    if _path not in sys.path:
-        sys.path.append(_path)
-from inflight import manifest  # noqa: E402
-from inflight.engines.tensorrt_llm import make_executor  # noqa: E402
-from inflight.engines.tensorrt_llm_config import executor_config  # noqa: E402
-from inflight.engines.tensorrt_llm_options import read_options  # noqa: E402
-from inflight.engines.tensorrt_llm_probe import (  # noqa: E402
+if str(BACKEND_SOURCE) not in sys.path:
+    sys.path.append(str(BACKEND_SOURCE))
+from inflight.engines.tensorrt_llm import make_executor
+from inflight.engines.tensorrt_llm_config import executor_config
+from inflight.engines.tensorrt_llm_options import read_options
+from inflight.engines.tensorrt_llm_probe import (
     DirectoryKind,
     Installed,
     directory_kind,
@@ -38,28 +36,9 @@ from inflight.engines.tensorrt_llm_probe import (  # noqa: E402
     read_config,
 )
 
-TOKENS = 1024  # where no prediction says how many
 AT_ONCE = 64  # prefixes under way: their logits wait in host memory, half a megabyte each
 WAIT_S = 120.0
-Windows = Sequence[list[int]]
 Losses = Iterator[tuple[float, int]]  # sums of negative log-likelihoods in nats, and of how many tokens
-
-
-def described(folder: Path) -> manifest.Manifest | None:
-    """engine.json; None where there is none (an engine that trtllm-build made by itself)."""
-    return manifest.read(folder) if (folder / manifest.MANIFEST_NAME).is_file() else None
-
-
-def windows_of(folder: Path, text: str, max_seq_len: int, tokens: int) -> Windows:
-    """The windows that `verify` takes of the text."""
-    from tokenizers import Tokenizer
-
-    from build_engine.verification.reference import windows
-    from build_engine.verification.stage import WINDOW
-
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    ids, prefix = tokenizer.encode(text, add_special_tokens=False).ids, tokenizer.encode("").ids
-    return [[int(token) for token in each] for each in windows(ids, prefix, min(WINDOW, max_seq_len), tokens)]
 
 
 def loss(logits: Any, targets: Sequence[int]) -> float:
@@ -128,29 +107,17 @@ def of_checkpoint(folder: Path, config: dict[str, Any], installed: Installed, ch
 
 def measure(folder: Path) -> dict[str, Any] | None:
     """The perplexity, beside the predicted one where that was of the same text; None on ranks that only help."""
-    from build_engine.verification import corpus
-
-    text, about, config = corpus.evaluation(), described(folder), read_config(folder)
-    name = f"{text.name}, sha256 {text.sha256[:16]}"
+    config = read_config(folder)
     compiled = directory_kind(config) is DirectoryKind.ENGINE
     longest = engine_facts(folder, config).limit("max_seq_len") if compiled else config["max_position_embeddings"]
-    foreseen = about.verification if about else None
-    chosen = windows_of(
-        folder, text.text, about.limits.max_seq_len if about else longest, foreseen.tokens if foreseen else TOKENS
-    )
-    installed = import_installed()
+    chosen, installed = chosen_windows(folder, longest), import_installed()
     losses = (of_compiled if compiled else of_checkpoint)(folder, config, installed, chosen)
     if losses is None:
         return None
     total, tokens = 0.0, 0
     for each, count in losses:
         total, tokens = total + each, tokens + count
-    found: dict[str, Any] = {"measured": math.exp(total / tokens), "predicted": None, "tokens": tokens, "text": name}
-    if foreseen is not None and foreseen.text == name:
-        found["predicted"] = foreseen.perplexity
-    elif foreseen is not None:
-        found["note"] = f"not compared: verify measured {foreseen.perplexity} on {foreseen.text}"
-    return found
+    return beside_prediction(folder, total, tokens)
 
 
 def main() -> int:

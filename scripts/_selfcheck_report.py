@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from _selfcheck_serving import Check
+from _selfcheck_tables import against_plain, bench_table
+
+BENCHES = {"TensorRT-LLM": "trtllm-bench", "vLLM": "bare vLLM"}
+"""What each library is driven with, where Inflight is not in between."""
 
 AGREEMENT_SLACK = 0.1
 """How far the greedy agreement of the served engine may lie below what `verify` predicted. It is asked at 96 places, so
@@ -77,11 +81,14 @@ def _perplexity_fault(found: dict[str, Any]) -> Iterator[str]:
 
 @dataclass
 class Report:
-    """The whole run. `facts` is what comparing the table with the installed package gave, empty if it was left out."""
+    """The whole run. `facts` is what comparing the table with the installed package gave, empty if it was left out;
+    `package` is the library that runs the engines.
+    """
 
     machine: dict[str, str]
     facts: dict[str, Any] = field(default_factory=dict)
     engines: list[EngineReport] = field(default_factory=list)
+    package: str = "TensorRT-LLM"
 
     @property
     def ok(self) -> bool:
@@ -93,33 +100,40 @@ class Report:
     def save(self, output: Path) -> None:
         """Write report.json and report.md into `output`."""
         engines = [{**asdict(each), "ok": each.ok, "faults": list(each.faults())} for each in self.engines]
-        content = {"ok": self.ok, "machine": self.machine, "facts": self.facts, "engines": engines}
+        content = {"ok": self.ok, "package": self.package, "machine": self.machine}
+        content |= {"facts": self.facts, "engines": engines}
         (output / "report.json").write_text(json.dumps(content, indent=1) + "\n")
         (output / "report.md").write_text(markdown(self), encoding="utf-8")
 
 
 def markdown(report: Report) -> str:
     """The report for a person."""
-    lines = ["# Self-check on a GPU machine", ""]
+    lines = [f"# Self-check of {report.package}", ""]
     lines += [f"- {name}: {value}" for name, value in report.machine.items()]
     facts = report.facts
     if facts:
-        lines += ["", "## Facts about TensorRT-LLM", ""]
+        lines += ["", f"## Facts about {report.package}", ""]
     if "problem" in facts:
         lines.append(f"**Not checked**: {facts['problem']}.")
     elif facts:
         lines.append(
-            f"TensorRT-LLM {facts['version']} against profile {facts['profile']}: {facts['checked']} facts, "
+            f"{report.package} {facts['version']} against profile {facts['profile']}: {facts['checked']} facts, "
             f"{len(facts['findings'])} do not hold."
         )
         lines += ["", "| fact | table | installed |", "|---|---|---|"] if facts["findings"] else []
         lines += [f"| {each['what']} | {each['table']} | {each['installed']} |" for each in facts["findings"]]
     for engine in report.engines:
-        lines += ["", f"## Engine {engine.name}: {'well' if engine.ok else 'NOT well'}", "", *_engine_lines(engine)]
+        lines += [
+            "",
+            f"## Engine {engine.name}: {'well' if engine.ok else 'NOT well'}",
+            "",
+            *_engine_lines(engine, report.package),
+        ]
+    lines += against_plain({engine.name: asdict(engine) for engine in report.engines})
     return "\n".join(lines) + "\n"
 
 
-def _engine_lines(engine: EngineReport) -> Iterator[str]:
+def _engine_lines(engine: EngineReport, package: str) -> Iterator[str]:
     for fault in engine.faults():
         yield f"- **{fault}**"
     for label, value in (("built in", engine.built_s), ("ready after", engine.ready_s)):
@@ -130,13 +144,15 @@ def _engine_lines(engine: EngineReport) -> Iterator[str]:
             yield f"- ok: {check.name} {check.note}".rstrip()
     for label, found in (
         ("greedy agreement with transformers", engine.agreement),
-        ("perplexity, as TensorRT-LLM computes it", engine.perplexity),
-        ("beside trtllm-bench", engine.bench),
+        (f"perplexity, as {package} computes it", engine.perplexity),
+        (f"beside {BENCHES[package]}", engine.bench),
     ):
         if found and not found.get("problem"):
-            yield f"- {label}: " + ", ".join(f"{name} {value}" for name, value in found.items() if value is not None)
+            single = {name: value for name, value in found.items() if value is not None and name != "levels"}
+            yield f"- {label}: " + ", ".join(f"{name} {value}" for name, value in single.items())
     for level in (engine.load or {}).get("levels", ()):
         yield (
             f"- {level['load']}: {level['tokens_per_s']:.1f} tokens/s, TTFT {level['ttft']['p50']:.1f} ms, "
             f"ITL {level['itl']['p50']:.2f} ms (p50)"
         )
+    yield from bench_table((engine.bench or {}).get("levels", ()))

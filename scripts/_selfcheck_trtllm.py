@@ -1,7 +1,4 @@
-"""The parts of the self-check that are TensorRT-LLM's own: facts, building an engine, its perplexity, trtllm-bench.
-
-A self-check of another engine has the same four functions in a module of its own, and a line in gpu_selfcheck.KINDS.
-"""
+"""The parts of the self-check that are TensorRT-LLM's own: facts, perplexity, trtllm-bench."""
 
 from __future__ import annotations
 
@@ -9,16 +6,16 @@ import json
 import os
 import shutil
 import sys
-import time
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from _layout import BACKEND_SOURCE, REPOSITORY
+from _layout import BACKEND_SOURCE
 from _prompts import prompts
+from _selfcheck_kind import Setup
 from _selfcheck_report import EngineReport
-from _selfcheck_run import result_of, run
+from _selfcheck_run import result_of
 
 if str(BACKEND_SOURCE) not in sys.path:
     sys.path.append(str(BACKEND_SOURCE))
@@ -33,14 +30,15 @@ from inflight.engines.tensorrt_llm_probe import (
 )
 from inflight.errors import LoadError
 
-FACTS_S, BUILD_S, PERPLEXITY_S, BENCH_S = 600, 5400, 3600, 1800
-RECIPES = ("none", "fp8", "int8-sq")
+PACKAGE, TARGET = "TensorRT-LLM", "tensorrt-llm"
+CONCURRENCIES = "1,8,32"
+FACTS_S, PERPLEXITY_S, BENCH_S = 600, 3600, 1800
 PROMPT_TOKENS, ANSWER_TOKENS, REQUESTS = 64, 64, 128
 
 
-def check_facts(output: Path) -> dict[str, Any]:
+def check_facts(setup: Setup) -> dict[str, Any]:
     """The table against the installed package, in a process of its own."""
-    target = output / "facts.json"
+    target = setup.output / "facts.json"
     facts = result_of(
         [sys.executable, str(Path(__file__).with_name("_selfcheck_facts.py")), str(target)], target, FACTS_S
     )
@@ -49,23 +47,9 @@ def check_facts(output: Path) -> dict[str, Any]:
     return facts
 
 
-def build(model: Path, recipe: str, output: Path) -> EngineReport:
-    """Build one engine with build_engine."""
-    directory = output / f"engine-{recipe}"
-    report = EngineReport(recipe, str(directory))
-    command = [sys.executable, "-m", "build_engine", "build", str(model.resolve()), "--target", "tensorrt-llm"]
-    command += ["--quantization", recipe, "--output", str(directory), "--force"]
-    path = os.pathsep.join([str(REPOSITORY), str(BACKEND_SOURCE), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    began = time.monotonic()
-    problem = run(command, BUILD_S, {**os.environ, "PYTHONPATH": path})
-    report.built_s = time.monotonic() - began
-    report.problem = f"build: {problem}" if problem else ""
-    return report
-
-
-def perplexity(engine: Path, output: Path) -> dict[str, Any]:
+def perplexity(setup: Setup, engine: Path) -> dict[str, Any]:
     """What `_selfcheck_perplexity.py` finds, on as many ranks as the engine has."""
-    target = output / f"perplexity-{engine.name}.json"
+    target = setup.output / f"perplexity-{engine.name}.json"
     command = [sys.executable, str(Path(__file__).with_name("_selfcheck_perplexity.py")), str(engine), str(target)]
     environment = dict(os.environ)
     try:
@@ -84,11 +68,11 @@ def ranks_of(engine: Path) -> int:
     return engine_facts(engine, config).world_size if directory_kind(config) is DirectoryKind.ENGINE else 0
 
 
-def bench(report: EngineReport, model: Path, output: Path) -> dict[str, Any]:
+def bench(setup: Setup, report: EngineReport) -> dict[str, Any]:
     """Throughput of trtllm-bench on the same engine with the load of our widest level, and ours as a share of it."""
     if shutil.which("trtllm-bench") is None:
         return {"note": "left out: trtllm-bench is not on PATH"}
-    engine = Path(report.directory)
+    engine, output, model = Path(report.directory), setup.output, setup.model
     width, ours = widest(report.load or {})
     dataset, target = output / "bench.jsonl", output / f"bench-{report.name}.json"
     texts = islice(prompts("bench", PROMPT_TOKENS), REQUESTS)  # about a token a word

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Checks on a GPU machine with TensorRT-LLM what could not be checked where Inflight was written, in one command.
+"""Checks on a GPU machine with TensorRT-LLM or vLLM what could not be checked where Inflight was written.
 
-Compares every fact the stand-in relies on with the installed package, builds the model unquantized, FP8 and INT8,
+Compares every fact that Inflight relies on with the installed package, builds the model unquantized, FP8 and INT8,
 serves each, asks for the contract, compares greedy tokens with transformers and perplexity with what `verify`
-predicted, measures the load, runs trtllm-bench beside it, and writes one report (Markdown and JSON). Exit status: 0 all
-well, 2 something is not, 1 it could not run.
+predicted, measures the load, runs trtllm-bench or bare vLLM beside it, and writes one report (Markdown and JSON). Exit
+status: 0 all well, 2 something is not, 1 it could not run.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import _selfcheck_trtllm
+import _selfcheck_vllm
 from _layout import BACKEND_SOURCE, CACHE, MODELS, REPOSITORY
 from _report import Failure, run_main
+from _selfcheck_build import build
+from _selfcheck_kind import Kind, Setup
 from _selfcheck_report import EngineReport, Report
 from _selfcheck_run import result_of
 from _selfcheck_serving import Served, contract, greedy_agreement
@@ -32,16 +35,16 @@ for _path in (str(BACKEND_SOURCE), str(REPOSITORY)):
         sys.path.append(_path)
 from build_engine.verification import corpus  # noqa: E402
 
-KINDS = {"tensorrt_llm": _selfcheck_trtllm}  # what an engine of another kind has to bring: that module says it
+KINDS: dict[str, Kind] = {"tensorrt_llm": _selfcheck_trtllm, "vllm": _selfcheck_vllm}
+VLLM_PYTHON = CACHE / "vllm" / "bin" / "python"  # of scripts/install_vllm.sh
 LOAD_S, READY_S = 1800, 900.0
-CONCURRENCIES = "1,8,32"
 PARTS = {
-    "facts": "the table of facts against the installed package",
+    "facts": "what is relied on, against the installed package",
     "contract": "requests to the server",
     "transformers": "greedy tokens against transformers",
     "load": "load_test.py",
     "perplexity": "against what verify predicted",
-    "bench": "trtllm-bench, beside load",
+    "bench": "trtllm-bench or bare vLLM, beside load",
 }
 SERVING = {"contract", "transformers", "load"}
 POSITIONS = 96
@@ -51,18 +54,51 @@ def parse() -> argparse.Namespace:
     """Our options."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     default = MODELS / "SmolLM2-135M-Instruct"
-    recipes = ",".join(_selfcheck_trtllm.RECIPES)
+    parser.add_argument("--engine", choices=tuple(KINDS), default="tensorrt_llm", help="default: %(default)s")
     parser.add_argument("--model", type=Path, default=default, help="a Hugging Face checkpoint (default: SmolLM2)")
-    parser.add_argument("--recipes", default=recipes, help="what to build (default: %(default)s)")
+    parser.add_argument("--recipes", default="none,fp8,int8-sq", help="what to build (default: %(default)s)")
     parser.add_argument(
-        "--engine", action="append", default=[], metavar="NAME=DIR", help="check this engine instead of building"
+        "--artifact", action="append", default=[], metavar="NAME=DIR", help="check this one instead of building"
     )
+    parser.add_argument(
+        "--python", metavar="PROGRAM", help="of vllm: its Python (default: that of .cache/vllm, else this one)"
+    )
+    parser.add_argument(
+        "--engine-options", type=_options, default={}, metavar="JSON", help="engine_options of the served model"
+    )
+    levels = ", ".join(f"{kind.CONCURRENCIES} for {name}" for name, kind in KINDS.items())
+    parser.add_argument("--concurrency", metavar="N,N", help=f"levels of load (default: {levels})")
     parser.add_argument("--output", type=Path, default=CACHE / "selfcheck", help="for the report and the engines")
     known = "; ".join(f"{name}: {what}" for name, what in PARTS.items())
     parser.add_argument(
         "--parts", type=_parts, default=set(PARTS), metavar="PART,PART", help=f"only these (default: all). {known}"
     )
     return parser.parse_args()
+
+
+def _options(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError("must be a JSON object")
+    return found
+
+
+def setup_of(options: argparse.Namespace, output: Path) -> Setup:
+    """What the parts are told. Raises `Failure`."""
+    text = options.concurrency or KINDS[options.engine].CONCURRENCIES
+    if not all(part.isdigit() and int(part) for part in text.split(",")):
+        raise Failure(f"--concurrency must be numbers from 1 on, such as 1,4,16, but is {text!r}.")
+    if options.python and options.engine != "vllm":
+        raise Failure(f"--python is for vllm: {options.engine} runs in this Python.")
+    if options.python and shutil.which(options.python) is None:
+        raise Failure(f"--python names {options.python}, which cannot be run: name the bin/python of vLLM.")
+    python = options.python or (str(VLLM_PYTHON) if options.engine == "vllm" and VLLM_PYTHON.exists() else "")
+    python = os.path.abspath(shutil.which(python) or "") if python else ""  # a link stays one: it is the environment
+    levels = tuple(sorted({int(part) for part in text.split(",")}))
+    return Setup(options.model, output, levels, python, options.engine_options)
 
 
 def _parts(text: str) -> set[str]:
@@ -84,12 +120,19 @@ def machine() -> dict[str, str]:
     return found
 
 
-def serve(report: EngineReport, options: argparse.Namespace, output: Path, kind: str) -> None:
+def serve(report: EngineReport, options: argparse.Namespace, setup: Setup) -> None:
     """Serve the engine and ask what was asked for of it."""
+    output = setup.output
     repository = output / f"models-{report.name}"
     shutil.rmtree(repository, ignore_errors=True)
     (repository / "llm" / "1").mkdir(parents=True)
-    values = {"engine": kind, "engine_dir": report.directory}
+    values = {"engine": options.engine, "engine_dir": report.directory}
+    if setup.options:
+        values["engine_options"] = json.dumps(setup.options)
+    if setup.python:
+        values["engine_python"] = setup.python
+    if options.engine == "vllm":  # as many as bare vLLM may run
+        values["max_running"] = str(max(setup.concurrencies))
     parameters = "".join(
         f'parameters {{ key: "{name}" value {{ string_value: {json.dumps(value)} }} }}\n'
         for name, value in values.items()
@@ -110,7 +153,7 @@ def serve(report: EngineReport, options: argparse.Namespace, output: Path, kind:
         if "transformers" in options.parts:
             report.agreement = agreement(served, options.model, Path(report.directory))
         if "load" in options.parts:
-            report.load = load(server, output / f"load-{report.name}")
+            report.load = load(server, setup, output / f"load-{report.name}")
 
 
 def capabilities_of(log: Path) -> frozenset[str]:
@@ -149,11 +192,18 @@ def agreement(served: Served, model: Path, engine: Path) -> dict[str, Any]:
     return {"measured": share, "positions": asked, "predicted": predicted.get("greedy_agreement")}
 
 
-def load(server: Server, output: Path) -> dict[str, Any]:
-    """load_test.py at three concurrencies."""
-    command = [sys.executable, str(Path(__file__).with_name("load_test.py")), "--url", server.grpc_url]
-    command += ["--concurrency", CONCURRENCIES, "--output", str(output)]
-    return result_of(command, output / "results.json", LOAD_S)
+def load(server: Server, setup: Setup, output: Path) -> dict[str, Any]:
+    """load_test.py at every concurrency, one after another: a level that fails leaves the others."""
+    levels, problems = [], []
+    for concurrency in setup.concurrencies:
+        folder = output / str(concurrency)
+        command = [sys.executable, str(Path(__file__).with_name("load_test.py")), "--url", server.grpc_url]
+        command += ["--concurrency", str(concurrency), "--timeout", str(LOAD_S), "--output", str(folder)]
+        found = result_of(command, folder / "results.json", LOAD_S)
+        levels += found.get("levels", [])
+        if "problem" in found:
+            problems.append(f"concurrency {concurrency}: {found['problem']}")
+    return {"levels": levels, **({"problem": "; ".join(problems)} if problems else {})}
 
 
 def main() -> int:
@@ -161,29 +211,32 @@ def main() -> int:
     options = parse()
     output: Path = options.output.resolve()
     output.mkdir(parents=True, exist_ok=True)
-    kind = "tensorrt_llm"
-    own = KINDS[kind]
-    report = Report(machine())
+    own, setup = KINDS[options.engine], setup_of(options, output)
+    report = Report(machine(), package=own.PACKAGE)
     if "facts" in options.parts:
         print("comparing facts …", flush=True)
-        report.facts = own.check_facts(output)
-    given = dict(item.split("=", 1) for item in options.engine)
+        report.facts = own.check_facts(setup)
+    if not all("=" in item for item in options.artifact):
+        raise Failure("--artifact must be NAME=DIR.")
+    given = dict(item.split("=", 1) for item in options.artifact)
     names = list(given) or [recipe for recipe in options.recipes.split(",") if recipe]
     if not options.parts - {"facts"}:
         names = []
     elif not given and not (options.model / "config.json").is_file():
-        raise Failure(f"there is no checkpoint in {options.model}: give one with --model, or engines with --engine.")
+        raise Failure(
+            f"there is no checkpoint in {options.model}: give one with --model, or what is built with --artifact."
+        )
     for name in names:
         print(f"engine {name} …", flush=True)
         known = EngineReport(name, str(Path(given[name]).resolve())) if given else None
-        engine = known or own.build(options.model, name, output)
+        engine = known or build(setup, own.TARGET, name)
         report.engines.append(engine)
         if not engine.problem and options.parts & SERVING:
-            serve(engine, options, output, kind)
+            serve(engine, options, setup)
         if not engine.problem and "perplexity" in options.parts:
-            engine.perplexity = own.perplexity(Path(engine.directory), output)
+            engine.perplexity = own.perplexity(setup, Path(engine.directory))
         if not engine.problem and "bench" in options.parts:
-            engine.bench = own.bench(engine, options.model, output)
+            engine.bench = own.bench(setup, engine)
         report.save(output)  # after every engine, so that a crash loses little
     report.save(output)
     print(f"{'all well' if report.ok else 'NOT all well'}: {output / 'report.md'}")

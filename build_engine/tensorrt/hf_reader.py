@@ -2,7 +2,8 @@
 
 The formats are those of ModelOpt's unified checkpoints: float8 weights with one scale, 4-bit integers with two output
 channels a byte and a scale a group, and NVFP4 (e2m1 values, two along the input a byte, an e4m3 scale for every
-sixteen and one scale for all). The KV cache is not rounded in this comparison.
+sixteen and one scale for all); and that of `hf_int8`: 8-bit integers with a scale an output channel, activations with
+one a token. The KV cache is not rounded in this comparison.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from build_engine.tensorrt.reader import FP8_MAX, fp8, unpack_int4
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 E2M1_MAX = 6.0
 BLOCK = 16
+INT8 = "W8A8_INT8"
 SCALES = ("weight_scale", "weight_scale_2", "input_scale", "pre_quant_scale")
 
 
@@ -28,9 +30,7 @@ class HfCandidate:
     def __init__(self, directory: Path) -> None:
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        quantization = json.loads((directory / "hf_quant_config.json").read_text(encoding="utf-8"))["quantization"]
-        self.algo = str(quantization["quant_algo"])
-        self.group = int(quantization.get("group_size") or 0)
+        self.algo, self.group = algorithm(directory)
         tensors = load_all(directory)
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         if hasattr(config, "quantization_config"):
@@ -53,7 +53,7 @@ class HfCandidate:
 
     def _dequantize(self, module: str, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
         weight, scale = tensors[f"{module}.weight"], tensors[f"{module}.weight_scale"].float()
-        if self.algo == "FP8":
+        if self.algo in ("FP8", INT8):
             return weight.float() * scale
         if self.algo == "NVFP4":
             second = tensors[f"{module}.weight_scale_2"].float()
@@ -71,6 +71,8 @@ class HfCandidate:
 
         def before(_: Any, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
             x = arguments[0] if smooth is None else arguments[0] * smooth.float()
+            if self.algo == INT8:
+                x = round_tokens(x)
             if scale is not None:
                 x = round_e2m1(x, scale.float()) if self.algo == "NVFP4" else fp8(x / scale) * scale
             return (x, *arguments[1:])
@@ -81,6 +83,26 @@ class HfCandidate:
         """Logits [n, vocabulary] of the tokens ``ids`` [n]."""
         result: torch.Tensor = self.model(ids[None]).logits[0]
         return result
+
+
+def algorithm(directory: Path) -> tuple[str, int]:
+    """(what quantized the checkpoint, size of its groups or 0); "none" for one that is not. Raises `StageFailure`."""
+    described = directory / "hf_quant_config.json"
+    if described.is_file():
+        quantization = json.loads(described.read_text(encoding="utf-8"))["quantization"]
+        return str(quantization["quant_algo"]), int(quantization.get("group_size") or 0)
+    settings = json.loads((directory / "config.json").read_text(encoding="utf-8")).get("quantization_config")
+    if settings is None:
+        return "none", 0
+    if settings.get("format") != "int-quantized":
+        raise StageFailure(f"{settings.get('quant_method')} ({settings.get('format')}) cannot be read back")
+    return INT8, 0
+
+
+def round_tokens(x: torch.Tensor) -> torch.Tensor:
+    """Round to 8-bit integers with a scale for each token (the last axis)."""
+    scale = x.abs().amax(dim=-1, keepdim=True).clamp_min(1e-10) / 127
+    return (x / scale).round() * scale
 
 
 def load_all(directory: Path) -> dict[str, torch.Tensor]:

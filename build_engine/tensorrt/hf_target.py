@@ -1,4 +1,4 @@
-"""Build a quantized Hugging Face-style checkpoint: for vLLM, and for TensorRT-LLM's PyTorch flow."""
+"""Build a Hugging Face-style checkpoint, quantized or not: for vLLM, and for TensorRT-LLM's PyTorch flow."""
 
 from __future__ import annotations
 
@@ -12,18 +12,26 @@ from build_engine.job import BuildOptions, Details, Job, Outcome
 from build_engine.prequantized import Prequantized, detect
 from build_engine.quantization import Recipe, group_size_for
 from build_engine.source import Source
-from build_engine.tensorrt.target import DEFAULT_CALIBRATION_TOKENS, QUANTIZE_BASE_S, QUANTIZE_S_PER_GB
+from build_engine.tensorrt.target import (
+    DEFAULT_ALPHA,
+    DEFAULT_CALIBRATION_TOKENS,
+    QUANTIZE_BASE_S,
+    QUANTIZE_S_PER_GB,
+)
 from build_engine.verification import corpus
 from build_engine.verification.verify import Artifact, measure, require
 
-ALGORITHMS = {"fp8": "FP8", "nvfp4": "NVFP4", "int4-awq": "W4A16_AWQ", "w4a8-awq": "W4A8_AWQ"}
+ALGORITHMS = {"fp8": "FP8", "nvfp4": "NVFP4", "int4-awq": "W4A16_AWQ", "w4a8-awq": "W4A8_AWQ", "int8-sq": "W8A8_INT8"}
+"""ModelOpt's names, but for the last: that is the compressed-tensors format (`hf_int8`)."""
+
+INT8_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+"""Those whose layers have the names of `hf_int8.SMOOTHED`, and whose norms multiply with their weight."""
 NOT_HERE = (
     ("max_batch_size", "--max-batch-size"),
     ("max_input_len", "--max-input-len"),
     ("max_num_tokens", "--max-num-tokens"),
     ("max_beam_width", "--max-beam-width"),
     ("stop_after", "--stop-after"),
-    ("smoothquant_alpha", "--smoothquant-alpha"),
 )
 
 
@@ -34,6 +42,8 @@ def prepare(options: BuildOptions, origin: Source, recipe: Recipe, kv_cache: str
             raise UserMistake(f"{flag} is not for this target: the engine takes it when it loads the checkpoint")
     if options.parallel.gpus > 1:
         raise UserMistake("this target writes one checkpoint for any number of GPUs: leave out the parallel options")
+    if options.smoothquant_alpha is not None and recipe.name != "int8-sq":
+        raise UserMistake("--smoothquant-alpha goes with --quantization int8-sq only")
     carried = detect(origin)
     if carried is not None:
         if carried.recipe is None:
@@ -47,6 +57,18 @@ def prepare(options: BuildOptions, origin: Source, recipe: Recipe, kv_cache: str
                 f"and is not quantized twice: ask for --quantization {carried.recipe} to carry it through"
             )
         return lambda job: carry(job, carried)
+    if recipe.name in ("none", "int8-sq") and kv_cache != "none":
+        raise UserMistake(f"--quantization {recipe.name} writes no scales for an {kv_cache} KV cache: use fp8")
+    if recipe.name == "none":
+        if options.calibration_text is not None or options.calibration_tokens is not None:
+            raise UserMistake("--quantization none is not calibrated: leave out the calibration options")
+        preflight.check_disk(options.output, origin.weight_bytes, "this build")
+        return plain
+    if recipe.name == "int8-sq" and origin.config.model_type not in INT8_MODEL_TYPES:
+        raise UserMistake(
+            f"--quantization int8-sq is built for {', '.join(INT8_MODEL_TYPES)} here, and this model is "
+            f"{origin.config.model_type}: use fp8"
+        )
     group = None
     if recipe.group_sizes:
         widths = sorted(
@@ -78,15 +100,16 @@ def build(job: Job, group: int | None) -> Outcome:
     """Quantize into ``job.output``."""
     options = job.options
     text = corpus.from_file(options.calibration_text) if options.calibration_text else corpus.calibration()
+    alpha = DEFAULT_ALPHA if options.smoothquant_alpha is None else options.smoothquant_alpha
     result = job.run_stage(
-        "tensorrt.hf_checkpoint",
+        "tensorrt.hf_int8" if job.recipe.name == "int8-sq" else "tensorrt.hf_checkpoint",
         {
             "staged": str(job.staged),
             "output": str(job.output),
             "recipe": job.recipe.name,
             "kv_cache": job.kv_cache,
             "group_size": group if job.recipe.name.endswith("awq") else None,
-            "alpha": 0.0,
+            "alpha": alpha if job.recipe.name == "int8-sq" else 0.0,
             "tokenizer": str(job.output / "tokenizer.json"),
             "calibration_text": text.text,
             "calibration_tokens": options.calibration_tokens or DEFAULT_CALIBRATION_TOKENS,
@@ -98,12 +121,27 @@ def build(job: Job, group: int | None) -> Outcome:
     )
     details: Details = {"quant_algo": ALGORITHMS[job.recipe.name], "calibration_text": text.name}
     details["calibration_tokens"] = result["calibration_tokens"]
+    algorithm = ALGORITHMS[job.recipe.name] + (f", group {group}" if group else "")
+    if job.recipe.name == "int8-sq":
+        details["smoothquant_alpha"] = alpha
+        algorithm += f", alpha {alpha:g}"
     quantization = manifest.Quantization(
-        recipe=job.recipe.name,
-        algorithm=ALGORITHMS[job.recipe.name] + (f", group {group}" if group else ""),
-        kv_cache=job.kv_cache,
-        details=details,
+        recipe=job.recipe.name, algorithm=algorithm, kv_cache=job.kv_cache, details=details
     )
+    return finish(job, quantization, {**result["packages"], "peak_memory_bytes": result["peak_bytes"]})
+
+
+def plain(job: Job) -> Outcome:
+    """Copy the checkpoint as it is, and measure what its own precision costs."""
+    for path in job.origin.files():
+        shutil.copyfile(path, job.output / path.name)
+    algorithm = f"none ({job.origin.config.dtype})"
+    return finish(job, manifest.Quantization(recipe="none", algorithm=algorithm, kv_cache="none"), {})
+
+
+def finish(job: Job, quantization: manifest.Quantization, details: Details) -> Outcome:
+    """Compare with the source, where the build is to, and describe."""
+    options = job.options
     figures = None
     if options.verify_tokens:
         artifact = Artifact(job.output, job.output, "hf_quantized", quantization, job.max_seq_len)
@@ -117,7 +155,7 @@ def build(job: Job, group: int | None) -> Outcome:
         limits=manifest.Limits(max_seq_len=job.max_seq_len),
         requires=manifest.Requires(),
         verification=figures,
-        details={**result["packages"], "peak_memory_bytes": result["peak_bytes"]},
+        details=details,
     )
 
 

@@ -130,6 +130,7 @@ class Worker:
             self._send(frames.pack_outputs(outputs, self._engine.stats()))
 
     def _send(self, message: frames.FromEngine) -> None:
+        self._page.write(WorkerState.SENDING, time.monotonic_ns())
         self._connection.sendall(frames.encode(message))
 
 

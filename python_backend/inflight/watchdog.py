@@ -15,11 +15,17 @@ _SIZE = 4096
 
 
 class WorkerState(enum.Enum):
-    """What the engine process is doing."""
+    """What the engine process is doing. While it is SENDING it may have to wait for the backend to read."""
 
     STARTING = 0
     IDLE = 1
     STEPPING = 2
+    SENDING = 3
+
+    @property
+    def can_stall(self) -> bool:
+        """Whether no progress is the engine's own fault; loading has a time-out of its own."""
+        return self in (WorkerState.IDLE, WorkerState.STEPPING)
 
 
 class StatePage:

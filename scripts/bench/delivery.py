@@ -150,8 +150,8 @@ def _patched(backends: Path, folder: Path) -> Path:
 
 def take(repeat: int, arm: str, streams: int, options: argparse.Namespace, say: Progress) -> Turn:
     """One run of one arm on a server of its own."""
-    # One response per token is some ten times slower: shorter answers take as long.
-    tokens = options.tokens if arm == ARMS[0] else max(options.tokens // 10, 1)
+    # One response per token is a hundred times slower, and more: shorter answers take as long.
+    tokens = options.tokens if arm == ARMS[0] else max(options.tokens // 25, 1)
     inputs = workload(streams, options.waves, tokens, f"delivery {repeat} {arm} {streams}")
     what = f"repeat {repeat}, {streams} streams, {arm}"
     with serving_arm(arm, options.engine, streams) as server:

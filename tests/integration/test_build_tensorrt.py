@@ -20,8 +20,8 @@ from build_engine import hf_config, source
 from build_engine.errors import BuilderError
 from build_engine.planning.roofline import Parallel
 from build_engine.quantization import RECIPES as VOCABULARY
-from build_engine.tensorrt import hf_quantize, hf_target, quantize, recipes
-from build_engine.tensorrt.hf_reader import round_e2m1, unpack_e2m1
+from build_engine.tensorrt import hf_int8, hf_quantize, hf_target, quantize, recipes
+from build_engine.tensorrt.hf_reader import algorithm, round_e2m1, round_tokens, unpack_e2m1
 from build_engine.tensorrt.reader import Checkpoint, unpack_int4
 from build_engine.tensorrt.runner import CheckpointCandidate
 from build_engine.tensorrt.weights import worst_weight
@@ -186,9 +186,9 @@ def test_quantized_splits_agree_with_the_unsplit_one(
     assert float(divergence) < 2e-3
 
 
-@pytest.mark.parametrize("recipe", ["fp8", "nvfp4", "int4-awq", "w4a8-awq"])
+@pytest.mark.parametrize("recipe", ["fp8", "nvfp4", "int4-awq", "w4a8-awq", "int8-sq"])
 def test_hugging_face_style_checkpoints(trained: Trained, tmp_path: Path, recipe: str) -> None:
-    """What ``tensorrt_llm.LLM`` loads: read back, and the reader equal to ModelOpt's own simulation."""
+    """What vLLM and ``tensorrt_llm.LLM`` load, read back."""
     output = tmp_path / "checkpoint"
     output.mkdir()
     spec = {
@@ -197,18 +197,40 @@ def test_hugging_face_style_checkpoints(trained: Trained, tmp_path: Path, recipe
         "recipe": recipe,
         "kv_cache": "none",
         "group_size": 128 if recipe.endswith("awq") else None,
-        "alpha": 0.0,
+        "alpha": 0.85,
         "tokenizer": str(trained.staged / "tokenizer.json"),
         "calibration_text": trained.text,
         "calibration_tokens": 1024,
         "max_seq_len": 129,
     }
-    hf_quantize.run(spec, Silent())
+    (hf_int8 if recipe == "int8-sq" else hf_quantize).run(spec, Silent())
     figures = compare(trained, output, target="hf_quantized")
     assert too_far(recipe, figures) is None, figures
     assert figures.mean_kl > 1e-4, "a quantized model that equals its source was not quantized"
-    described = json.loads((output / "hf_quant_config.json").read_text())["quantization"]
-    assert described["quant_algo"] == hf_target.ALGORITHMS[recipe]
+    assert algorithm(output)[0] == hf_target.ALGORITHMS[recipe]
+
+
+def test_smoothing_changes_no_logit_and_evens_the_activations(trained: Trained) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(trained.staged, dtype=torch.float32).eval()
+    window = torch.arange(3, 120)[None]
+    with torch.no_grad():
+        before = model(window).logits
+        ranges = hf_int8.input_ranges(model, [window], lambda _share: None)
+        assert len(ranges) == 2 * len(model.model.layers)
+        hf_int8.smooth(model, ranges, 0.85)
+        assert torch.allclose(model(window).logits, before, atol=1e-3)
+        after = hf_int8.input_ranges(model, [window], lambda _share: None)
+    for name, top in ranges.items():
+        assert after[name].max() / after[name].median() < top.max() / top.median(), name
+
+
+def test_rows_of_integers_by_hand() -> None:
+    values, scale = hf_int8.quantize_rows(torch.tensor([[254.0, -127.0, 1.0], [0.0, 0.0, 0.0]]))
+    assert scale[0].item() == 2.0
+    assert values.tolist() == [[127, -64, 0], [0, 0, 0]]
+    assert round_tokens(torch.tensor([[254.0, 3.0, -1.0]])).tolist() == [[254.0, 4.0, 0.0]]
 
 
 def test_e2m1_by_hand() -> None:

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from _layout import ENGINE, REPOSITORY
-from _selfcheck_perplexity import of_checkpoint, windows_of
+from _selfcheck_perplexity import of_checkpoint
+from _selfcheck_windows import windows_of
 from build_engine.verification import corpus
 from inflight import manifest
 from inflight.engines.tensorrt_llm_llmapi import load_llm
@@ -65,7 +66,7 @@ def test_an_engine_is_served_and_asked(tmp_path: Path) -> None:
     engine = write_engine(tmp_path / "engine", ENGINE)
     predicted = predict(engine)
     status, report, printed = selfcheck(
-        tmp_path, "--engine", f"fp8={engine}", "--parts", "facts,contract,perplexity,bench", step_ms=1
+        tmp_path, "--artifact", f"fp8={engine}", "--parts", "facts,contract,perplexity,bench", step_ms=1
     )
     assert status == 0, printed + json.dumps(report, indent=1)
     assert report["facts"]["findings"] == []
@@ -83,7 +84,7 @@ def test_a_checkpoint_whose_perplexity_is_not_the_predicted_one(tmp_path: Path) 
     """On the PyTorch flow, and this part alone: nothing is served."""
     folder = write_checkpoint(tmp_path / "checkpoint", ENGINE)
     predicted = predict(folder, "1.3", factor=0.9, target="tensorrt_llm_checkpoint")
-    status, report, _ = selfcheck(tmp_path, "--engine", f"x={folder}", "--parts", "perplexity", profile="1.3")
+    status, report, _ = selfcheck(tmp_path, "--artifact", f"x={folder}", "--parts", "perplexity", profile="1.3")
     (engine,) = report["engines"]
     assert (status, engine["checks"], report["facts"]) == (2, [], {})
     assert engine["perplexity"]["measured"] == pytest.approx(predicted / 0.9, rel=1e-3)
@@ -112,10 +113,10 @@ def test_the_perplexity_of_an_engine_on_four_ranks(tmp_path: Path) -> None:
         pytest.skip("mpirun is missing: apt-get install openmpi-bin")
     engine = write_engine(tmp_path / "engine", ENGINE, world=4)
     predicted = predict(engine, world=4)
-    status, report, printed = selfcheck(tmp_path, "--engine", f"x={engine}", "--parts", "perplexity")
+    status, report, printed = selfcheck(tmp_path, "--artifact", f"x={engine}", "--parts", "perplexity")
     assert status == 0, printed + json.dumps(report, indent=1)
     assert report["engines"][0]["perplexity"]["measured"] == pytest.approx(predicted, rel=1e-3)
-    status, report, _ = selfcheck(tmp_path, "--engine", f"x={engine}", "--parts", "perplexity", error_at=3)
+    status, report, _ = selfcheck(tmp_path, "--artifact", f"x={engine}", "--parts", "perplexity", error_at=3)
     assert (status, report["engines"][0]["faults"]) == (
         2,
         ["perplexity: RuntimeError: the stand-in was told to answer with an error"],
@@ -131,7 +132,9 @@ def test_tokens_that_are_not_the_models_and_a_ratio_to_trtllm_bench(tmp_path: Pa
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "trtllm-bench").write_text(BENCH)
     (tmp_path / "bin" / "trtllm-bench").chmod(0o755)
-    status, report, _ = selfcheck(tmp_path, "--engine", f"x={engine}", "--parts", "transformers,load,bench", step_ms=1)
+    status, report, _ = selfcheck(
+        tmp_path, "--artifact", f"x={engine}", "--parts", "transformers,load,bench", step_ms=1
+    )
     (found,) = report["engines"]
     assert status == 2
     assert found["faults"] == [f"greedy agreement {found['agreement']['measured']:.3f} where 0.980 was predicted"]
@@ -143,7 +146,7 @@ def test_tokens_that_are_not_the_models_and_a_ratio_to_trtllm_bench(tmp_path: Pa
 def test_an_engine_that_does_not_load_is_in_the_report(tmp_path: Path) -> None:
     engine = write_engine(tmp_path / "engine", ENGINE)
     status, report, _ = selfcheck(
-        tmp_path, "--engine", f"x={engine}", "--parts", "contract,perplexity", oom_at_load=True
+        tmp_path, "--artifact", f"x={engine}", "--parts", "contract,perplexity", oom_at_load=True
     )
     assert status == 2
     assert "out of memory" in report["engines"][0]["problem"]

@@ -101,6 +101,41 @@ def test_modelopts_own_checkpoints_are_carried(tmp_path: Path) -> None:
     assert prequantized.detect(origin) == prequantized.Prequantized("ModelOpt", "fp8", "fp8")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["none", "--kv-cache", "fp8"], "writes no scales for an fp8 KV cache"),
+        (["int8-sq", "--kv-cache", "fp8"], "writes no scales for an fp8 KV cache"),
+        (["none", "--calibration-tokens", "512"], "none is not calibrated"),
+        (["fp8", "--smoothquant-alpha", "0.5"], "goes with --quantization int8-sq only"),
+    ],
+)
+def test_what_a_hugging_face_style_checkpoint_does_not_take(
+    arguments: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from build_engine import cli
+
+    model = tmp_path / "m"
+    checkpoint(model)
+    base = ["build", str(model), "--target", "hf-quantized", "--output", str(tmp_path / "out")]
+    assert cli.main([*base, "--quantization", *arguments]) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plain_checkpoint_is_described_and_copied(tmp_path: Path) -> None:
+    from build_engine import cli
+    from inflight import manifest
+
+    model, output = tmp_path / "m", tmp_path / "out"
+    checkpoint(model)
+    arguments = ["build", str(model), "--target", "hf-quantized", "--quantization", "none", "--no-verify"]
+    assert cli.main([*arguments, "--output", str(output)]) == 0
+    found = manifest.check(output, target="hf_quantized", deep=True)
+    assert (found.quantization.recipe, found.quantization.kv_cache, found.verification) == ("none", "none", None)
+    assert (output / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
+
+
 def test_carrying_through(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from build_engine import cli
     from inflight import manifest

@@ -71,6 +71,15 @@ def test_a_recipe_that_vllm_does_not_read(tmp_path: Path) -> None:
         chosen(folder, vllm="0.32.0")
 
 
+def test_a_recipe_in_vllms_own_format(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = checkpoint(tmp_path / "c", "int8-sq")
+    with caplog.at_level("INFO", logger="inflight.backend"):
+        assert chosen(folder, tensorrt_llm="1.2.1", vllm="0.32.0") == "vllm"
+    assert "not known to read W8A8_INT8" in caplog.text
+    with pytest.raises(LoadError, match="W8A8_INT8 checkpoints, and vLLM is not installed"):
+        chosen(folder, tensorrt_llm="1.2.1")
+
+
 def test_a_checkpoint_without_safe_weights_is_none(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "c")
     (folder / "model.safetensors").unlink()

@@ -50,7 +50,7 @@ def test_what_was_never_run_says_so() -> None:
     assert "Never built" in (ROOT / "Dockerfile").read_text().splitlines()[0]
     assert "Never run" in (ROOT / "compose.yaml").read_text().splitlines()[0]
     assert "has never run on real hardware" in DOCUMENT.read_text()
-    assert "Nothing on this page was ever run by its authors" in (ROOT / "docs" / "gpu.md").read_text()
+    assert "Nothing on this page was ever run on a GPU by its authors" in (ROOT / "docs" / "gpu.md").read_text()
 
 
 @pytest.mark.fast

@@ -11,6 +11,7 @@ import pytest
 
 import _selfcheck_serving as serving
 import _selfcheck_trtllm
+from _selfcheck_kind import Setup
 from _selfcheck_report import AGREEMENT_SLACK, PERPLEXITY_SLACK, EngineReport, Report, markdown
 from tests.doubles.folders import write_checkpoint, write_engine
 
@@ -116,11 +117,11 @@ def test_trtllm_bench_is_told_which_flow(tmp_path: Path, monkeypatch: pytest.Mon
     engine = write_engine(tmp_path / "engine", tmp_path)
     checkpoint = write_checkpoint(tmp_path / "checkpoint", tmp_path)
     load = {"levels": [{"value": 8, "tokens_per_s": 5.0}, {"value": 1, "tokens_per_s": 1.0}]}
-    _selfcheck_trtllm.bench(EngineReport("x", str(engine), load=load), tmp_path, tmp_path)
+    _selfcheck_trtllm.bench(Setup(tmp_path, tmp_path, (8,)), EngineReport("x", str(engine), load=load))
     said = (tmp_path / "said").read_text()
     assert f"--backend tensorrt --engine_dir {engine}" in said
     assert "--concurrency 8" in said, "the widest level that was measured"
-    _selfcheck_trtllm.bench(EngineReport("x", str(checkpoint)), tmp_path, tmp_path)
+    _selfcheck_trtllm.bench(Setup(tmp_path, tmp_path, (8,)), EngineReport("x", str(checkpoint)))
     said = (tmp_path / "said").read_text()
     assert f"--model_path {checkpoint} " in said
     assert "--backend pytorch" in said
@@ -143,4 +144,4 @@ def test_trtllm_bench_that_fails(
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     engine = write_engine(tmp_path / "engine", tmp_path)
-    assert _selfcheck_trtllm.bench(EngineReport("x", str(engine)), tmp_path, tmp_path) == found
+    assert _selfcheck_trtllm.bench(Setup(tmp_path, tmp_path, (8,)), EngineReport("x", str(engine))) == found

@@ -18,6 +18,7 @@ log = logging.getLogger("inflight.backend")
 
 _ENGINE_OF_TARGET = {"openvino": "openvino", "tensorrt_llm": "tensorrt_llm"}
 _VLLM_LACKS = {"int4-awq": "W4A16_AWQ", "w4a8-awq": "W4A8_AWQ"}  # recipes whose ModelOpt format vLLM does not read
+_TENSORRT_LLM_LACKS = {"int8-sq": "W8A8_INT8"}  # written in vLLM's format
 
 Packages = Callable[[list[str]], Mapping[str, str]]
 """Of the names given, those that are installed, with their versions."""
@@ -84,6 +85,8 @@ def _engine_of_checkpoint(manifest: Manifest | None, packages: Packages) -> str:
         lacks.append("TensorRT-LLM is not installed")
     elif found["tensorrt_llm"].startswith("0."):
         lacks.append(f"TensorRT-LLM {found['tensorrt_llm']} runs compiled engines only")
+    elif recipe in _TENSORRT_LLM_LACKS:
+        lacks.append(f"TensorRT-LLM is not known to read {_TENSORRT_LLM_LACKS[recipe]} checkpoints")
     else:
         log.info("engine auto: tensorrt_llm, because it is installed and runs Hugging Face-style checkpoints")
         return "tensorrt_llm"

@@ -1,0 +1,69 @@
+"""An engine that waits for the backend to read has not stalled: the page says what it waits for."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inflight import frames
+from inflight.engine_worker import Worker
+from inflight.engines.base import EngineOutput, EngineRequest, EngineStats, SamplingParams
+from inflight.watchdog import StatePage, WorkerState
+
+pytestmark = pytest.mark.fast
+
+LONG = 4 << 20  # tokens of one output: more than any socket's buffers hold
+
+
+class Talkative:
+    """An engine whose every step says more than fits into the socket."""
+
+    def add(self, request: EngineRequest) -> None:
+        pass
+
+    def step(self, timeout_s: float) -> list[EngineOutput]:
+        return [EngineOutput(1, 0, [7] * LONG)]
+
+    def stats(self) -> EngineStats:
+        return EngineStats()
+
+
+def wait_for(page: StatePage, state: WorkerState) -> None:
+    give_up = time.monotonic() + 10
+    while page.read()[0] is not state:
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+
+
+def test_a_full_socket_is_no_stall(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    page = StatePage(tmp_path / "state", create=True)
+    engine: Any = Talkative()
+    thread = threading.Thread(target=Worker(engine, theirs, page).run, daemon=True)
+    request = EngineRequest(request_id=1, token_ids=[1], sampling=SamplingParams(max_tokens=1))
+    ours.sendall(frames.encode(frames.Add(request)))
+    thread.start()
+    wait_for(page, WorkerState.SENDING)
+    time.sleep(0.2)
+    state, beat_ns = page.read()
+    assert (state, state.can_stall) == (WorkerState.SENDING, False)
+    ours.settimeout(10)
+    while page.read()[1] == beat_ns:  # it goes on as soon as somebody reads
+        assert ours.recv(1 << 20)
+    ours.sendall(frames.encode(frames.Shutdown()))
+    ours.settimeout(0.1)
+    give_up = time.monotonic() + 10
+    while thread.is_alive() and time.monotonic() < give_up:
+        with contextlib.suppress(TimeoutError):
+            ours.recv(1 << 20)
+    assert not thread.is_alive()
+
+
+def test_only_what_is_the_engines_own_fault_can_be_a_stall() -> None:
+    assert {state for state in WorkerState if state.can_stall} == {WorkerState.IDLE, WorkerState.STEPPING}
