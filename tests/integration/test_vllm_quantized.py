@@ -19,60 +19,24 @@ pytestmark = [pytest.mark.server, pytest.mark.full, pytest.mark.timeout(600)]
 MODEL = MODELS / "SmolLM2-135M-Instruct"
 BFLOAT16 = 0.005  # relative: `verify` computes in float32
 AS_ROUNDED = 0.01  # relative, of what also rounds activations
-INT8_WITHOUT_CALIBRATION = 1.06
+
+
+def build(folder: Path, recipe: str) -> Path:
+    """What `build_engine build --target hf-quantized` writes."""
+    vllm_python()
+    options = ["--target", "hf-quantized", "--quantization", recipe, "--kv-cache", "none", "--output", str(folder)]
+    subprocess.run([sys.executable, "-m", "build_engine", "build", str(MODEL), *options], cwd=REPOSITORY, check=True)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def fp8(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `build_engine build --target hf-quantized --quantization fp8` writes."""
-    vllm_python()
-    folder = tmp_path_factory.mktemp("quantized") / "fp8"
-    options = ["--target", "hf-quantized", "--quantization", "fp8", "--kv-cache", "none", "--output", str(folder)]
-    subprocess.run([sys.executable, "-m", "build_engine", "build", str(MODEL), *options], cwd=REPOSITORY, check=True)
-    return folder
+    return build(tmp_path_factory.mktemp("quantized") / "fp8", "fp8")
 
 
 def verified(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "engine.json").read_text())["verification"]
     return found
-
-
-def write_int8(folder: Path) -> Path:
-    """SmolLM2 as llm-compressor writes W8A8 in the compressed-tensors form: a scale for each output channel, and one
-    for each token that is found as it comes.
-    """
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    folder.mkdir()
-    for path in MODEL.iterdir():
-        if path.suffix in (".json", ".jinja", ".txt"):
-            shutil.copy(path, folder / path.name)
-    tensors = {}
-    for name, weight in load_file(MODEL / "model.safetensors").items():
-        if not name.endswith("proj.weight"):
-            tensors[name] = weight
-            continue
-        scale = weight.float().abs().amax(dim=1, keepdim=True) / 127
-        tensors[name] = (weight.float() / scale).round().clamp(-128, 127).to(torch.int8)
-        tensors[f"{name}_scale"] = scale.to(torch.bfloat16)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    bits = {"num_bits": 8, "type": "int", "symmetric": True}
-    group = {
-        "targets": ["Linear"],
-        "weights": {**bits, "strategy": "channel", "dynamic": False},
-        "input_activations": {**bits, "strategy": "token", "dynamic": True},
-    }
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {
-        "quant_method": "compressed-tensors",
-        "format": "int-quantized",
-        "quantization_status": "compressed",
-        "ignore": ["lm_head"],
-        "config_groups": {"group_0": group},
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
 
 
 def with_algorithm(source: Path, folder: Path, algorithm: str) -> Path:
@@ -106,12 +70,12 @@ def test_fp8_computes_what_verify_predicts_or_is_refused_where_the_cpu_lacks_it(
         )
 
 
-def test_int8_as_llm_compressor_writes_it(tmp_path: Path, fp8: Path) -> None:
-    found = drive("perplexity", str(write_int8(tmp_path / "int8")))
+def test_int8_computes_what_verify_predicts(tmp_path: Path) -> None:
+    folder = build(tmp_path / "int8", "int8-sq")
+    found = drive("perplexity", str(folder))
     print(found)
-    source = verified(fp8)["reference_perplexity"]
     assert found["quantization"] == "compressed-tensors"
-    assert source < found["perplexity"] < INT8_WITHOUT_CALIBRATION * source
+    assert found["perplexity"] == pytest.approx(verified(folder)["perplexity"], rel=AS_ROUNDED)
 
 
 @pytest.mark.parametrize("algorithm", ["W4A16_AWQ", "W4A8_AWQ", "W8A8_SQ_PER_CHANNEL", "NVFP4"])
