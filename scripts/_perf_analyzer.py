@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from _layout import CACHE
 from _processes import end_with_parent
-from _profile_export import Request, read_export
+from _profile_export import BrokenExport, Request, read_export
 from _report import Failure
 
 PROGRAM = CACHE / "bin" / "perf_analyzer"
@@ -94,10 +95,11 @@ def measure(
             export.unlink(missing_ok=True)
             _run(command, Path(folder), timeout_s, tick)
             # It writes what its memory holds for outputs that were not sent. If that happens to be a float that is not
-            # a number, its JSON writer gives up and the file stays empty; where the memory lies is new in each run.
-            if export.exists() and export.stat().st_size:
+            # a number, its JSON writer gives up, and the file stays empty or ends in the middle; where the memory lies
+            # is new in each run.
+            with contextlib.suppress(BrokenExport, FileNotFoundError):
                 return read_export(export, keep)
-    raise Failure(f"perf_analyzer wrote an empty profile export {_ATTEMPTS} times: run the load test again.")
+    raise Failure(f"perf_analyzer wrote no whole profile export in {_ATTEMPTS} runs: run the load test again.")
 
 
 def _tensors(inputs: Inputs) -> dict[str, object]:

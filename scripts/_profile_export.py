@@ -16,6 +16,10 @@ from typing import Any
 from _report import Failure
 
 
+class BrokenExport(Failure):
+    """The file ends in the middle."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One request: times in nanoseconds since the epoch, and the tokens that each response carried.
@@ -47,11 +51,19 @@ class Request:
 
 
 def read_export(path: Path, keep: Sequence[str] = ()) -> list[Request]:
-    """The requests of an export with one experiment, by the time they were sent. Raises `Failure` if it has none."""
+    """The requests of an export with one experiment, by the time they were sent.
+
+    Raises `Failure` if it has none, and `BrokenExport` for a file that is not whole.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+    except ValueError as error:
+        raise BrokenExport(
+            f"{path} is not a profile export of perf_analyzer ({error}): use version 2.51 or later."
+        ) from None
+    try:
         found = [_request(entry, keep) for experiment in content["experiments"] for entry in experiment["requests"]]
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise Failure(
             f"{path} is not a profile export of perf_analyzer ({error}): use version 2.51 or later."
         ) from None

@@ -98,7 +98,7 @@ if not pathlib.Path({str(flag)!r}).exists():
 
 
 def test_empty_exports_for_ever_end_with_a_sentence(program: Callable[[str], Path]) -> None:
-    with pytest.raises(Failure, match="empty profile export"):
+    with pytest.raises(Failure, match="no whole profile export"):
         run(program('open(argument("--profile-export-file"), "w").close()'))
 
 
