@@ -85,12 +85,12 @@ def bench(setup: Setup, report: EngineReport) -> dict[str, Any]:
         return found
     served = {int(level["value"]): level for level in (report.load or {}).get("levels", ())}
     step = StepBytes(engine, found["dtype"], found["kv_cache_dtype"])
-    bandwidth = float(found["bandwidth"]) * int(found["gpus"])  # tensor parallelism divides what is read
+    bandwidth = float(found["bandwidth"]) * int(found["devices"])  # tensor parallelism divides what is read
     levels = [
         level_row(bare_level(level), served.get(level["concurrency"], {}), step, bandwidth) for level in found["levels"]
     ]
     return {
-        **{name: found[name] for name in ("version", "dtype", "kv_cache_dtype", "gpus")},
+        **{name: found[name] for name in ("version", "dtype", "kv_cache_dtype", "devices")},
         "bandwidth_gb_s": bandwidth / 1e9,
         "bandwidth_of": found["bandwidth_of"],
         "weights_gb": step.weights(1) / 1e9,

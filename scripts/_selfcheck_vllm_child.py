@@ -73,7 +73,7 @@ def bench(spec: Mapping[str, Any], installed: Installed) -> dict[str, Any]:
         "version": installed.version,
         "dtype": str(config.model_config.dtype).removeprefix("torch."),
         "kv_cache_dtype": str(config.cache_config.cache_dtype),
-        "gpus": config.parallel_config.tensor_parallel_size,
+        "devices": config.parallel_config.tensor_parallel_size,
         "bandwidth": bandwidth if on_cpu else gpu_bandwidth(),
         "bandwidth_of": f"numpy copies on {spec['cores']} cores" if on_cpu else "torch copies on the GPU",
         "levels": levels,

@@ -99,7 +99,7 @@ def test_the_share_of_the_bandwidth(checkpoint: Path) -> None:
 
 
 def test_a_child_that_measured_becomes_a_table(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = {"version": "0.32.0", "dtype": "bfloat16", "kv_cache_dtype": "auto", "gpus": 2}
+    found = {"version": "0.32.0", "dtype": "bfloat16", "kv_cache_dtype": "auto", "devices": 2}
     found |= {"bandwidth": 1e9, "bandwidth_of": "copies", "levels": [recorded(1, 10)]}
     monkeypatch.setattr(_selfcheck_vllm, "child", lambda *_: found)
     times = {"p50": 12.5}
@@ -111,7 +111,8 @@ def test_a_child_that_measured_becomes_a_table(checkpoint: Path, monkeypatch: py
     assert level["served_bandwidth_share"] == pytest.approx(0.9 * level["vllm_bandwidth_share"])
     text = markdown(Report({}, engines=[engine], package="vLLM"))
     assert "| 1 | 90.0 | 100.0 | 0.900 | 12.5 | 10.0 | 12.50 | 10.00 |" in text
-    assert "beside bare vLLM: version 0.32.0, dtype bfloat16, kv_cache_dtype auto, gpus 2, bandwidth_gb_s 2.0" in text
+    assert "beside bare vLLM: version 0.32.0, dtype bfloat16, kv_cache_dtype auto, devices 2, bandwidth_gb_s" in text
+    assert engine.bench["bandwidth_gb_s"] == 2.0, "of both"
     assert "TensorRT" not in text
 
 
