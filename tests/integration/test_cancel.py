@@ -17,6 +17,7 @@ pytestmark = pytest.mark.server
 
 ENDLESS = {"max_tokens": 6000, "ignore_eos": True}
 STOPS_WITHIN_S = 3.0  # well under the minute that the work would take; here it is about 0.1 s on an idle machine
+IDLE_SHARE = 0.15  # of a core; at work an engine takes what it gets beside other tests
 
 
 def busy(server: Server, seconds: float = 0.4) -> float:
@@ -35,7 +36,7 @@ def wait_idle(server: Server, limit_s: float = STOPS_WITHIN_S) -> float:
     began = time.monotonic()
     while time.monotonic() - began < limit_s + 5.0:
         waited = time.monotonic() - began
-        if busy(server, 0.25) < 0.15:
+        if busy(server, 0.25) < IDLE_SHARE:
             return waited
     return time.monotonic() - began
 
@@ -56,7 +57,7 @@ def test_leaving_a_stream_stops_the_engine(server: Server) -> None:
     client = GrpcClient(server.grpc_url)
     pending = client.start("Once upon a time", **ENDLESS)
     pending.first()
-    assert busy(server) > 0.3, "the engine is at work"
+    assert busy(server) > IDLE_SHARE, "the engine is at work"
     client.close(cancel=True)
 
 
@@ -71,7 +72,7 @@ def test_leaving_with_a_whole_answer_under_way_stops_the_engine(server: Server) 
     client = GrpcClient(server.grpc_url)
     client.start("Once upon a time", stream=False, **ENDLESS)
     time.sleep(0.5)
-    assert busy(server) > 0.3
+    assert busy(server) > IDLE_SHARE
     client.close(cancel=True)
 
 
@@ -97,7 +98,7 @@ def test_leaving_a_stream_of_http_stops_the_engine(server: Server) -> None:
     connection.request("POST", "/v2/models/llm/generate_stream", body)
     answer = connection.getresponse()
     assert answer.readline().startswith(b"data: ")
-    assert busy(server) > 0.3
+    assert busy(server) > IDLE_SHARE
     connection.close()
     answer.close()
 

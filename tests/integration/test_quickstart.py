@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -86,21 +87,34 @@ Start = Callable[..., Run]
 def start(tmp_path: Path) -> Iterator[Start]:
     """Starts scripts; whatever of them is left at the end is killed and fails the test."""
     require_installation()
-    before = set(regions())
     runs: list[Run] = []
+    mapped: set[str] = set()  # shared memory that their processes have had: other tests' servers leave some as well
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.1):
+            for pid in [pid for run in runs for pid in marked_pids(_MARK, run.mark)]:
+                with contextlib.suppress(OSError):
+                    maps = Path(f"/proc/{pid}/maps").read_text()
+                    mapped.update(str(region) for region in regions() if str(region) in maps)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
 
     def make(*command: str | Path, **options: dict[str, str]) -> Run:
         runs.append(Run(tmp_path, *command, **options))
         return runs[-1]
 
     yield make
+    over.set()
+    watcher.join(10)
     left = {run.mark: run.left() for run in runs}
     for run in runs:
         kill_all(lambda mark=run.mark: marked_pids(_MARK, mark))  # type: ignore[misc]
         with contextlib.suppress(subprocess.TimeoutExpired):
             run.process.wait(10)
     assert not any(left.values()), left
-    assert not {region for region in regions() if region not in before and not _in_use(region)}
+    assert not {region for region in regions() if str(region) in mapped and not _in_use(region)}
 
 
 def _in_use(region: Path) -> bool:
