@@ -16,9 +16,7 @@ from typing import Any
 
 import torch
 
-from build_engine.errors import UserMistake
-from build_engine.tensorrt.hf_quantize import Report
-from build_engine.tensorrt.quantize import calibration_windows, versions
+from build_engine.tensorrt.quantize import Report, calibration_windows, load_source, versions
 
 INT8_MAX = 127
 LEAST = 1e-5  # of a range: a channel that is always 0 keeps its weights
@@ -54,15 +52,9 @@ def run(spec: dict[str, Any], report: Report) -> dict[str, Any]:
     """Write ``config.json`` and safetensors into ``spec["output"]``."""
     warnings.simplefilter("ignore")
     from huggingface_hub import save_torch_state_dict
-    from transformers import AutoModelForCausalLM
 
     report(None, "loading")
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            spec["staged"], dtype="auto", trust_remote_code=False, use_safetensors=True
-        ).eval()
-    except (OSError, ValueError, KeyError) as error:
-        raise UserMistake(f"transformers cannot load the checkpoint: {str(error).splitlines()[-1][:300]}") from error
+    model = load_source(Path(spec["staged"]))
     windows = calibration_windows(spec)
     with torch.no_grad():
         ranges = input_ranges(model, windows, lambda share: report(0.9 * share, "calibrating"))

@@ -7,15 +7,10 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from build_engine.errors import StageFailure, UserMistake
-from build_engine.tensorrt.quantize import calibrate, versions
-
-
-class Report(Protocol):
-    def __call__(self, fraction: float | None, note: str = "") -> None: ...
-    def warn(self, message: str) -> None: ...
+from build_engine.errors import StageFailure
+from build_engine.tensorrt.quantize import Report, calibrate, load_source, versions
 
 
 def run(spec: dict[str, Any], report: Report) -> dict[str, Any]:
@@ -23,15 +18,9 @@ def run(spec: dict[str, Any], report: Report) -> dict[str, Any]:
     warnings.simplefilter("ignore")
     import torch
     from modelopt.torch.export import export_hf_checkpoint
-    from transformers import AutoModelForCausalLM
 
     report(None, "loading")
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            spec["staged"], dtype="auto", trust_remote_code=False, use_safetensors=True
-        ).eval()
-    except (OSError, ValueError, KeyError) as error:
-        raise UserMistake(f"transformers cannot load the checkpoint: {str(error).splitlines()[-1][:300]}") from error
+    model = load_source(Path(spec["staged"]))
     if next(model.parameters()).dtype == torch.float32:
         model = model.to(torch.float16)
     tokens = calibrate(model, spec, report)

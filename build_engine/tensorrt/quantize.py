@@ -44,19 +44,13 @@ def run(spec: dict[str, Any], report: Report) -> dict[str, Any]:
     """
     warnings.simplefilter("ignore")
     import torch
-    from transformers import AutoModelForCausalLM
 
     staged, output = Path(spec["staged"]), Path(spec["output"])
     config = hf_config.load(staged)
     parallel = Parallel(spec["tensor"], spec["pipeline"])
     recipe = RECIPES[spec["recipe"]]
     report(None, "loading")
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            staged, dtype="auto", trust_remote_code=False, use_safetensors=True
-        ).eval()
-    except (OSError, ValueError, KeyError) as error:
-        raise UserMistake(f"transformers cannot load the checkpoint: {str(error).splitlines()[-1][:300]}") from error
+    model = load_source(staged)
     dtype = next(model.parameters()).dtype
     if dtype not in (torch.float16, torch.bfloat16):
         dtype = torch.float16
@@ -71,6 +65,18 @@ def run(spec: dict[str, Any], report: Report) -> dict[str, Any]:
     corrections = correct_files(output, config, parallel, spec)
     report(1.0)
     return {"corrections": corrections, "calibration_tokens": tokens, "packages": versions()}
+
+
+def load_source(staged: Path) -> Any:
+    """The checkpoint as transformers runs it, in its own precision. Raises `UserMistake`."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            staged, dtype="auto", trust_remote_code=False, use_safetensors=True
+        ).eval()
+    except (OSError, ValueError, KeyError) as error:
+        raise UserMistake(f"transformers cannot load the checkpoint: {str(error).splitlines()[-1][:300]}") from error
 
 
 def calibrate(model: Any, spec: dict[str, Any], report: Report) -> int:

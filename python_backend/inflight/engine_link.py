@@ -12,6 +12,7 @@ import logging
 import queue
 import socket
 import threading
+import time
 from typing import Protocol
 
 from inflight import frames
@@ -48,6 +49,7 @@ class EngineLink:
         self._buffer = buffer
         self._handler = handler
         self.lost = threading.Event()
+        self.waiting_since: float | None = time.monotonic()  # for the engine's next bytes; None: at work on some
         self._threads = [
             threading.Thread(target=self._read, name="inflight-engine-reader", daemon=True),
             threading.Thread(target=self._write, name="inflight-engine-writer", daemon=True),
@@ -99,8 +101,10 @@ class EngineLink:
                     continue
                 if not data:
                     break
+                self.waiting_since = None
                 for body in self._buffer.feed(data):
                     self._dispatch(frames.decode_from_engine(body))
+                self.waiting_since = time.monotonic()
         except OSError:
             pass
         except Exception:

@@ -97,7 +97,8 @@ print(json.dumps([list(sys.version_info[:2]), find_packages(sys.argv[1:])]))
 
 def ask(python: str, packages: list[str]) -> PythonFacts:
     """Which of these packages an interpreter has; nothing is imported. Raises `LoadError` when it does not answer."""
-    environment = dict(os.environ) if python == python_executable() else foreign_environment(Path(python), None)
+    own = python == python_executable()
+    environment = dict(os.environ) if own else foreign_environment(Path(python), None)
     try:
         done = subprocess.run(
             [python, "-c", _QUESTION, *packages],
@@ -113,9 +114,10 @@ def ask(python: str, packages: list[str]) -> PythonFacts:
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         stated = getattr(error, "stderr", None) or str(error)
         last = str(stated).strip().splitlines()[-1:] or [type(error).__name__]
+        what = "the server's own Python" if own else "the program that model parameter engine_python names"
         raise LoadError(
-            f"model parameter engine_python names a program that does not answer as Python does ({last[0][:200]}); "
-            "name the bin/python of the engine's environment."
+            f"{what} does not answer as Python does ({last[0][:200]}); name the bin/python of the engine's environment "
+            "with engine_python."
         ) from None
     return PythonFacts((version[0], version[1]), found)
 

@@ -21,7 +21,7 @@ from inflight.engine_process import EngineProcess, sweep_run_folders
 from inflight.engines.base import EngineInfo
 from inflight.engines.factory import WorkerSpec
 from inflight.errors import LoadError
-from inflight.watchdog import Watchdog
+from inflight.watchdog import Watchdog, beat_of
 
 log = logging.getLogger("inflight.supervisor")
 
@@ -169,7 +169,9 @@ class Supervisor:
                 return f"the engine process {process.pid} ended with exit code {process.exit_code()}"
             self._leave_if_orphaned(process)
             state, beat_ns = process.page.read()
-            if state.can_stall and beat_ns and watchdog.tick(time.monotonic(), beat_ns / 1e9):
+            now = time.monotonic()
+            beat = beat_of(state, beat_ns / 1e9, link.waiting_since, now)
+            if beat is not None and watchdog.tick(now, beat):
                 return f"the engine process {process.pid} stalled (no progress for {self._stall_timeout:g} s)"
         return "the server is stopping"
 

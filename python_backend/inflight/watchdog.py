@@ -22,11 +22,6 @@ class WorkerState(enum.Enum):
     STEPPING = 2
     SENDING = 3
 
-    @property
-    def can_stall(self) -> bool:
-        """Whether no progress is the engine's own fault; loading has a time-out of its own."""
-        return self in (WorkerState.IDLE, WorkerState.STEPPING)
-
 
 class StatePage:
     """A memory-mapped file with two 8-byte slots, state and time of the last beat. One process writes, the other reads.
@@ -55,6 +50,19 @@ class StatePage:
         """Unmap; the file is the owner's to remove."""
         self._slots.release()
         self._map.close()
+
+
+def beat_of(state: WorkerState, beat_s: float, waiting_since_s: float | None, now_s: float) -> float | None:
+    """Since when no progress is the engine's own fault; None while it loads, which has a time-out of its own.
+
+    `beat_s` is its last beat, 0 for none yet. While it is SENDING it may only have to wait for the backend to read, so
+    then counts when the backend began to wait for its next bytes (`waiting_since_s`; None: it is at work on some).
+    """
+    if state is WorkerState.STARTING or not beat_s:
+        return None
+    if state is WorkerState.SENDING:
+        return now_s if waiting_since_s is None else max(beat_s, waiting_since_s)
+    return beat_s
 
 
 @dataclasses.dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""An engine that waits for the backend to read has not stalled: the page says what it waits for."""
+"""The two ends of the engine's socket tell the watchdog who waits for whom."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from inflight import frames
+from inflight.engine_link import EngineLink
 from inflight.engine_worker import Worker
 from inflight.engines.base import EngineOutput, EngineRequest, EngineStats, SamplingParams
 from inflight.watchdog import StatePage, WorkerState
@@ -52,7 +53,7 @@ def test_a_full_socket_is_no_stall(tmp_path: Path) -> None:
     wait_for(page, WorkerState.SENDING)
     time.sleep(0.2)
     state, beat_ns = page.read()
-    assert (state, state.can_stall) == (WorkerState.SENDING, False)
+    assert state is WorkerState.SENDING
     ours.settimeout(10)
     while page.read()[1] == beat_ns:  # it goes on as soon as somebody reads
         assert ours.recv(1 << 20)
@@ -65,5 +66,35 @@ def test_a_full_socket_is_no_stall(tmp_path: Path) -> None:
     assert not thread.is_alive()
 
 
-def test_only_what_is_the_engines_own_fault_can_be_a_stall() -> None:
-    assert {state for state in WorkerState if state.can_stall} == {WorkerState.IDLE, WorkerState.STEPPING}
+class Slow:
+    """A handler that takes its time over every iteration."""
+
+    def __init__(self) -> None:
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def on_outputs(self, message: frames.Outputs) -> None:
+        self.begun.set()
+        assert self.go_on.wait(10)
+
+    def on_refused(self, message: frames.Refused) -> None:
+        pass
+
+
+def test_the_link_tells_whether_it_waits_for_the_engine() -> None:
+    ours, theirs = socket.socketpair()
+    handler = Slow()
+    link = EngineLink(ours, frames.FrameBuffer(), handler)
+    began = link.waiting_since
+    assert began is not None
+    link.start()
+    theirs.sendall(frames.encode(frames.Outputs([], EngineStats())))
+    assert handler.begun.wait(10)
+    assert link.waiting_since is None
+    handler.go_on.set()
+    give_up = time.monotonic() + 10
+    while link.waiting_since is None:
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+    assert link.waiting_since > began
+    theirs.close()
+    link.close()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inflight.watchdog import StatePage, Watchdog, WorkerState
+from inflight.watchdog import StatePage, Watchdog, WorkerState, beat_of
 from tests.unit.machines.strategies import budget
 
 pytestmark = pytest.mark.fast
@@ -125,6 +125,22 @@ def test_time_lost_before_a_beat_does_not_excuse_a_later_stall() -> None:
     found = machine.run(2 * TIMEOUT, beats=False)
     assert found is not None
     assert found <= TIMEOUT + 3 * INTERVAL
+
+
+@pytest.mark.parametrize(
+    ("state", "waiting_since", "beat"),
+    [
+        (WorkerState.STARTING, 40.0, None),
+        (WorkerState.IDLE, None, 50.0),
+        (WorkerState.STEPPING, 90.0, 50.0),
+        (WorkerState.SENDING, None, 100.0),  # it waits for us
+        (WorkerState.SENDING, 90.0, 90.0),  # we wait for it: it was stopped in the middle of its words
+        (WorkerState.SENDING, 40.0, 50.0),
+    ],
+)
+def test_who_is_waited_for(state: WorkerState, waiting_since: float | None, beat: float | None) -> None:
+    assert beat_of(state, 50.0, waiting_since, 100.0) == beat
+    assert beat_of(state, 0.0, waiting_since, 100.0) is None
 
 
 def test_a_page_tells_the_other_process_what_was_written(tmp_path: Path) -> None:

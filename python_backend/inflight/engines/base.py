@@ -67,6 +67,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logprobs: int = -1
     bad_words: tuple[tuple[int, ...], ...] = ()
 
+    def seed_of(self, index: int) -> int:
+        """The seed of one of several sequences, 64 bits; that of the first is the request's own."""
+        return (self.seed + index * 0x9E3779B97F4A7C15) % 2**64  # the golden ratio spreads them
+
 
 class Guide(msgspec.Struct, frozen=True):
     """A grammar that the output must follow. `kind` is json, json_schema, regex, ebnf_grammar or choice."""

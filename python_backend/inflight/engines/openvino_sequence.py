@@ -16,8 +16,6 @@ from inflight.grammar.nodes import GrammarError
 # stay for a second token, which nobody sees. One that its first token ends all the same is followed by `second_token`.
 LEAST_TOKENS = 2
 
-_GOLDEN = 0x9E3779B97F4A7C15  # spreads the seeds of one request's sequences
-
 
 class Sequence:
     """One OpenVINO request. Several sampled sequences of one request are several of these, so that each can stream.
@@ -129,7 +127,7 @@ def generation_config(request: EngineRequest, index: int, own_stops: frozenset[i
         if sampling.top_k > 0:
             config.top_k = sampling.top_k
         config.min_p = sampling.min_p
-        config.rng_seed = (sampling.seed + index * _GOLDEN) % 2**64
+        config.rng_seed = sampling.seed_of(index)
     if request.guide is not None:
         left = _structured(config, request.guide, stops, own_stops)
     return config, left

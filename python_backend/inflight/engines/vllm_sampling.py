@@ -9,7 +9,6 @@ from inflight.engines.base import EngineRefusal, EngineRequest, Guide
 from inflight.grammar.nodes import GrammarError
 from inflight.grammar.prepare import prepare
 
-_GOLDEN = 0x9E3779B97F4A7C15  # spreads the seeds of one request's sequences
 _NEUTRAL = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "min_p": 0.0}
 
 
@@ -36,7 +35,7 @@ def sampling_values(request: EngineRequest, index: int, own_stops: tuple[int, ..
         values |= {
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,
-            "seed": (sampling.seed + index * _GOLDEN) % 2**63,
+            "seed": sampling.seed_of(index) % 2**63,  # torch takes a signed one
         }
     for name, neutral in _NEUTRAL.items():
         if getattr(sampling, name) != neutral:
