@@ -194,7 +194,8 @@ def test_time_is_modelled(folder: Path) -> None:
     [
         ({"step_mss": 1}, "step_mss"),
         ({"step_ms": "fast"}, "step_ms"),
-        ({"acceptance_rate": 1.5}, "acceptance_rate"),
+        ({"acceptance_rate": 1.5, "draft_tokens": 2}, "acceptance_rate"),
+        ({"acceptance_rate": 0.5}, "means nothing without draft_tokens"),
         ({"block_size": 0}, "block_size"),
         ({"fail_load": "no such weights; build it again."}, "no such weights"),
     ],

@@ -33,6 +33,8 @@ class SimulatedEngine(InflightBatch):
             given = msgspec.convert(dict(options), SimulatedOptions)
         except msgspec.ValidationError as error:
             raise LoadError(f"model parameter engine_options does not fit the simulated engine: {error}.") from None
+        if "acceptance_rate" in options and not given.draft_tokens:
+            raise LoadError("engine_options: acceptance_rate means nothing without draft_tokens; give both or neither.")
         time.sleep(given.load_ms / 1000)
         if given.fail_load:
             raise LoadError(given.fail_load)

@@ -78,6 +78,10 @@ class VllmEngine:
         facts = self._vllm.facts
         if self._options.threads and not facts.on_cpu:
             raise LoadError("engine_options: threads is for vLLM's CPU build, and this one runs on a GPU; remove it.")
+        if "gpu_memory_utilization" in values and facts.on_cpu:
+            raise LoadError(
+                "engine_options: gpu_memory_utilization is for GPUs, and this is vLLM's CPU build; remove it."
+            )
         arguments = engine_arguments(folder, self._options, facts, max_running, max_seq_len)
         self._drafts = DraftCounts() if self._options.speculative else None
         self._engine = load(self._vllm, arguments, self._drafts)

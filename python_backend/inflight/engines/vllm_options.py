@@ -51,6 +51,14 @@ RESERVED = {
     "kv_cache_memory_bytes": "kv_cache_gb sets it",
 }
 
+# Options that mean nothing without another one.
+NEEDS = {
+    "num_draft_tokens": "speculative",
+    "ngram_max": "speculative",
+    "max_loras": "lora_dir",
+    "max_lora_rank": "lora_dir",
+}
+
 Guided = Literal["xgrammar", "none"]
 Speculative = Literal["", "ngram", "eagle", "eagle3", "draft_model"]
 
@@ -129,6 +137,11 @@ def read_options(values: Mapping[str, Any]) -> VllmOptions:
         )
     if options.speculative_model_dir and not Path(options.speculative_model_dir, "config.json").is_file():
         raise LoadError("engine_options: speculative_model_dir names no checkpoint; give a folder with a config.json.")
+    for name, needed in NEEDS.items():
+        if name in values and not getattr(options, needed):
+            raise LoadError(f"engine_options: {name} means nothing without {needed}; give both or neither.")
+    if "ngram_max" in values and options.speculative != "ngram":
+        raise LoadError("engine_options: ngram_max belongs to speculative ngram; remove it.")
     for name in options.engine_arguments:
         if name in RESERVED:
             raise LoadError(f"engine_options: engine_arguments must not hold {name}: {RESERVED[name]}.")
