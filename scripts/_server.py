@@ -5,7 +5,9 @@ Used by scripts/serve.py and by the tests' fixtures.
 
 from __future__ import annotations
 
+import itertools
 import os
+import random
 import socket
 import subprocess
 import time
@@ -28,7 +30,31 @@ from _triton import Triton, find_triton
 _MARK = "INFLIGHT_SERVER_ID"  # in the environment of everything that a server starts
 _POLL_S = 0.1
 _KEPT_LOGS = 20
+_FIRST_PORT = 10_000
+_EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _DRAINED_STOP_S = 6.0  # what the stop of a server without work gets; 3 s are usual
+
+
+def _bind(host: str, port: int) -> None:
+    """Raise `OSError` when a port cannot be listened on."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((host, port))
+
+
+def _is_free(host: str, port: int) -> bool:
+    try:
+        _bind(host, port)
+    except OSError:
+        return False
+    return True
+
+
+def _first_ephemeral_port() -> int:
+    try:
+        return int(_EPHEMERAL.read_text().split()[0])
+    except (OSError, ValueError):
+        return 32768  # Linux's default
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +67,15 @@ class Ports:
 
     @classmethod
     def free(cls) -> Ports:
-        """Three ports that nobody listens on now."""
-        sockets = [socket.socket() for _ in range(3)]
-        try:
-            for each in sockets:
-                each.bind(("127.0.0.1", 0))
-            return cls(*(each.getsockname()[1] for each in sockets))
-        finally:
-            for each in sockets:
-                each.close()
+        """Three ports that nobody listens on now, in random order.
+
+        They lie below those that the kernel gives to outgoing connections: a connection of somebody else's would take a
+        port of that kind before the server does.
+        """
+        last = max(_first_ephemeral_port(), _FIRST_PORT + 1000)
+        candidates = random.sample(range(_FIRST_PORT, last), k=200)
+        free = (port for port in candidates if _is_free("127.0.0.1", port))
+        return cls(*itertools.islice(free, 3))
 
     def check(self, host: str) -> None:
         """Raise `Failure` when one of them cannot be listened on.
@@ -62,15 +88,13 @@ class Ports:
                 "and --metrics-port."
             )
         for name, port in (("http", self.http), ("grpc", self.grpc), ("metrics", self.metrics)):
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind((host, port))
-                except OSError as error:
-                    raise Failure(
-                        f"port {port} on {host} cannot be used ({error.strerror}): stop what listens there, or choose "
-                        f"another with --{name}-port or INFLIGHT_{name.upper()}_PORT."
-                    ) from error
+            try:
+                _bind(host, port)
+            except OSError as error:
+                raise Failure(
+                    f"port {port} on {host} cannot be used ({error.strerror}): stop what listens there, or choose "
+                    f"another with --{name}-port or INFLIGHT_{name.upper()}_PORT."
+                ) from error
 
 
 @dataclass(frozen=True, slots=True)

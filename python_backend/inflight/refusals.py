@@ -1,8 +1,9 @@
 """Errors as terminal responses, each a little after its request's arrival.
 
-Triton 24.10 can crash when a gRPC stream with the header `triton_grpc_error: true` gets an error in the very first
-moments, while the server's own thread is still handing the request over; a client could do that at will. Errors that
-came 5 ms or more after the arrival never did it (12,000 of 12,000), so none is sent sooner than 10 ms.
+Triton 24.10 can crash when a gRPC stream with the header `triton_grpc_error: true` gets an error while the server's own
+thread is still handing the request over; a client could do that at will. So none is sent sooner than 10 ms after the
+arrival, nor before every thread of the server has been seen asleep since then: on a busy machine a thread may stand
+still for longer. docs/operating.md has the figures.
 
 Thread `inflight-refuse`, started and joined by `Refusals`. It alone sends errors.
 """
@@ -10,16 +11,20 @@ Thread `inflight-refuse`, started and joined by `Refusals`. It alone sends error
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import threading
 import time
 from typing import Protocol
 
 from inflight.errors import RequestError
+from inflight.front_end import FrontEnd
 
 log = logging.getLogger("inflight.refusals")
 
 LEAST_AGE_NS = 10_000_000
+PATIENCE_NS = 250_000_000  # for a thread of the server's that is always busy
+LOOK_S = 0.002
 IDLE_S = 1.0
 
 
@@ -48,6 +53,7 @@ class Refusals:
     """
 
     def __init__(self) -> None:
+        self._front_end = FrontEnd(os.getppid())
         self._queue: queue.SimpleQueue[tuple[Refuser, RequestError, str, int] | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._lock = threading.Lock()  # nothing is queued behind the thread's end
@@ -55,6 +61,7 @@ class Refusals:
 
     def start(self) -> None:
         """Start the thread."""
+        self._front_end.look()
         self._thread.start()
 
     def stop(self, timeout_s: float) -> None:
@@ -82,6 +89,14 @@ class Refusals:
             if entry is None:
                 return
             responder, error, request_id, due_ns = entry
-            self._stopping.wait(max(0, due_ns - time.monotonic_ns()) / 1e9)
+            self._wait(due_ns)
             answer_error(responder, error, request_id)
             del entry, responder  # while this thread waits it keeps no request alive
+
+    def _wait(self, due_ns: int) -> None:
+        """Until it is `due_ns` and the server has let go of what came before; not once the backend stops."""
+        self._stopping.wait(max(0, due_ns - time.monotonic_ns()) / 1e9)
+        while not self._front_end.rested_since(due_ns) and time.monotonic_ns() < due_ns + PATIENCE_NS:
+            self._front_end.look()
+            if not self._front_end.rested_since(due_ns) and self._stopping.wait(LOOK_S):
+                return
