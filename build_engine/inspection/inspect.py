@@ -150,6 +150,9 @@ def _openvino_lines(fused: dict[str, Any]) -> list[str]:
         f"graph: {fused['operations_before']} operations became {fused['kernels_after']} kernels"
         + (" (paged attention)" if fused["paged_attention"] else "")
     ]
+    if fused["merged"]:
+        merged = ", ".join(f"{name} x {count}" for name, count in sorted(fused["merged"].items()))
+        lines.append(f"  merged by the builder: {merged}")
     for each in fused["absorbed"]:
         parts = (f"{name} {n['before']} -> {n['after']}" for name, n in each["operations"].items())
         lines.append(f"  {each['kernel']:<16} x {each['count']:<4} absorbed " + ", ".join(parts))

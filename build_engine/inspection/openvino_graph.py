@@ -51,6 +51,7 @@ def describe(core: Any, path: Path, properties: dict[str, str]) -> dict[str, Any
     """
     model = core.read_model(path)
     before = operation_counts(model)
+    merged = merged_counts(model)
     paged = True
     try:
         from openvino._offline_transformations import paged_attention_transformation
@@ -75,6 +76,7 @@ def describe(core: Any, path: Path, properties: dict[str, str]) -> dict[str, Any
         "paged_attention": paged,
         "operations_before": sum(before.values()),
         "kernels_after": sum(kernels.values()),
+        "merged": dict(merged),
         "operations": dict(before.most_common()),
         "kernels": [
             {"kernel": kind, "precision": precision, "count": count, "operations": dict(carried[kind, precision])}
@@ -87,6 +89,13 @@ def describe(core: Any, path: Path, properties: dict[str, str]) -> dict[str, Any
 def operation_counts(model: Any) -> Counter[str]:
     skipped = {"Constant", "Parameter", "Result"}
     return Counter(op.get_type_name() for op in model.get_ops() if op.get_type_name() not in skipped)
+
+
+def merged_counts(model: Any) -> Counter[str]:
+    """How many products the builder merged out of which layers; their names tell (build_engine/openvino/merge.py)."""
+    products = (op.get_friendly_name() for op in model.get_ops() if op.get_type_name() == "MatMul")
+    leaves = (name.split("/", 1)[0].rpartition(".")[2] for name in products)
+    return Counter(leaf for leaf in leaves if "+" in leaf)
 
 
 PATTERNS = {

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from build_engine.errors import StageFailure, UserMistake
+from build_engine.openvino.merge import merge_projections
 
 MODEL_XML = "openvino_model.xml"
 EXPORTED = "exported"
@@ -28,18 +29,19 @@ def run(spec: dict[str, Any], report: Report) -> dict[str, Any]:
     """Export ``spec["staged"]`` into ``spec["output"]``.
 
     ``compression`` holds the arguments of ``nncf.compress_weights`` (or None), ``kv_cache`` the precision to record
-    in the model. Returns the package versions used and whether the tokenizer models were written.
+    in the model. Returns the package versions used, whether the tokenizer models were written, and which layers were
+    merged (a count each) or left apart (a count for each reason).
     """
     warnings.simplefilter("ignore")
     staged, output, scratch = Path(spec["staged"]), Path(spec["output"]), Path(spec["scratch"])
     report(None, "loading")
     exported = convert(staged, scratch / EXPORTED, report)
     items = calibration_items(spec) if "calibration_text" in spec else None
-    compress(exported, output / MODEL_XML, spec["compression"], report, items)
+    merged = compress(exported, output / MODEL_XML, spec["compression"], report, items)
     report(0.97, "tokenizer")
     tokenizer_problem = write_tokenizers(staged, output)
     report(1.0)
-    return {"tokenizer_problem": tokenizer_problem, "packages": versions()}
+    return {"tokenizer_problem": tokenizer_problem, "packages": versions(), **merged}
 
 
 def convert(staged: Path, directory: Path, report: Report) -> Path:
@@ -98,8 +100,11 @@ def compress(
     arguments: dict[str, Any] | None,
     report: Report,
     items: list[dict[str, Any]] | None = None,
-) -> None:
-    """Compress the weights of the IR at ``source`` and save it at ``destination``; ``items`` calibrate."""
+) -> dict[str, dict[str, int]]:
+    """Compress the weights of the IR at ``source``, merge layers, save at ``destination``; ``items`` calibrate.
+
+    Returns what was ``merged`` and what was left ``apart``, and why, with how many there are of each.
+    """
     import nncf
     import openvino as ov
 
@@ -114,7 +119,9 @@ def compress(
             options.update(dataset=nncf.Dataset(kept), subset_size=len(kept))
         model = nncf.compress_weights(model, **options)
     report(0.93, "saving")
+    merged = merge_projections(model)
     ov.save_model(model, destination, compress_to_fp16=False)
+    return {"merged": dict(merged.done), "apart": dict(merged.apart)}
 
 
 def hook_progress(report: Report) -> None:

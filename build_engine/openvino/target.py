@@ -20,6 +20,9 @@ DEFAULT_CALIBRATION_TOKENS = 4096
 EXPORT_BASE_S, EXPORT_S_PER_GB = 9.0, 60.0
 """Expected time of the export: a constant for imports and so much per GB of weights (2 cores, int8)."""
 
+GRAPH = "merged projections"
+"""What is done to the graph beside compression: part of the stage's cache key, so no build takes an older graph."""
+
 NOT_HERE = (
     ("max_batch_size", "--max-batch-size"),
     ("max_input_len", "--max-input-len"),
@@ -71,6 +74,7 @@ def build(job: Job, compression: Compression | None) -> Outcome:
             "output": str(job.output),
             "scratch": str(job.scratch),
             "compression": compression.arguments if compression else None,
+            "graph": GRAPH,
             **calibration(job, compression),
         },
         job.output,
@@ -82,6 +86,8 @@ def build(job: Job, compression: Compression | None) -> Outcome:
             f"{result['tokenizer_problem']}: no OpenVINO tokenizer models were written, so guided decoding "
             "needs a tokenizer from elsewhere; everything else works"
         )
+    for problem, count in result["apart"].items():
+        job.console.say(f"not merged in {count} places: {problem}")
     quantization = manifest.Quantization(
         recipe=job.recipe.name,
         algorithm=compression.algorithm if compression else f"none ({job.origin.config.dtype})",
@@ -101,5 +107,9 @@ def build(job: Job, compression: Compression | None) -> Outcome:
         limits=manifest.Limits(max_seq_len=job.max_seq_len),
         requires=manifest.Requires(packages={"openvino": result["packages"]["openvino"]}),
         verification=figures,
-        details={**result["packages"], "peak_memory_bytes": result["peak_bytes"]},
+        details={
+            **result["packages"],
+            "peak_memory_bytes": result["peak_bytes"],
+            **{f"merged {name}": count for name, count in result["merged"].items()},
+        },
     )

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.build
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = {"hidden_size": 128, "intermediate_size": 256, "dtype": "bfloat16", "tie_word_embeddings": False}
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+QKV, GATE_UP = "q_proj+k_proj+v_proj", "gate_proj+up_proj"
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {"tie_word_embeddings": True, "vocab_size": 301, "attention_bias": True},
     "mistral": {"num_key_value_heads": 1, "head_dim": 64, "sliding_window": None},
@@ -30,6 +31,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen2_moe": {**MOE, "shared_expert_intermediate_size": 128},
     "qwen3_moe": {**MOE, "head_dim": 32},
 }
+MERGED = {"mixtral": {QKV: 2}, "qwen2_moe": {QKV: 2}, "qwen3_moe": {QKV: 2}, "phi3": {}}
+"""What OpenVINO's target merges, where it is not both sets in both layers: experts stay apart, Phi-3 comes merged."""
+
 EVERY_CHANGE = {"qwen3_moe"}  # the rest only in the full tier
 REFUSED = {
     ("gemma2", "tensorrt-llm"),
@@ -75,6 +79,10 @@ def test_plan_build_verify(tmp_path: Path, model_type: str, target: str, recipe:
         assert not output.exists()
         return
     assert built.returncode == 0, built.stderr
+    if target == "openvino":
+        details = json.loads((output / "engine.json").read_text())["built"]["details"]
+        merged = {name.removeprefix("merged "): n for name, n in details.items() if name.startswith("merged ")}
+        assert merged == MERGED.get(model_type, {QKV: 2, GATE_UP: 2})
     verified = tool("verify", output, "--reference", model, "--tokens", "512", "--json")
     assert verified.stdout, verified.stderr
     figures = json.loads(verified.stdout)

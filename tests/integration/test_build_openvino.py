@@ -129,6 +129,8 @@ def test_inspect(engine: Path) -> None:
     kinds = {each["kernel"]: each["count"] for each in found["fused"]["absorbed"]}
     assert kinds["RMS"] == 5  # two a layer and the last
     assert kinds["RoPE"] == 4  # query and key of each layer
+    assert found["fused"]["merged"] == {"q_proj+k_proj+v_proj": 2, "gate_proj+up_proj": 2}
+    assert kinds["FullyConnected"] == 9  # four a layer and the head
     assert found["fused"]["kernels_after"] < found["fused"]["operations_before"] / 2
 
 
@@ -189,6 +191,9 @@ def test_quantized_engine_generates(checkpoint: Path, tmp_path: Path, recipe: st
     details = checked.quantization.details
     assert details["mode"] == ("int8_asym" if recipe == "int8" else "int4_asym")
     assert (details.get("awq"), details.get("gptq")) == (recipe == "int4-awq" or None, recipe == "int4-gptq" or None)
+    assert (
+        checked.built.details["merged q_proj+k_proj+v_proj"] == checked.built.details["merged gate_proj+up_proj"] == 2
+    )
     weights = (tmp_path / "engine" / "openvino_model.bin").stat().st_size
     assert weights < largest * (checkpoint / "model.safetensors").stat().st_size
     scheduler = genai.SchedulerConfig()
