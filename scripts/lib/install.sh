@@ -177,7 +177,7 @@ build_engine() { # build_engine QUANTIZATION: an engine of $CHECKPOINT where the
   if [[ -d $CHECKPOINT ]]; then
     identity=$(cd "$CHECKPOINT" && pwd && find -L . -maxdepth 1 -type f -printf '%f %s %T@\n' | sort)
   fi
-  wanted=$(fingerprint "$identity" "$quantization" "$ROOT/requirements/build.txt")
+  wanted=$(fingerprint "$identity" "$quantization" "$ROOT/requirements/build.txt" "$ROOT"/build_engine/openvino/*.py)
   if [[ -f $ENGINE/engine.json ]] && is_stamped engine "$wanted"; then
     STEP_NOTE="kept"
     return
