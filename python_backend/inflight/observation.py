@@ -76,10 +76,11 @@ class Observation:
             unknown.add("inflight_prefix_cache_hit_tokens_total")
         else:
             metrics.raise_to("inflight_prefix_cache_hit_tokens_total", stats.reused_tokens_total)
-        if info is None or Capability.SPECULATIVE not in info.capabilities:
+        if info is None or Capability.SPECULATIVE not in info.capabilities or stats.draft_tokens_total is None:
             unknown.add("inflight_speculative_tokens_total")
-        metrics.raise_to("inflight_speculative_tokens_total", stats.draft_tokens_total, "draft")
-        metrics.raise_to("inflight_speculative_tokens_total", stats.accepted_tokens_total, "accepted")
+        else:
+            metrics.raise_to("inflight_speculative_tokens_total", stats.draft_tokens_total, "draft")
+            metrics.raise_to("inflight_speculative_tokens_total", stats.accepted_tokens_total, "accepted")
         if self.sink is not None:
             metrics.flush(self.sink, frozenset(unknown))
 

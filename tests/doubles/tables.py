@@ -67,6 +67,12 @@ def vllm_capabilities(**options: Any) -> set[str]:
     return {capability.value for capability in able}
 
 
+def openvino_options() -> set[str]:
+    """What an option of the openvino engine gives."""
+    given = {Capability.SPECULATIVE: openvino.read_options({"speculative": "ngram"}).speculative}
+    return {capability.value for capability, on in given.items() if on}
+
+
 def simulated(**options: Any) -> set[str]:
     """The same of the simulated engine."""
     return {capability.value for capability in simulated_capabilities(SimulatedOptions(**options))}
@@ -77,7 +83,7 @@ def capability_table(root: Path, tokenizer: Path) -> str:
     guided = {capability.value for capability in openvino._GUIDED}
     always = {capability.value for capability in openvino._CAPABILITIES} | guided
     columns: dict[str, tuple[set[str], set[str]]] = {
-        "openvino": (always, set()),
+        "openvino": (always, openvino_options()),
         "vllm": (vllm_capabilities(), vllm_capabilities(lora_dir=str(root), speculative="ngram")),
         "simulated": (simulated(), simulated(draft_tokens=4)),
     }

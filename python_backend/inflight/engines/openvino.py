@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -29,6 +29,7 @@ from inflight.engines.base import (
     FinishReason,
 )
 from inflight.engines.openvino_guides import CompiledGrammars, can_be_guided
+from inflight.engines.openvino_lookup import Payoff, ask_for_guesses, can_be_guessed_at, load_lookup
 from inflight.engines.openvino_sequence import (
     LEAST_TOKENS,
     Sequence,
@@ -44,6 +45,7 @@ from inflight.model_files import read_json_object
 BLOCK_SIZE = 32  # tokens per KV block of OpenVINO's CPU plugin
 DEFAULT_MAX_RUNNING = 64
 DEFAULT_KV_CACHE_BYTES = 2 << 30
+MOST_DRAFTED = 64
 
 # A prompt that is wholly in the prefix cache has its last token computed and written again. With keys quantized by
 # channel (OpenVINO's default) that re-quantizes the whole block, and every repetition moves it a little; by token it
@@ -71,6 +73,9 @@ class OpenVinoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     context; `threads` limits the CPU threads (0: all); `kv_precision` overrides the
     manifest's (u8, bf16, f16 or f32). `activation_group` is how many activations share one scale where they meet 8-bit
     weights in a batch (0: OpenVINO's default, 32); it should divide the widths of the model.
+
+    `speculative` "ngram" guesses up to `num_draft_tokens` tokens at a time, of a greedy answer that runs alone, by
+    looking its last `ngram_max` tokens up in the prompt and the answer. It loads the weights a second time.
     """
 
     kv_cache_gb: float = 0.0
@@ -80,6 +85,9 @@ class OpenVinoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kv_precision: str = ""
     prefix_caching: bool = True
     activation_group: int = 0
+    speculative: Literal["", "ngram"] = ""
+    num_draft_tokens: int = 5
+    ngram_max: int = 3
 
 
 class OpenVinoEngine:
@@ -90,16 +98,15 @@ class OpenVinoEngine:
             manifest = check(folder, target="openvino")
         except ManifestError as error:
             raise LoadError(str(error)) from None
-        try:
-            self._options = msgspec.convert(dict(options), OpenVinoOptions)
-        except msgspec.ValidationError as error:
-            raise LoadError(f"model parameter engine_options does not fit the openvino engine: {error}.") from None
+        self._options = read_options(options)
         config = read_json_object(folder, "config.json")
         self._precision = self._options.kv_precision or _kv_precision(manifest.quantization.kv_cache)
         self.info = self._plan(folder, manifest, config, max_running or DEFAULT_MAX_RUNNING)
         self._sequences: dict[int, Sequence] = {}  # by OpenVINO's request id
         self._of_request: dict[int, list[int]] = {}  # request id → OpenVINO's ids
         self._next_id = 0
+        self._lookup: Any = None
+        self._payoff = Payoff()
         self._pipeline = self._load(folder)
         self._grammars = CompiledGrammars(self._pipeline, folder, self.info.vocab_size)
 
@@ -114,7 +121,9 @@ class OpenVinoEngine:
         blocks = min(wanted, max(budget // block_bytes, 1))
         eos = read_json_object(folder, "generation_config.json").get("eos_token_id", config.get("eos_token_id"))
         stops = tuple([eos] if isinstance(eos, int) else eos or ())
-        guided = can_be_guided(folder, stops)
+        optional = _GUIDED if can_be_guided(folder, stops) else frozenset()
+        if self._options.speculative:
+            optional |= {Capability.SPECULATIVE}
         return EngineInfo(
             name="openvino",
             version=openvino_genai.__version__,
@@ -124,7 +133,7 @@ class OpenVinoEngine:
             block_size=BLOCK_SIZE,
             blocks_total=blocks,
             stop_token_ids=stops,
-            capabilities=_CAPABILITIES | (_GUIDED if guided else frozenset()),
+            capabilities=_CAPABILITIES | optional,
             max_beam_width=min(16, max_running),
         )
 
@@ -141,6 +150,15 @@ class OpenVinoEngine:
         if self._options.activation_group:
             properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = self._options.activation_group
         try:
+            if self._options.speculative:
+                self._lookup = load_lookup(
+                    folder,
+                    properties,
+                    self.info.max_seq_len,
+                    self._options.num_draft_tokens,
+                    BLOCK_SIZE,
+                    self._options.max_batched_tokens,
+                )
             return openvino_genai.ContinuousBatchingPipeline(str(folder), scheduler, "CPU", properties)
         except RuntimeError as error:
             last = str(error).strip().splitlines()[-1]
@@ -159,7 +177,10 @@ class OpenVinoEngine:
             self._grammars.use(request.guide)
         first = sequences[0]
         first.followers = sequences[1:]
-        if self._needs_primer(len(request.token_ids)):
+        if self._lookup and not self._sequences and can_be_guessed_at(request) and self._payoff.is_due():
+            first.is_guessed = True
+            ask_for_guesses(first.config, self._options.num_draft_tokens, self._options.ngram_max)
+        elif self._needs_primer(len(request.token_ids)):
             first = primer(first)
         self._of_request[request.request_id] = []
         try:
@@ -182,7 +203,8 @@ class OpenVinoEngine:
         own_id = self._next_id
         self._next_id += 1
         prompt = openvino.Tensor(np.array([sequence.prompt], dtype=np.int64))
-        sequence.handle = self._pipeline.add_request(own_id, prompt, sequence.config)
+        pipeline = self._lookup if sequence.is_guessed else self._pipeline
+        sequence.handle = pipeline.add_request(own_id, prompt, sequence.config)
         self._sequences[own_id] = sequence
         self._of_request[sequence.request_id].append(own_id)
 
@@ -204,7 +226,11 @@ class OpenVinoEngine:
     def step(self, timeout_s: float) -> list[EngineOutput]:
         if not self._sequences:
             return []
-        self._pipeline.step()
+        guessed = sum(sequence.is_guessed for sequence in self._sequences.values())
+        if guessed:
+            self._lookup.step()
+        if guessed < len(self._sequences):
+            self._pipeline.step()
         outputs: list[EngineOutput] = []
         for own_id, sequence in list(self._sequences.items()):
             self._collect(own_id, sequence, outputs)
@@ -253,6 +279,7 @@ class OpenVinoEngine:
         least = sequence.config.min_new_tokens - sequence.generated
         sequence.generated += len(token_ids)
         sequence.length += len(token_ids)
+        sequence.steps += 1
         if len(token_ids) > room:
             del token_ids[room:], logprobs[room:]
             finish = finish and (sequence.leaving or FinishReason.LENGTH)
@@ -265,7 +292,8 @@ class OpenVinoEngine:
         if finish is None and (hit or sequence.leaving):
             self._leave(sequence, sequence.leaving or FinishReason.STOP)
         over = finish
-        if finish is not None and sequence.generated < LEAST_TOKENS and self._options.prefix_caching:
+        is_cached = self._options.prefix_caching and not sequence.is_guessed
+        if finish is not None and sequence.generated < LEAST_TOKENS and is_cached:
             self._submit(second_token(sequence, finish))
             over = None
         if token_ids or over:
@@ -290,6 +318,8 @@ class OpenVinoEngine:
         self._end(own_id, sequence)
 
     def _end(self, own_id: int, sequence: Sequence) -> None:
+        if sequence.is_guessed:
+            self._payoff.ended(sequence.generated, sequence.steps)
         del self._sequences[own_id]
         ids = self._of_request[sequence.request_id]
         ids.remove(own_id)
@@ -298,11 +328,30 @@ class OpenVinoEngine:
 
     def stats(self) -> EngineStats:
         used = sum(-(-sequence.length // BLOCK_SIZE) for sequence in self._sequences.values())
-        return EngineStats(running=len(self._sequences), blocks_used=used, blocks_max=self.info.blocks_total)
+        return EngineStats(
+            running=len(self._sequences),
+            blocks_used=used,
+            blocks_max=self.info.blocks_total,
+            draft_tokens_total=None,  # OpenVINO tells nobody how many it has guessed
+        )
 
     def close(self) -> None:
         self._sequences.clear()
-        del self._pipeline
+        del self._pipeline, self._lookup
+
+
+def read_options(values: Mapping[str, Any]) -> OpenVinoOptions:
+    """The model parameter `engine_options`. Raises `LoadError`."""
+    try:
+        options = msgspec.convert(dict(values), OpenVinoOptions)
+    except msgspec.ValidationError as error:
+        raise LoadError(f"model parameter engine_options does not fit the openvino engine: {error}.") from None
+    for name in ("num_draft_tokens", "ngram_max"):
+        if name in values and not options.speculative:
+            raise LoadError(f"engine_options: {name} means nothing without speculative; give both or neither.")
+        if not 1 <= getattr(options, name) <= MOST_DRAFTED:
+            raise LoadError(f"engine_options: {name} must be from 1 to {MOST_DRAFTED}.")
+    return options
 
 
 _STATUS = openvino_genai.GenerationStatus

@@ -33,12 +33,14 @@ class Sequence:
         "generated",
         "handle",
         "index",
+        "is_guessed",
         "leaving",
         "length",
         "limit",
         "primer",
         "prompt",
         "request_id",
+        "steps",
         "stop_ids",
     )
 
@@ -57,6 +59,8 @@ class Sequence:
         self.cancelled = False  # OpenVINO knows, and drops it in its next step
         self.leaving: FinishReason | None = None  # how it ends as soon as OpenVINO has dropped it
         self.primer = False
+        self.is_guessed = False  # it runs in the pipeline that looks up
+        self.steps = 0  # in which it got tokens
         self.ending: EngineOutput | None = None
         self.followers: list[Sequence] = []
 
