@@ -31,6 +31,12 @@ def rig(open_rig: OpenRig) -> Rig:
     return open_rig({"llm": {"engine_options": options, "metrics_interval_ms": 100}})
 
 
+@pytest.fixture(scope="module")
+def engine_flat_bytes() -> int:
+    """What the engine may grow by."""
+    return FLAT_BYTES
+
+
 def short_requests(rig: Rig, count: int) -> list[End]:
     """`count` requests of a few tokens, 64 at a time; half of them stream."""
 
@@ -50,7 +56,7 @@ def short_requests(rig: Rig, count: int) -> list[End]:
 
 
 @pytest.mark.parametrize("count", [3000, pytest.param(10_000, marks=pytest.mark.full)])
-def test_short_requests_leave_nothing_in_memory(rig: Rig, report: Report, count: int) -> None:
+def test_short_requests_leave_nothing_in_memory(rig: Rig, report: Report, engine_flat_bytes: int, count: int) -> None:
     third = count // 3
     assert {(end.how, end.tokens) for end in short_requests(rig, third)} == {("length", 4)}
     before = rig.resident_bytes()
@@ -62,7 +68,7 @@ def test_short_requests_leave_nothing_in_memory(rig: Rig, report: Report, count:
     text = ", ".join(f"{name} {after[name] / MEBI:.0f} MiB ({grown[name] / MEBI:+.1f})" for name in after)
     report(f"{count} requests; after the last {len(ends)}: {text}; {left}")
     assert grown["stub"] < FLAT_BYTES, text
-    assert grown["engine"] < FLAT_BYTES, text
+    assert grown["engine"] < engine_flat_bytes, text
 
 
 def test_prompts_of_the_greatest_length(rig: Rig, report: Report) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.reliability.test_memory import (  # noqa: F401
+    engine_flat_bytes,
     rig,
     test_prompts_of_the_greatest_length,
     test_short_requests_leave_nothing_in_memory,

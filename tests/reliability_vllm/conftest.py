@@ -46,6 +46,7 @@ def translate(folder: Path, model: Mapping[str, Any]) -> dict[str, Any]:
     layers = max(1, round(options.pop("step_ms", 0) * LAYERS_PER_MS))
     context = options.pop("max_seq_len", LONGEST)
     eos_every = options.pop("eos_every", 0)
+    pool_gb = options.pop("kv_cache_gb", 1.5)
     for cost in ("decode_us_per_sequence", "prefill_us_per_token", "chunk_tokens", "real_time"):
         options.pop(cost, None)  # its own costs are real
     assert not options, f"vLLM has nothing like {options}"
@@ -53,7 +54,7 @@ def translate(folder: Path, model: Mapping[str, Any]) -> dict[str, Any]:
     chain = ending(tokenizer, eos_every) if eos_every else cycle(tokenizer)
     engine = write_chain(folder / "engine", tokenizer, chain, layers=layers, context=context)
     others = {name: value for name, value in model.items() if name != "engine_options"}
-    return model_parameters({"kv_cache_gb": 1.5}, max_running=running, engine_dir=str(engine), **others)
+    return model_parameters({"kv_cache_gb": pool_gb}, max_running=running, engine_dir=str(engine), **others)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
