@@ -22,10 +22,10 @@ from _lengths import parse_lengths
 from _perf_analyzer import Load
 from _profile_export import Request
 from _report import run_main
-from bench.measured import write_json
 from bench.peer_client import Question
 from bench.peer_inflight import InflightPeer
 from bench.peers import questions
+from bench.results import write_results
 
 sys.path += [str(BACKEND_SOURCE), str(REPOSITORY)]
 from build_engine import svg
@@ -113,14 +113,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = streams("simulated", options.engine, SIMULATED, STREAMS, options.tokens)
     rows += streams("openvino", options.engine, {}, OPENVINO_STREAMS, 64)
     rows += lengths(options.engine, options.repeats)
-    report(options.output, rows)
+    report(options, rows)
     return 0
 
 
-def report(output: Path, rows: Sequence[dict[str, Any]]) -> None:
+def report(options: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> None:
     """The JSON file, and a chart for each kind of growth."""
     what = "tokens/s, CPU and memory of the server's processes as streams, prompts and answers grow"
-    write_json(output, "growth.py", what, {"rows": rows})
+    write_results(options.output, what, "python scripts/bench/growth.py", options, rows=rows)
     drawn = {
         "streams": ("streams", "tokens_per_s", "tokens/s"),
         "cpu": ("streams", "cpu_us_per_token", "CPU µs per token"),
@@ -137,7 +137,7 @@ def report(output: Path, rows: Sequence[dict[str, Any]]) -> None:
         chart = svg.chart(
             f"{title} against {kind}", svg.Axis(kind, logarithmic=True), svg.Axis(title, logarithmic=True), series
         )
-        output.with_name(f"growth_{file}.svg").write_text(chart, encoding="utf-8")
+        options.output.with_name(f"growth_{file}.svg").write_text(chart, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -23,9 +23,10 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 from _layout import BACKEND_SOURCE, ENGINE, MODELS, REPOSITORY
 from _report import Failure, run_main
-from bench.measured import spread, watched, write_json
+from bench.measured import spread, watched
 from bench.peer_client import Question, infer_request
 from bench.peer_inflight import MODEL, InflightPeer
+from bench.results import write_results
 
 sys.path.append(str(BACKEND_SOURCE))
 from inflight.tokenizer import TextTokenizer
@@ -178,13 +179,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     print(json.dumps(medians))
     content = {
-        "draft_tokens": options.draft_tokens,
-        "max_tokens": options.max_tokens,
         "ratio": medians,
         "cases": rows,
         "cpu_share_of_others": others.share,
     }
-    write_json(options.output, "lookup.py", "tokens/s of one greedy request with and without prompt lookup", content)
+    what = "tokens/s of one greedy request with and without prompt lookup"
+    write_results(options.output, what, "python scripts/bench/lookup.py", options, **content)
     return 0
 
 

@@ -1,15 +1,11 @@
-"""What every benchmark writes beside its figures: on which machine, by which command, when, and how quiet it was."""
+"""Figures with their spread, and how quiet the machine was meanwhile."""
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from bench.quiet import CpuTime
@@ -39,16 +35,3 @@ def spread(values: Sequence[float], digits: int = 2) -> dict[str, Any]:
         "most": round(max(values), digits),
         "all": [round(value, digits) for value in values],
     }
-
-
-def write_json(path: Path, script: str, what: str, content: Mapping[str, Any]) -> None:
-    """`content` with what every file of docs/benchmarks says."""
-    head = {
-        "what": what,
-        "command": f"python scripts/bench/{script}",
-        "machine": {"cpus": os.cpu_count(), "architecture": platform.machine(), "system": platform.system()},
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**head, **content}, indent=1) + "\n", encoding="utf-8")
-    print(f"written: {path}")

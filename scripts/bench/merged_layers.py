@@ -20,7 +20,8 @@ import numpy as np
 
 from _layout import REPOSITORY
 from _report import run_main
-from bench.measured import spread, write_json
+from bench.measured import spread
+from bench.results import write_results
 
 _PROMPT, _STEPS, _PREFILL = 32, 40, 1000
 _BATCHES = (1, 16, 64)
@@ -103,11 +104,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     equal = round(statistics.mean(same), 3)
     print(f"greedy answers of {_STEPS} tokens to random prompts that are equal: {equal:.1%} of {len(same)}")
-    write_json(
+    write_results(
         options.output,
-        "merged_layers.py",
         "steps of two engines in turns, one process, no server",
-        {"points": result, "equal_greedy_answers": equal, "answers": len(same)},
+        "python scripts/bench/merged_layers.py",
+        options,
+        points=result,
+        equal_greedy_answers=equal,
+        answers=len(same),
     )
     return 0
 

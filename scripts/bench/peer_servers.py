@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -21,6 +20,7 @@ from _processes import end_with_parent, is_alive, kill_all, marked_pids
 from _profile_export import Request
 from _report import Failure
 from _resources import descendants
+from _server import Ports
 from bench.arms import cpu_seconds
 from bench.peer_client import Question, Transport, drive
 
@@ -70,7 +70,7 @@ class ProcessPeer:
         """Nothing is started yet; it has `ready_s` seconds to become ready."""
         self.name = name
         self.weights = weights
-        self.port = free_port()
+        self.port = Ports.free().http
         self._ready_s = ready_s
         self._mark = uuid.uuid4().hex
         self._process: subprocess.Popen[bytes] | None = None
@@ -166,13 +166,6 @@ class ProcessPeer:
                 return bool(answer.status == 200)
         except (urllib.error.URLError, OSError):
             return False
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def resident_bytes(pid: int) -> int:

@@ -18,10 +18,11 @@ from _layout import ENGINE, REPOSITORY
 from _lengths import parse_lengths
 from _perf_analyzer import Load
 from _report import run_main
-from bench.measured import spread, watched, write_json
+from bench.measured import spread, watched
 from bench.peer_client import Question
 from bench.peer_inflight import InflightPeer
 from bench.peers import questions
+from bench.results import write_results
 
 ONE = Load(concurrency=1)
 ANSWER = 8  # tokens; the engine keeps back the only token of an answer with one until its next step
@@ -55,14 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         peer.stop()
     ratios = [second / first for first, second in zip(firsts, seconds, strict=True)]
     content = {
-        "prefix_tokens": options.prefix_tokens,
-        "tail_tokens": options.tail_tokens,
         "first_ttft_ms": spread(firsts),
         "second_ttft_ms": spread(seconds),
         "second_over_first": spread(ratios, 4),
         "cpu_share_of_others": others.share,
     }
-    write_json(options.output, "prefix.py", "time to first token with and without a prefix in the cache", content)
+    what = "time to first token with and without a prefix in the cache"
+    write_results(options.output, what, "python scripts/bench/prefix.py", options, **content)
     print(f"first {content['first_ttft_ms']}\nsecond {content['second_ttft_ms']}\nratio {content['second_over_first']}")
     return 0
 

@@ -28,9 +28,10 @@ from _layout import MODELS, REPOSITORY
 from _lengths import parse_lengths
 from _perf_analyzer import Load
 from _report import run_main
-from bench.measured import spread, watched, write_json
+from bench.measured import spread, watched
 from bench.peer_inflight import InflightPeer, built_engine
 from bench.peers import questions
+from bench.results import write_results
 
 _ARRAY_BYTES = 512 << 20
 _READS = 3
@@ -112,7 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     print(f"int8 over 16-bit, decoding: {statistics.median(ratio):.2f}")
     what = "tokens/s of decoding at batch 1 against the memory bandwidth, measured before and after every point"
-    write_json(options.output, "roofline.py", what, {"rows": rows, "int8_over_16_bit": spread(ratio, 3)})
+    command = "python scripts/bench/roofline.py"
+    write_results(options.output, what, command, options, rows=rows, int8_over_16_bit=spread(ratio, 3))
     return 0
 
 

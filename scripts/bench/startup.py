@@ -17,9 +17,10 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 from _layout import ENGINE, REPOSITORY
 from _perf_analyzer import Load
 from _report import run_main
-from bench.measured import spread, write_json
+from bench.measured import spread
 from bench.peer_client import Question
 from bench.peer_inflight import InflightPeer
+from bench.results import write_results
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             peer.stop()
     content = {"ready_s": spread(ready), "first_token_s": spread(answered)}
-    write_json(options.output, "startup.py", "seconds from `tritonserver` to ready, and to the first token", content)
+    what = "seconds from `tritonserver` to ready, and to the first token"
+    write_results(options.output, what, "python scripts/bench/startup.py", options, **content)
     print(f"ready {content['ready_s']}\nfirst token {content['first_token_s']}")
     return 0
 

@@ -67,10 +67,9 @@ def vllm_capabilities(**options: Any) -> set[str]:
     return {capability.value for capability in able}
 
 
-def openvino_options() -> set[str]:
-    """What an option of the openvino engine gives."""
-    given = {Capability.SPECULATIVE: openvino.read_options({"speculative": "ngram"}).speculative}
-    return {capability.value for capability, on in given.items() if on}
+def openvino_capabilities(**options: Any) -> set[str]:
+    """The same of the openvino engine."""
+    return {capability.value for capability in openvino.capabilities(openvino.read_options(options), guided=True)}
 
 
 def simulated(**options: Any) -> set[str]:
@@ -80,10 +79,8 @@ def simulated(**options: Any) -> set[str]:
 
 def capability_table(root: Path, tokenizer: Path) -> str:
     """A row for each capability, a column for each release and flow."""
-    guided = {capability.value for capability in openvino._GUIDED}
-    always = {capability.value for capability in openvino._CAPABILITIES} | guided
     columns: dict[str, tuple[set[str], set[str]]] = {
-        "openvino": (always, openvino_options()),
+        "openvino": (openvino_capabilities(), openvino_capabilities(speculative="ngram")),
         "vllm": (vllm_capabilities(), vllm_capabilities(lora_dir=str(root), speculative="ngram")),
         "simulated": (simulated(), simulated(draft_tokens=4)),
     }

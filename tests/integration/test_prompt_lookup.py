@@ -47,10 +47,11 @@ def take(engine: Engine, prompt: Sequence[int], **sampling: Any) -> tuple[list[i
     """Tokens of one answer, the steps it took and how it ended."""
     number = next(NUMBERS)
     engine.add(request(number, list(prompt), **sampling))
-    return finish(engine, number)
+    return to_the_end(engine, number)
 
 
-def finish(engine: Engine, number: int) -> tuple[list[int], int, FinishReason]:
+def to_the_end(engine: Engine, number: int) -> tuple[list[int], int, FinishReason]:
+    """Tokens, steps and how a request under way ended."""
     tokens: list[int] = []
     for steps in range(1, 3000):
         for output in engine.step(0.0):
@@ -61,7 +62,8 @@ def finish(engine: Engine, number: int) -> tuple[list[int], int, FinishReason]:
     raise AssertionError("no end")
 
 
-def same_start(one: Sequence[int], other: Sequence[int]) -> int:
+def equal_start(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many first tokens are the same."""
     return len([*itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))])
 
 
@@ -72,7 +74,7 @@ def test_text_that_repeats_takes_far_fewer_steps(guessing: Engine, ordinary: Eng
     assert (len(plain), len(tokens), finish) == (96, 96, FinishReason.LENGTH)
     assert plain_steps >= 96
     assert steps < 0.5 * plain_steps, steps
-    assert same_start(tokens, plain) >= 16
+    assert equal_start(tokens, plain) >= 16
     assert take(guessing, prompt, max_tokens=96, stop_token_ids=())[0] == tokens, "the same again"
 
 
@@ -114,12 +116,12 @@ def test_a_cancelled_answer_leaves_nothing_behind(guessing: Engine, tokenizer: T
         for _ in range(steps):
             guessing.step(0.0)
         guessing.cancel(number)
-        assert finish(guessing, number)[2] is FinishReason.CANCELLED
+        assert to_the_end(guessing, number)[2] is FinishReason.CANCELLED
         assert guessing.stats().running == 0
     assert take(guessing, prompt, max_tokens=32, stop_token_ids=())[0] == whole
 
 
-def test_what_comes_beside_goes_the_ordinary_way(guessing: Engine, ordinary: Engine, tokenizer: Tokenizer) -> None:
+def test_what_comes_beside_goes_the_ordinary_way(guessing: Engine, tokenizer: Tokenizer) -> None:
     prompt = tokenizer.encode(COUNTED * 3).ids
     first, beside = next(NUMBERS), next(NUMBERS)
     guessing.add(request(first, prompt, max_tokens=96, stop_token_ids=()))

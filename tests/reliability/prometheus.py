@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import time
 import urllib.parse
@@ -14,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from _layout import CACHE
+from _server import Ports
 
 FOLDER = CACHE / "prometheus"
 CONFIG = """\
@@ -45,9 +45,7 @@ class Prometheus:
 
     def __init__(self, folder: Path, target: str) -> None:
         """`target` is host:port of the server's metrics."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._address = f"127.0.0.1:{probe.getsockname()[1]}"
+        self._address = f"127.0.0.1:{Ports.free().http}"
         folder.mkdir(parents=True, exist_ok=True)
         config = folder / "prometheus.yml"
         config.write_text(CONFIG.format(target=target))

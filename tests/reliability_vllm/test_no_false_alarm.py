@@ -17,7 +17,5 @@ from tests.reliability.test_no_false_alarm import (  # noqa: F401
 
 @pytest.fixture(scope="module")
 def rig(open_rig: OpenRig) -> Rig:
-    """A stall time that one step keeps on a machine with four times more work than cores: vLLM's threads wait for each
-    other many times a step, and each time for their turn.
-    """
+    """The default stall time: with 1.5 s, and four times more work than cores, vLLM was taken for stalled."""
     return open_rig({"llm": {"engine_options": {"step_ms": 10}, "stall_timeout_ms": 10_000}})

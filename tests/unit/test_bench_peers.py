@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import dataclasses
 import json
@@ -21,10 +22,11 @@ from _perf_analyzer import Load
 from _profile_export import Request
 from _report import Failure
 from bench import peer_llamacpp, peer_vllm, peers
-from bench.measured import spread, watched, write_json
+from bench.measured import spread, watched
 from bench.peer_client import Question, SseTransport, arrivals, drive, infer_request, parse_event, tokens_of
 from bench.peer_figures import Record, compact, figures, ratios, rows
 from bench.peer_servers import ProcessPeer
+from bench.results import write_results
 from bench.roofline import bytes_per_token
 
 MS = 1_000_000
@@ -261,7 +263,9 @@ def test_what_others_use_while_something_is_measured(tmp_path: Path) -> None:
     with watched(lambda: next(used)) as others:
         time.sleep(0.1)
     assert 0.0 <= others.share <= 1.0
-    write_json(tmp_path / "x" / "y.json", "y.py", "y", {"values": spread([3.0, 1.0, 2.0])})
+    options = argparse.Namespace(repeats=3, output=tmp_path)
+    write_results(tmp_path / "x" / "y.json", "y", "python scripts/bench/y.py", options, values=spread([3.0, 1.0, 2.0]))
     written = json.loads((tmp_path / "x" / "y.json").read_text())
     assert written["values"] == {"median": 2.0, "least": 1.0, "most": 3.0, "all": [3.0, 1.0, 2.0]}
     assert written["command"] == "python scripts/bench/y.py"
+    assert written["settings"] == {"repeats": 3}, "no path of this machine"

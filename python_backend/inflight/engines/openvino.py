@@ -121,9 +121,6 @@ class OpenVinoEngine:
         blocks = min(wanted, max(budget // block_bytes, 1))
         eos = read_json_object(folder, "generation_config.json").get("eos_token_id", config.get("eos_token_id"))
         stops = tuple([eos] if isinstance(eos, int) else eos or ())
-        optional = _GUIDED if can_be_guided(folder, stops) else frozenset()
-        if self._options.speculative:
-            optional |= {Capability.SPECULATIVE}
         return EngineInfo(
             name="openvino",
             version=openvino_genai.__version__,
@@ -133,7 +130,7 @@ class OpenVinoEngine:
             block_size=BLOCK_SIZE,
             blocks_total=blocks,
             stop_token_ids=stops,
-            capabilities=_CAPABILITIES | optional,
+            capabilities=capabilities(self._options, can_be_guided(folder, stops)),
             max_beam_width=min(16, max_running),
         )
 
@@ -352,6 +349,12 @@ def read_options(values: Mapping[str, Any]) -> OpenVinoOptions:
         if not 1 <= getattr(options, name) <= MOST_DRAFTED:
             raise LoadError(f"engine_options: {name} must be from 1 to {MOST_DRAFTED}.")
     return options
+
+
+def capabilities(options: OpenVinoOptions, guided: bool) -> frozenset[Capability]:
+    """What the engine can do; `guided`: the folder has what guides need."""
+    able = _CAPABILITIES | _GUIDED if guided else _CAPABILITIES
+    return able | {Capability.SPECULATIVE} if options.speculative else able
 
 
 _STATUS = openvino_genai.GenerationStatus
