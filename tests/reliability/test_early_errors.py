@@ -13,8 +13,8 @@ import pytest
 from _server import Server
 from tests.harness.grpc_client import GrpcClient, RequestFailed
 
-# A server that sends errors at once was ended by both floods of 60 s with 8 clients, after 12 and 23 s, and by one of three
-# with 16: what passes here once is no proof, what fails is one.
+# A server that sends errors at once was ended by both floods of 60 s with 8 clients, after 12 and 23 s, and by one of
+# three with 16: to pass once is no proof, to fail is one.
 RATES = [
     pytest.param(8, 3.0, 0, id="3 s"),
     pytest.param(8, 60.0, 0, id="60 s", marks=pytest.mark.full),
