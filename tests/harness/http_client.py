@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -84,3 +85,17 @@ def metric(url: str, name: str, **labels: str) -> float:
     if not values:
         raise KeyError(f"no sample {name} {labels}")
     return sum(values)
+
+
+def wait_for_metric(url: str, value: float, name: str, timeout_s: float = 20.0, **labels: str) -> None:
+    """Wait until `metric` is `value`: metrics are flushed at an interval. Raises `AssertionError`."""
+    give_up = time.monotonic() + timeout_s
+    while True:
+        try:
+            found: float | None = metric(url, name, **labels)
+        except KeyError:
+            found = None
+        if found == value:
+            return
+        assert time.monotonic() < give_up, f"{name} {labels} is {found}, not {value}"
+        time.sleep(0.05)

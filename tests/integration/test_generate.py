@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from _layout import ENGINE
 from _server import Server
 from tests.harness.grpc_client import GrpcClient
-from tests.harness.http_client import HttpClient
+from tests.harness.http_client import HttpClient, metric, wait_for_metric
 
 pytestmark = pytest.mark.server
 
@@ -135,8 +135,12 @@ def test_what_came_before_does_not_change_an_answer(
             ended = whole(grpc, None, **greedy)
             assert (ended.output_tokens, ended.finish_reason) == (1, "stop")
         else:
+            left = metric(server.metrics_url, "inflight_requests_total", outcome="cancelled")
             with GrpcClient(server.grpc_url) as leaver:
-                leaver.start(stream=True, max_tokens=500, **prompt).first()
+                leaver.start(stream=True, max_tokens=500, ignore_eos=True, **prompt).first()
+            # Beside it, an answer would be computed in a batch of two, whose sums differ a little.
+            wait_for_metric(server.metrics_url, left + 1, "inflight_requests_total", outcome="cancelled")
+            wait_for_metric(server.metrics_url, 0, "inflight_requests_running")
         answers = {whole(grpc, None, **{**prompt, "max_tokens": 20}).text for _ in range(3)}
         if len(answers) > 1:
             changed.append(place)

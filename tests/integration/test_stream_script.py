@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Sequence
 
 import pytest
@@ -17,6 +16,7 @@ from _layout import REPOSITORY
 from _server import Server
 from tests.conftest import MakeServer
 from tests.harness.grpc_client import GrpcClient
+from tests.harness.http_client import wait_for_metric
 
 pytestmark = pytest.mark.server
 
@@ -116,12 +116,12 @@ def test_ctrl_c_cancels_at_the_server(make_server: MakeServer) -> None:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.read(1)
-    wait_for(server, 'inflight_requests_running{model="llm",version="1"}', 1)
+    wait_for_metric(server.metrics_url, 1, "inflight_requests_running")
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert b"Traceback" not in errors
-    wait_for(server, 'inflight_requests_running{model="llm",version="1"}', 0)
+    wait_for_metric(server.metrics_url, 0, "inflight_requests_running")
 
 
 def test_a_reader_that_leaves_cancels_too(make_server: MakeServer) -> None:
@@ -134,17 +134,4 @@ def test_a_reader_that_leaves_cancels_too(make_server: MakeServer) -> None:
     process.stdout.close()
     assert process.wait(timeout=30) == 141
     assert b"Traceback" not in process.stderr.read()
-    wait_for(server, 'inflight_requests_running{model="llm",version="1"}', 0)
-
-
-def wait_for(server: Server, series: str, value: float, timeout_s: float = 20.0) -> None:
-    """Wait until a metric has a value."""
-    give_up = time.monotonic() + timeout_s
-    while True:
-        with urllib.request.urlopen(server.metrics_url, timeout=10) as answer:
-            lines = answer.read().decode().splitlines()
-        found = [float(line.rpartition(" ")[2]) for line in lines if line.startswith(series)]
-        if found == [value]:
-            return
-        assert time.monotonic() < give_up, f"{series} is {found}, not {value}"
-        time.sleep(0.05)
+    wait_for_metric(server.metrics_url, 0, "inflight_requests_running")

@@ -21,7 +21,7 @@ from _server import Server, ServerConfig
 from tests.conftest import MakeServer
 from tests.doubles.folders import environment, write_checkpoint, write_engine
 from tests.harness.grpc_client import GrpcClient, RequestFailed
-from tests.harness.http_client import HttpClient, metric
+from tests.harness.http_client import HttpClient, wait_for_metric
 
 pytestmark = pytest.mark.server
 
@@ -99,12 +99,12 @@ def test_one_rank_serves_the_contract(serve: Serve, tmp_path: Path) -> None:
         long = [grpc.start("Tell me", max_tokens=1500) for _ in range(4)]
         for pending in long:
             pending.first()
-    wait_for_metric(server, 0, "inflight_requests_running")
-    wait_for_metric(server, 4, "inflight_requests_total", outcome="cancelled")
+    wait_for_metric(server.metrics_url, 0, "inflight_requests_running")
+    wait_for_metric(server.metrics_url, 4, "inflight_requests_total", outcome="cancelled")
     status, answer = http.generate(text_input="Tell me", max_tokens=24)
     assert (status, answer["text_output"]) == (200, unary)
-    wait_for_metric(server, 512, "nv_trt_llm_kv_cache_block_metrics", kv_cache_block_type="max")
-    wait_for_metric(server, 0, "nv_trt_llm_kv_cache_block_metrics", kv_cache_block_type="used")
+    wait_for_metric(server.metrics_url, 512, "nv_trt_llm_kv_cache_block_metrics", kv_cache_block_type="max")
+    wait_for_metric(server.metrics_url, 0, "nv_trt_llm_kv_cache_block_metrics", kv_cache_block_type="used")
 
 
 @pytest.mark.full
@@ -119,22 +119,7 @@ def test_an_engine_that_stops_iterating_is_started_again(serve: Serve, tmp_path:
         with pytest.raises(RequestFailed, match="restarted"):
             grpc.generate("two", max_tokens=64)
         again(grpc)
-    wait_for_metric(server, 1, "inflight_engine_restarts_total")
-
-
-def wait_for_metric(server: Server, value: float, name: str, **labels: str) -> None:
-    """Metrics are flushed at an interval."""
-    deadline = time.monotonic() + 10
-    found: float | None = None
-    while time.monotonic() < deadline:
-        try:
-            found = metric(server.metrics_url, name, **labels)
-        except KeyError:
-            found = None
-        if found == value:
-            return
-        time.sleep(0.1)
-    assert found == value, f"{name} {labels}"
+    wait_for_metric(server.metrics_url, 1, "inflight_engine_restarts_total")
 
 
 def again(grpc: GrpcClient, timeout_s: float = 30.0) -> None:
