@@ -13,7 +13,7 @@ import pytest
 from _layout import REPOSITORY
 from _server import Ports
 from tests.conftest import require_installation
-from tests.harness.grpc_client import GrpcClient, RequestFailed
+from tests.harness.grpc_client import GrpcClient, Pending, RequestFailed
 from tests.harness.repository import write_model
 
 pytestmark = pytest.mark.server
@@ -49,6 +49,12 @@ def finish(process: subprocess.Popen[str]) -> str:
         process.kill()
 
 
+def ask_until_refused(client: GrpcClient, running: Pending) -> None:
+    """A signal takes its time to arrive."""
+    while running.finals == 0:
+        client.generate("too late", max_tokens=4)
+
+
 def test_a_stream_under_way_finishes_and_new_work_is_refused(tmp_path: Path) -> None:
     process, ports = serve(tmp_path)
     with GrpcClient(f"127.0.0.1:{ports.grpc}") as client, GrpcClient(f"127.0.0.1:{ports.grpc}") as late:
@@ -56,9 +62,8 @@ def test_a_stream_under_way_finishes_and_new_work_is_refused(tmp_path: Path) -> 
         running.first()
         assert late.is_ready()
         process.send_signal(signal.SIGTERM)
-        time.sleep(0.5)
         with pytest.raises(RequestFailed, match="draining"):
-            late.generate("too late", max_tokens=4)
+            ask_until_refused(late, running)
         running.result()
     assert running.output_tokens == 150
     assert running.finish_reason == "length"

@@ -172,6 +172,15 @@ class Rig:
 
         return self.until(healthy, timeout_s)
 
+    def until_at_work(self, running: int, in_all: int, model: str = "llm") -> None:
+        """Wait until so many requests run, and so many run or wait."""
+
+        def at_work() -> bool:
+            status = self.status(model)
+            return (status["running"], status["running"] + status["waiting"]) == (running, in_all)
+
+        self.until(at_work)
+
     def at_rest(self) -> dict[str, Any]:
         """Wait until nothing is under way; the status then."""
         self.until(lambda: not self.status()["under_way"] and not self.status()["running"])

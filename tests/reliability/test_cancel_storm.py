@@ -90,9 +90,7 @@ def test_all_at_once(rig: Rig, report: Report) -> None:
     async def work(load: Load) -> list[End]:
         requests = [make_request(text_input=f"s{number}", **LONG) for number in range(200)]
         tasks = [asyncio.ensure_future(load.run(request)) for request in requests]
-        await asyncio.sleep(1.5)
-        status = await asyncio.to_thread(rig.status)
-        assert (status["running"], status["running"] + status["waiting"]) == (48, 200), status
+        await asyncio.to_thread(rig.until_at_work, 48, 200)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -149,11 +149,11 @@ def test_deadlines_and_cancels(rig: Rig, report: Report) -> None:
     long = {"max_tokens": 4000, "ignore_eos": True}
 
     async def work(load: Load) -> tuple[list[End], list[End]]:
-        runners = [asyncio.ensure_future(load.run(request(number, deadline_ms=900, **long))) for number in range(4)]
-        await asyncio.sleep(0.3)
+        runners = [asyncio.ensure_future(load.run(request(number, deadline_ms=1500, **long))) for number in range(4)]
+        await asyncio.to_thread(rig.until_at_work, 4, 4)
         waiters = [asyncio.ensure_future(load.run(request(number, deadline_ms=200, **long))) for number in range(3)]
         ends = list(await asyncio.gather(*runners, *waiters))
-        leavers = [load.run(request(number, **long), leave_after_s=0.5) for number in range(8)]
+        leavers = [load.run(request(number, **long), leave_after_s=1.0) for number in range(8)]
         return ends, list(await asyncio.gather(*leavers))
 
     ends, left = drive(rig.grpc, work)
@@ -176,7 +176,8 @@ def test_an_engine_loss(rig: Rig, report: Report) -> None:
     async def work(load: Load) -> list[End]:
         requests = [request(number, max_tokens=4000, ignore_eos=True) for number in range(9)]
         tasks = [asyncio.ensure_future(load.run(each)) for each in requests]
-        await asyncio.sleep(0.5)
+        await asyncio.to_thread(rig.until_at_work, 4, 9)
+        await asyncio.sleep(0.3)  # for their first tokens
         await asyncio.to_thread(rig.signal_engine, signal.SIGKILL)
         return list(await asyncio.gather(*tasks))
 

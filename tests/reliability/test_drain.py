@@ -46,14 +46,16 @@ class Drained:
     answer: Any = None
 
 
-def drain_under_load(grpc_url: str, drain: Callable[[], Any], draining: Callable[[], bool]) -> Drained:
-    """Short and long streams, and a drain in the middle of them; `drain` may block until it is over."""
+def drain_under_load(
+    grpc_url: str, drain: Callable[[], Any], draining: Callable[[], bool], arrived: Callable[[], Any]
+) -> Drained:
+    """Short and long streams, and a drain in the middle of them; `drain` and `arrived` block until they are over."""
 
     async def work(load: Load) -> Drained:
         short = [make_request(text_input=f"s{number}", max_tokens=60) for number in range(SHORT)]
         long = [make_request(text_input=f"l{number}", max_tokens=8000, ignore_eos=True) for number in range(LONG)]
         tasks = [asyncio.ensure_future(load.run(request)) for request in short + long]
-        await asyncio.sleep(0.4)
+        await asyncio.to_thread(arrived)
         began = time.monotonic()
         over = asyncio.ensure_future(asyncio.to_thread(drain))
         while not await asyncio.to_thread(draining):
@@ -93,6 +95,7 @@ def test_a_drain_over_the_control_socket(rig: Rig, report: Report) -> None:
         rig.grpc,
         lambda: rig.ask("drain", timeout_ms=limit_ms, timeout_s=30.0),
         lambda: bool(rig.status()["draining"]),
+        lambda: rig.until_at_work(OPTIONS["max_running"], SHORT + LONG),
     )
     seen = check(drained)
     assert (drained.answer["finished"], drained.answer["ended"], drained.answer["left"]) == (SHORT, LONG, 0)
@@ -148,6 +151,7 @@ def test_serve_py_drains_on_sigterm(served: Served, report: Report) -> None:
         served.addresses["grpc"],
         lambda: os.kill(served.process.pid, signal.SIGTERM),
         lambda: time.monotonic() - began > 0.9,
+        lambda: time.sleep(0.4),
     )
     seen = check(drained)
     status = served.process.wait(30.0)

@@ -76,7 +76,7 @@ def test_an_unload_lets_streams_finish(rig: Rig, report: Report) -> None:
     async def work(load: Load) -> tuple[list[End], list[End]]:
         requests = [make_request("other", text_input=f"s{number}", max_tokens=150) for number in range(12)]
         tasks = [asyncio.ensure_future(load.run(request)) for request in requests]
-        await asyncio.sleep(0.5)
+        await asyncio.to_thread(rig.until_at_work, 12, 12, "other")
         status, text = await asyncio.to_thread(repository, rig, "other", "unload")
         assert status == 200, text
         late = await load.all([make_request("other", text_input="late", max_tokens=3)])
