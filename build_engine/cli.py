@@ -133,7 +133,9 @@ def _add_build(commands: argparse._SubParsersAction[_Parser]) -> None:
     trt.add_argument("--speculative", choices=tuple(SPECULATIVE), default="none")
     trt.add_argument("--max-draft-len", type=_positive, default=0, metavar="TOKENS")
     trt.add_argument("--stop-after", choices=("checkpoint",), help="end before trtllm-build and say how to run it")
-    trt.add_argument("--smoothquant-alpha", type=_share, metavar="A", help="0 to 1, for int8-sq (default: 0.85)")
+    trt.add_argument(
+        "--smoothquant-alpha", type=_share, metavar="A", help="0 to 1, for int8-sq (default: 0.85; openvino 0.5)"
+    )
     trt.add_argument("--calibration-text", type=Path, metavar="FILE", help="default: a packaged English text")
     trt.add_argument("--calibration-tokens", type=_positive, metavar="N", help="default: 8192")
     parser.add_argument("--force", action="store_true", help="replace an engine that is already there")

@@ -39,11 +39,14 @@ RECIPES: dict[str, Recipe] = {
     )
 }
 
+SMOOTHED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+"""Those whose layers have the names of `smoothing.Fold`, and whose norms multiply with their weight."""
+
 KV_CACHES = ("auto", "fp8", "int8", "none")
 """``auto`` is the target's best default; ``none`` keeps the KV cache in the model's own precision."""
 
 BY_TARGET: dict[str, tuple[str, ...]] = {
-    OPENVINO: ("none", "int8", "int4", "int4-awq", "int4-gptq"),
+    OPENVINO: ("none", "int8", "int8-sq", "int4", "int4-awq", "int4-gptq"),
     TENSORRT_LLM: ("none", "int8", "int8-sq", "int4", "int4-awq", "w4a8-awq", "fp8"),
     HF_QUANTIZED: ("none", "int8-sq", "int4-awq", "w4a8-awq", "fp8", "nvfp4"),
 }

@@ -18,7 +18,7 @@ answer. Everything lands in this folder (.venv, .cache, model_repository/llm/1/e
   --prompt TEXT           what to ask
   --max-tokens N          how long the answer may get (default: 96)
   --model DIR_OR_NAME     another Hugging Face checkpoint: a folder, or a name on the hub
-  --quantization Q        int8, int4 or none (default: int8)
+  --quantization Q        int8, int8-sq, int4 or none (default: int8)
   --python PROGRAM        the Python to use (3.10, 3.11 or 3.12)
   --http-port N           default: $INFLIGHT_HTTP_PORT or 8000
   --grpc-port N           default: $INFLIGHT_GRPC_PORT or 8001

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import gc
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from build_engine import calibration
 from build_engine.errors import StageFailure, UserMistake
 from build_engine.openvino.merge import merge_projections
 
 MODEL_XML = "openvino_model.xml"
 EXPORTED = "exported"
 CALIBRATION_WINDOW = 128
+BATCH = 8  # windows at a time
 CONVERT_SHARE = 0.55
 """Share of the stage's time that loading and converting take; the rest is compression (SmolLM2-135M, int8)."""
 
@@ -28,24 +31,32 @@ class Report(Protocol):
 def run(spec: dict[str, Any], report: Report) -> dict[str, Any]:
     """Export ``spec["staged"]`` into ``spec["output"]``.
 
-    ``compression`` holds the arguments of ``nncf.compress_weights`` (or None), ``kv_cache`` the precision to record
-    in the model. Returns the package versions used, whether the tokenizer models were written, and which layers were
-    merged (a count each) or left apart (a count for each reason).
+    ``compression`` holds the arguments of ``nncf.compress_weights`` (or None), ``smoothquant_alpha`` how much is moved
+    from activations to weights before (None: nothing), ``activation_group`` how many activations are to share a scale
+    (None: OpenVINO's default). Returns the package versions used, whether the tokenizer models were written, and
+    which layers were merged (a count each) or left apart (a count for each reason).
     """
     warnings.simplefilter("ignore")
     staged, output, scratch = Path(spec["staged"]), Path(spec["output"]), Path(spec["scratch"])
     report(None, "loading")
-    exported = convert(staged, scratch / EXPORTED, report)
-    items = calibration_items(spec) if "calibration_text" in spec else None
-    merged = compress(exported, output / MODEL_XML, spec["compression"], report, items)
+    rows = calibration.windows(spec, CALIBRATION_WINDOW) if "calibration_text" in spec else []
+    alpha = spec["smoothquant_alpha"]
+    exported = convert(staged, scratch / EXPORTED, report, rows, alpha)
+    items = calibration_items(rows) if rows and alpha is None else None
+    merged = compress(exported, output / MODEL_XML, spec["compression"], report, items, spec["activation_group"])
     report(0.97, "tokenizer")
     tokenizer_problem = write_tokenizers(staged, output)
     report(1.0)
     return {"tokenizer_problem": tokenizer_problem, "packages": versions(), **merged}
 
 
-def convert(staged: Path, directory: Path, report: Report) -> Path:
-    """Trace the model in its own precision and save it as IR; returns the path of the XML."""
+def convert(
+    staged: Path, directory: Path, report: Report, rows: Sequence[Sequence[int]] = (), alpha: float | None = None
+) -> Path:
+    """Trace the model in its own precision, smoothed over ``rows`` if there is an ``alpha``, and save it as IR.
+
+    Returns the path of the XML.
+    """
     import torch
     from optimum.exporters.openvino.convert import export_from_model
     from transformers import AutoModelForCausalLM
@@ -57,6 +68,8 @@ def convert(staged: Path, directory: Path, report: Report) -> Path:
     except (OSError, ValueError, KeyError) as error:
         raise UserMistake(f"transformers cannot load the checkpoint: {_first_line(error)}") from error
     model.eval()
+    if alpha is not None:
+        smoothen(model, rows, alpha, report)
     report(None, "converting")
     half = next(model.parameters()).dtype in (torch.float16, torch.bfloat16)
     with torch.no_grad():
@@ -70,18 +83,27 @@ def convert(staged: Path, directory: Path, report: Report) -> Path:
     return path
 
 
-def calibration_items(spec: dict[str, Any]) -> list[dict[str, Any]]:
+def smoothen(model: Any, rows: Sequence[Sequence[int]], alpha: float, report: Report) -> None:
+    """SmoothQuant in place. Root mean squares serve activations with a scale per group better than peaks do."""
+    import torch
+
+    from build_engine import smoothing
+
+    folds = smoothing.NORMS + smoothing.GATED
+    method = smoothing.Method(alpha, folds, statistic="rms", powers_of_two=True)
+    windows = [torch.tensor(rows[start : start + BATCH]) for start in range(0, len(rows), BATCH)]
+    with torch.no_grad():
+        report(None, "calibrating")
+        ranges = smoothing.input_ranges(model, windows, method, lambda _share: None)
+        places = smoothing.smooth(model, ranges, method)
+    if places != len(folds) * model.config.num_hidden_layers:
+        raise StageFailure(f"{places} places were smoothed, not {len(folds)} in each layer")
+
+
+def calibration_items(rows: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
     """Inputs of the exported model, one window of the calibration text each."""
     import numpy as np
-    from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(spec["tokenizer"])
-    ids = tokenizer.encode(spec["calibration_text"], add_special_tokens=False).ids[: spec["calibration_tokens"]]
-    prefix = tokenizer.encode("").ids
-    size = CALIBRATION_WINDOW - len(prefix)
-    rows = [[*prefix, *ids[start : start + size]] for start in range(0, len(ids) - size + 1, size)]
-    if not rows:
-        raise UserMistake("the calibration text is shorter than one window: give a longer one with --calibration-text")
     position = np.arange(CALIBRATION_WINDOW, dtype=np.int64)[None]
     return [
         {
@@ -100,6 +122,7 @@ def compress(
     arguments: dict[str, Any] | None,
     report: Report,
     items: list[dict[str, Any]] | None = None,
+    activation_group: int | None = None,
 ) -> dict[str, dict[str, int]]:
     """Compress the weights of the IR at ``source``, merge layers, save at ``destination``; ``items`` calibrate.
 
@@ -120,6 +143,8 @@ def compress(
         model = nncf.compress_weights(model, **options)
     report(0.93, "saving")
     merged = merge_projections(model)
+    if activation_group is not None:  # whoever loads the model gets it, unless they ask for another
+        model.set_rt_info(str(activation_group), ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
     ov.save_model(model, destination, compress_to_fp16=False)
     return {"merged": dict(merged.done), "apart": dict(merged.apart)}
 

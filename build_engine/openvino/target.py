@@ -8,7 +8,7 @@ from typing import Any
 import inflight.manifest as manifest
 from build_engine import preflight, prequantized
 from build_engine.errors import UserMistake
-from build_engine.job import BuildOptions, Job, Outcome
+from build_engine.job import BuildOptions, Details, Job, Outcome
 from build_engine.openvino import recipes
 from build_engine.openvino.recipes import Compression
 from build_engine.quantization import Recipe
@@ -29,7 +29,6 @@ NOT_HERE = (
     ("max_num_tokens", "--max-num-tokens"),
     ("max_beam_width", "--max-beam-width"),
     ("stop_after", "--stop-after"),
-    ("smoothquant_alpha", "--smoothquant-alpha"),
 )
 """Options that an OpenVINO engine has no place for: it takes its limits when it is served."""
 
@@ -41,12 +40,14 @@ def prepare(options: BuildOptions, origin: Source, recipe: Recipe, kv_cache: str
             raise UserMistake(f"{flag} is not for --target openvino: it concerns TensorRT-LLM only")
     if not recipe.calibrated and (options.calibration_text or options.calibration_tokens):
         raise UserMistake(f"--quantization {recipe.name} needs no calibration: leave out the calibration options")
+    if options.smoothquant_alpha is not None and recipe.name != "int8-sq":
+        raise UserMistake("--smoothquant-alpha goes with --quantization int8-sq only")
     if options.parallel.gpus > 1:
         raise UserMistake("--target openvino builds for one machine: leave out the parallel options")
     if options.speculative != "none":
         raise UserMistake("--speculative is not for --target openvino: speculative decoding is set where it is served")
     prequantized.refuse(origin, "openvino")
-    compression = recipes.compression_for(recipe, origin.config)
+    compression = recipes.compression_for(recipe, origin.config, options.smoothquant_alpha)
     preflight.check_disk(options.output, 2 * origin.weight_bytes, "this build")
     preflight.check_memory(preflight.MEMORY_BASE + round(2.5 * origin.weight_bytes), "this build")
     return lambda job: build(job, compression)
@@ -65,6 +66,14 @@ def calibration(job: Job, compression: Compression | None) -> dict[str, Any]:
     }
 
 
+def details(compression: Compression | None) -> Details:
+    """What engine.json records of ``compression``."""
+    if compression is None:
+        return {}
+    chosen = {"smoothquant_alpha": compression.alpha, "activation_group": compression.activation_group}
+    return {**compression.arguments, **{name: value for name, value in chosen.items() if value is not None}}
+
+
 def build(job: Job, compression: Compression | None) -> Outcome:
     """Export into ``job.output``."""
     result = job.run_stage(
@@ -74,6 +83,8 @@ def build(job: Job, compression: Compression | None) -> Outcome:
             "output": str(job.output),
             "scratch": str(job.scratch),
             "compression": compression.arguments if compression else None,
+            "smoothquant_alpha": compression.alpha if compression else None,
+            "activation_group": compression.activation_group if compression else None,
             "graph": GRAPH,
             **calibration(job, compression),
         },
@@ -92,7 +103,7 @@ def build(job: Job, compression: Compression | None) -> Outcome:
         recipe=job.recipe.name,
         algorithm=compression.algorithm if compression else f"none ({job.origin.config.dtype})",
         kv_cache=job.kv_cache,
-        details=dict(compression.arguments) if compression else {},
+        details=details(compression),
     )
     figures = None
     if job.options.verify_tokens:
@@ -100,7 +111,7 @@ def build(job: Job, compression: Compression | None) -> Outcome:
         text = corpus.evaluation()
         figures, _ = measure(artifact, job.origin, job.staged, text, job.options.verify_tokens, job.console, job.log)
         if job.options.enforce_thresholds:
-            require(job.recipe.name, figures)
+            require("openvino", job.recipe.name, figures)
     return Outcome(
         target="openvino",
         quantization=quantization,

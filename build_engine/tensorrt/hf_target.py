@@ -10,7 +10,7 @@ from build_engine import preflight, source
 from build_engine.errors import UserMistake
 from build_engine.job import BuildOptions, Details, Job, Outcome
 from build_engine.prequantized import Prequantized, detect
-from build_engine.quantization import Recipe, group_size_for
+from build_engine.quantization import SMOOTHED_MODEL_TYPES, Recipe, group_size_for
 from build_engine.source import Source
 from build_engine.tensorrt.target import (
     DEFAULT_ALPHA,
@@ -24,8 +24,6 @@ from build_engine.verification.verify import Artifact, measure, require
 ALGORITHMS = {"fp8": "FP8", "nvfp4": "NVFP4", "int4-awq": "W4A16_AWQ", "w4a8-awq": "W4A8_AWQ", "int8-sq": "W8A8_INT8"}
 """ModelOpt's names, but for the last: that is the compressed-tensors format (`hf_int8`)."""
 
-INT8_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
-"""Those whose layers have the names of `hf_int8.SMOOTHED`, and whose norms multiply with their weight."""
 NOT_HERE = (
     ("max_batch_size", "--max-batch-size"),
     ("max_input_len", "--max-input-len"),
@@ -64,9 +62,9 @@ def prepare(options: BuildOptions, origin: Source, recipe: Recipe, kv_cache: str
             raise UserMistake("--quantization none is not calibrated: leave out the calibration options")
         preflight.check_disk(options.output, origin.weight_bytes, "this build")
         return plain
-    if recipe.name == "int8-sq" and origin.config.model_type not in INT8_MODEL_TYPES:
+    if recipe.name == "int8-sq" and origin.config.model_type not in SMOOTHED_MODEL_TYPES:
         raise UserMistake(
-            f"--quantization int8-sq is built for {', '.join(INT8_MODEL_TYPES)} here, and this model is "
+            f"--quantization int8-sq is built for {', '.join(SMOOTHED_MODEL_TYPES)} here, and this model is "
             f"{origin.config.model_type}: use fp8"
         )
     group = None
@@ -148,7 +146,7 @@ def finish(job: Job, quantization: manifest.Quantization, details: Details) -> O
         evaluation = corpus.evaluation()
         figures, _ = measure(artifact, job.origin, job.staged, evaluation, options.verify_tokens, job.console, job.log)
         if options.enforce_thresholds:
-            require(job.recipe.name, figures)
+            require("hf_quantized", job.recipe.name, figures)
     return Outcome(
         target="hf_quantized",
         quantization=quantization,

@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 from typing import Any, Protocol
 
-from build_engine import hf_config
+from build_engine import calibration, hf_config
 from build_engine.errors import StageFailure, UserMistake
 from build_engine.planning.roofline import Parallel
 from build_engine.tensorrt import config as checkpoint_config
@@ -102,15 +102,8 @@ def calibrate(model: Any, spec: dict[str, Any], report: Report) -> int:
 def calibration_windows(spec: dict[str, Any]) -> list[Any]:
     """Batches of token ids [batch, window] from the calibration text, at most ``spec["calibration_tokens"]``."""
     import torch
-    from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(spec["tokenizer"])
-    ids = tokenizer.encode(spec["calibration_text"], add_special_tokens=False).ids[: spec["calibration_tokens"]]
-    prefix = tokenizer.encode("").ids
-    size = min(WINDOW, spec["max_seq_len"]) - len(prefix)
-    rows = [[*prefix, *ids[start : start + size]] for start in range(0, len(ids) - size + 1, size)]
-    if not rows:
-        raise UserMistake("the calibration text is shorter than one window: give a longer one with --calibration-text")
+    rows = calibration.windows(spec, min(WINDOW, spec["max_seq_len"]))
     return [torch.tensor(rows[start : start + BATCH]) for start in range(0, len(rows), BATCH)]
 
 

@@ -102,7 +102,7 @@ def build(job: Job, group: int | None, limits: CompileLimits) -> Outcome:
         evaluation = corpus.evaluation()
         figures, _ = measure(artifact, origin, job.staged, evaluation, options.verify_tokens, job.console, job.log)
         if options.enforce_thresholds:
-            require(job.recipe.name, figures)
+            require("tensorrt_llm", job.recipe.name, figures)
     details: Details = {**result["packages"], "peak_memory_bytes": result["peak_bytes"]}
     details["corrections"] = "; ".join(result["corrections"])
     flags = compiler.choose_flags(origin.config, job.recipe.name, job.kv_cache, options.parallel, limits)

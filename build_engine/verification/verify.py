@@ -110,12 +110,12 @@ def verify(
     shutil.rmtree(work, ignore_errors=True)
     if record:
         manifest.write(directory, msgspec.structs.replace(described, verification=figures))
-    return figures, too_far(described.quantization.recipe, figures)
+    return figures, too_far(described.target, described.quantization.recipe, figures)
 
 
-def require(recipe: str, figures: manifest.Verification) -> None:
+def require(target: str, recipe: str, figures: manifest.Verification) -> None:
     """Raise `AccuracyFailure` when the figures are beyond the recipe's threshold."""
-    problem = too_far(recipe, figures)
+    problem = too_far(target, recipe, figures)
     if problem:
         raise AccuracyFailure(f"the engine is too far from its source: {problem}")
 

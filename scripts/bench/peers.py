@@ -41,7 +41,7 @@ from build_engine import svg
 from inflight.tokenizer import TextTokenizer
 
 RESULTS = REPOSITORY / "docs" / "benchmarks" / "peers"
-INT8, BITS16, TUNED = "inflight int8", "inflight 16-bit", "inflight int8 tuned"
+INT8, INT8_SQ, BITS16, TUNED = "inflight int8", "inflight int8-sq", "inflight 16-bit", "inflight int8 tuned"
 _LEAST_REQUESTS = 6
 _WARM_TOKENS = 8
 
@@ -90,6 +90,7 @@ def installed(options: argparse.Namespace, say: Callable[[str], None]) -> list[P
     checkpoint, gguf = options.checkpoint.absolute(), options.gguf or [CACHE / "llama.cpp" / "model-q8_0.gguf"]
     makers: dict[str, Callable[[], Peer]] = {
         INT8: lambda: InflightPeer(INT8, "int8", built_engine(checkpoint, "int8")),
+        INT8_SQ: lambda: InflightPeer(INT8_SQ, "int8-sq", built_engine(checkpoint, "int8-sq")),
         BITS16: lambda: InflightPeer(BITS16, "16-bit", built_engine(checkpoint, "none")),
         "vllm": lambda: VllmPeer(options.vllm_python.absolute(), checkpoint, most, options.vllm_preload or ()),
         "transformers": lambda: TransformersPeer(checkpoint),
@@ -194,7 +195,7 @@ def questions(tokenizer_of: Path, lengths: Any, max_tokens: int, seed: int) -> I
 
 def pairings(names: Sequence[str]) -> list[tuple[str, str]]:
     """Who is compared with whom: our int8 with everybody, our 16 bits with everybody who has 16 bits."""
-    ours = [(INT8, name) for name in names if name != INT8]
+    ours = [(mine, name) for mine in (INT8_SQ, INT8) if mine in names for name in names if name != mine]
     ours += [(TUNED, name) for name in names if TUNED in names and name != TUNED]
     return ours + [(BITS16, name) for name in names if name.endswith("bf16") or name in ("vllm", "transformers")]
 

@@ -176,6 +176,7 @@ def test_a_checkpoint_of_transformers_5_keeps_its_rotary_base(checkpoint: Path, 
     [
         pytest.param("int8", 0.45, marks=pytest.mark.full),  # the other tests build it
         pytest.param("int4", 0.45, marks=pytest.mark.full),
+        ("int8-sq", 0.45),
         ("int4-awq", 0.45),
         pytest.param("int4-gptq", 0.45, marks=pytest.mark.full),
     ],
@@ -189,7 +190,14 @@ def test_quantized_engine_generates(checkpoint: Path, tmp_path: Path, recipe: st
     checked = manifest.check(tmp_path / "engine", deep=True)
     assert checked.quantization.kv_cache == "int8"
     details = checked.quantization.details
-    assert details["mode"] == ("int8_asym" if recipe == "int8" else "int4_asym")
+    assert details["mode"] == ("int8_asym" if recipe in ("int8", "int8-sq") else "int4_asym")
+    assert details.get("smoothquant_alpha") == (0.5 if recipe == "int8-sq" else None)
+    group = (
+        ov.Core()
+        .compile_model(tmp_path / "engine" / "openvino_model.xml", "CPU")
+        .get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")
+    )
+    assert group == details.get("activation_group", 32)
     assert (details.get("awq"), details.get("gptq")) == (recipe == "int4-awq" or None, recipe == "int4-gptq" or None)
     assert (
         checked.built.details["merged q_proj+k_proj+v_proj"] == checked.built.details["merged gate_proj+up_proj"] == 2

@@ -42,8 +42,10 @@ def test_mistakes_are_one_sentence_and_leave_nothing(tmp_path: Path, capsys: pyt
     assert "no/such" in mistake(capsys, "build", "no/such/model", "--target", "openvino", "--output", out)
     assert "--target" in mistake(capsys, "build", model, "--output", out)
     assert "invalid choice: 'int7'" in mistake(capsys, *build, "--quantization", "int7")
-    assert "which takes: none, int8, int4, int4-awq, int4-gptq" in mistake(capsys, *build, "--quantization", "nvfp4")
+    able = "none, int8, int8-sq, int4, int4-awq, int4-gptq"
+    assert f"which takes: {able}" in mistake(capsys, *build, "--quantization", "nvfp4")
     assert "--kv-cache fp8" in mistake(capsys, *build, "--kv-cache", "fp8")
+    assert "goes with --quantization int8-sq only" in mistake(capsys, *build, "--smoothquant-alpha", 0.5)
     assert "own limit of 256 tokens" in mistake(capsys, *build, "--max-seq-len", 512)
     strange = checkpoint(tmp_path / "s", architectures=["MambaForCausalLM"])
     assert "MambaForCausalLM" in mistake(capsys, "build", strange, "--target", "openvino", "--output", out)

@@ -8,6 +8,7 @@ import pytest
 from build_engine import hf_config, source
 from build_engine.architectures import SUPPORTED, support_for
 from build_engine.errors import UserMistake
+from build_engine.openvino.recipes import compression_for
 from build_engine.quantization import KV_CACHES, RECIPES, group_size_for, kv_cache_for, recipe_for
 from tests.tiny_models import LLAMA, write_config
 
@@ -137,7 +138,7 @@ def test_unsupported_architecture_is_named_with_the_list() -> None:
 
 
 def test_quantization_a_target_lacks_is_refused_with_what_it_has() -> None:
-    with pytest.raises(UserMistake, match="cannot be built for openvino, which takes: none, int8, int4, int4-awq"):
+    with pytest.raises(UserMistake, match="cannot be built for openvino, which takes: none, int8, int8-sq, int4"):
         recipe_for("nvfp4", "openvino")
     with pytest.raises(UserMistake, match="--kv-cache fp8 cannot be served by openvino"):
         kv_cache_for("fp8", "openvino", RECIPES["int8"])
@@ -156,3 +157,17 @@ def test_sliding_layers() -> None:
     assert hf_config.parse({**BASE, "sliding_window": 64, "use_sliding_window": False}).sliding_layers == 0
     mixed = {**BASE, "sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"]}
     assert hf_config.parse(mixed).sliding_layers == 1
+
+
+def test_smoothed_int8_on_openvino() -> None:
+    sizes = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
+    made = compression_for(RECIPES["int8-sq"], hf_config.parse({**BASE, **sizes}))
+    assert made is not None
+    assert (made.alpha, made.activation_group, made.calibrated) == (0.5, 64, True)
+    assert made.arguments == {"mode": "int8_asym"}
+    odd = compression_for(RECIPES["int8-sq"], hf_config.parse({**BASE, **sizes, "intermediate_size": 1552}), 0.7)
+    assert odd is not None
+    assert (odd.alpha, odd.activation_group) == (0.7, None)
+    gemma = hf_config.parse({**BASE, **sizes, "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2"})
+    with pytest.raises(UserMistake, match=r"int8-sq is built for llama, .* and this model is gemma2: use int8"):
+        compression_for(RECIPES["int8-sq"], gemma)

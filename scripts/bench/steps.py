@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Times two OpenVINO engines of the same checkpoint step by step, in turns in one process, without a server.
+"""Times OpenVINO engines of one checkpoint step by step, in turns in one process, without a server.
 
-Written for engines whose projections are merged into fewer matrices, or not (build_engine/openvino/merge.py).
+For what the builder does to a graph (build_engine/openvino/merge.py) and for its recipes.
 Exit status: 0 done, 1 an error.
 """
 
@@ -24,7 +24,7 @@ from bench.measured import spread
 from bench.results import write_results
 
 _PROMPT, _STEPS, _PREFILL = 32, 40, 1000
-_BATCHES = (1, 16, 64)
+_BATCHES = (1, 4, 16, 64)
 
 
 class Engine:
@@ -66,54 +66,64 @@ class Engine:
         return times, made
 
 
+def named(text: str) -> tuple[str, Path]:
+    """NAME=DIR."""
+    name, _, folder = text.partition("=")
+    if not name or not Path(folder).is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=DIR with a directory that exists")
+    return name, Path(folder)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """See the module's text."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     option = parser.add_argument
-    option("apart", type=Path, help="an engine whose layers were left as they are")
-    option("merged", type=Path, help="the same engine with merged layers")
+    option("engines", nargs="+", type=named, metavar="NAME=DIR", help="engine directories; ratios are over the first")
     option("--kv-cache", default="u8", help="OpenVINO's name of its precision (default: %(default)s)")
     option("--repeats", type=int, default=5, metavar="N", help="default: %(default)s")
-    option("--output", type=Path, default=REPOSITORY / "docs" / "benchmarks" / "merged_layers.json")
+    option("--output", type=Path, default=REPOSITORY / "docs" / "benchmarks" / "steps.json")
     options = parser.parse_args(arguments)
-    engines = {name: Engine(getattr(options, name), options.kv_cache) for name in ("apart", "merged")}
+    engines = {name: Engine(folder, options.kv_cache) for name, folder in options.engines}
+    options.engines = list(engines)  # their folders are of this machine only
     random = np.random.default_rng(0)
     points: dict[str, dict[str, list[float]]] = {}
-    same: list[float] = []
+    same: dict[str, list[float]] = {}
     for repeat in range(-1, options.repeats):  # the first turn only warms up
         for batch in (*_BATCHES, 0):
             count, length = (batch, _PROMPT) if batch else (1, _PREFILL)
             prompts = random.integers(1000, 20_000, (count, length)).tolist()
             answers = {}
-            for name in sorted(engines, reverse=bool(repeat % 2)):
+            for name in random.permutation(list(engines)).tolist():
                 times, answers[name] = engines[name].run(prompts, _STEPS if batch else 1)
                 if repeat >= 0:
                     point = f"step, batch {batch}, ms" if batch else f"prefill of {_PREFILL} tokens, ms"
                     value = statistics.median(times[2:-1]) if batch else max(times)
                     points.setdefault(point, {}).setdefault(name, []).append(value)
             if repeat >= 0 and batch:
-                same += [float(a == b) for a, b in zip(answers["apart"], answers["merged"], strict=True)]
-    result: dict[str, Any] = {}
-    for point, values in points.items():
-        ratios = [merged / apart for apart, merged in zip(values["apart"], values["merged"], strict=True)]
-        row = {**{name: spread(each, 3) for name, each in values.items()}, "merged_over_apart": spread(ratios, 3)}
-        result[point] = row
-        print(
-            f"{point}: {row['apart']['median']} apart, {row['merged']['median']} merged, "
-            f"ratio {row['merged_over_apart']['median']}"
-        )
-    equal = round(statistics.mean(same), 3)
-    print(f"greedy answers of {_STEPS} tokens to random prompts that are equal: {equal:.1%} of {len(same)}")
-    write_results(
-        options.output,
-        "steps of two engines in turns, one process, no server",
-        "python scripts/bench/merged_layers.py",
-        options,
-        points=result,
-        equal_greedy_answers=equal,
-        answers=len(same),
-    )
+                first, *others = engines
+                for name in others:
+                    pairs = zip(answers[first], answers[name], strict=True)
+                    same.setdefault(name, []).extend(float(a == b) for a, b in pairs)
+    result = {point: figures({name: values[name] for name in engines}) for point, values in points.items()}
+    for point, row in result.items():
+        told = (f"{name} {each['median']} ({row['ratios'][name]['median']})" for name, each in row["ms"].items())
+        print(f"{point}: {', '.join(told)}")
+    equal = {name: round(statistics.mean(each), 3) for name, each in same.items()}
+    print(f"greedy answers of {_STEPS} tokens to random prompts that equal the first's: {equal}")
+    command = "python scripts/bench/steps.py"
+    what = "steps of engines in turns, one process, no server"
+    write_results(options.output, what, command, options, points=result, equal_greedy_answers=equal)
     return 0
+
+
+def figures(values: dict[str, list[float]]) -> dict[str, Any]:
+    """Medians and spread of each engine, and of its ratio to the first in the same turn."""
+    first = next(iter(values.values()))
+    ratios = {name: [mine / its for mine, its in zip(each, first, strict=True)] for name, each in values.items()}
+    return {
+        "ms": {name: spread(each, 3) for name, each in values.items()},
+        "ratios": {name: spread(each, 3) for name, each in ratios.items()},
+    }
 
 
 if __name__ == "__main__":
