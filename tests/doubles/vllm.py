@@ -23,6 +23,7 @@ from _layout import CACHE, REPOSITORY
 INSTALL = "scripts/install_vllm.sh"
 HEAD = 32
 HIDDEN = 128
+RANK, ALPHA = 8, 16.0  # of adapters
 SHARPNESS = 24.0  # logit of a token that has no rivals; all that may not follow have 0
 OPTIONS = {"enforce_eager": True, "dtype": "float32", "threads": 1}
 
@@ -53,6 +54,24 @@ def drive(what: str, *arguments: str) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def write_adapter(folder: Path, rank: int = RANK, strength: float = 0.05) -> Path:
+    """A LoRA adapter of random weights for every query projection of SmolLM2."""
+    import torch
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True)
+    torch.manual_seed(1)
+    tensors = {}
+    for layer in range(30):
+        name = f"base_model.model.model.layers.{layer}.self_attn.q_proj."
+        tensors[name + "lora_A.weight"] = torch.randn(rank, 576) * strength
+        tensors[name + "lora_B.weight"] = torch.randn(576, rank) * strength
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": ALPHA, "target_modules": ["q_proj"], "bias": "none"}
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "task_type": "CAUSAL_LM"}))
+    return folder
 
 
 Follow = dict[int, dict[int, float]]

@@ -16,7 +16,7 @@ import pytest
 
 from _layout import MODELS
 from _server import Server, ServerConfig
-from tests.doubles.vllm import cycle, drive, vllm_python, write_chain
+from tests.doubles.vllm import ALPHA, RANK, cycle, drive, vllm_python, write_adapter, write_chain
 from tests.doubles.vllm_facts import ARGUMENTS
 from tests.harness.grpc_client import GrpcClient, RequestFailed
 from tests.harness.repository import write_model
@@ -37,27 +37,8 @@ PROMPTS = (
     "List three fruits:\n1.",
     "one two three four five six seven eight nine ten " * 4,
 )
-RANK, ALPHA = 8, 16.0
 # Logits of two tokens that far apart may change places: arithmetic in another order, and in 8 bits of mantissa.
 MARGIN = {"float32": 0.01, "bfloat16": 0.5}
-
-
-def write_adapter(folder: Path, rank: int = RANK) -> Path:
-    """A LoRA adapter of random weights for every query projection."""
-    import torch
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True)
-    torch.manual_seed(1)
-    tensors = {}
-    for layer in range(30):
-        name = f"base_model.model.model.layers.{layer}.self_attn.q_proj."
-        tensors[name + "lora_A.weight"] = torch.randn(rank, 576) * 0.05
-        tensors[name + "lora_B.weight"] = torch.randn(576, rank) * 0.05
-    save_file(tensors, folder / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": ALPHA, "target_modules": ["q_proj"], "bias": "none"}
-    (folder / "adapter_config.json").write_text(json.dumps({**config, "task_type": "CAUSAL_LM"}))
-    return folder
 
 
 @pytest.fixture(scope="module")
