@@ -24,6 +24,7 @@ from bench.peer_servers import resident_bytes
 
 FOLDER = CACHE / "bench"
 MODEL = "llm"
+_READY_S = 400.0  # vLLM compiles first
 
 
 class InflightPeer:
@@ -44,7 +45,7 @@ class InflightPeer:
     def start(self) -> None:
         """See `Peer`."""
         self.server.start()
-        self.server.wait_ready()
+        self.server.wait_ready(_READY_S)
         self._pids = sorted(self.server.processes(), key=start_order)
 
     def stop(self) -> None:
@@ -80,14 +81,16 @@ class InflightPeer:
 
     def describe(self) -> dict[str, str]:
         """See `Peer`."""
-        manifest = json.loads((self.engine / "engine.json").read_text(encoding="utf-8"))
-        return {
-            "version": f"openvino {manifest['requires']['packages']['openvino']}",
-            "weights": manifest["quantization"]["algorithm"],
-            "kv_cache": manifest["quantization"]["kv_cache"],
-            "parameters": json.dumps(self._parameters),
-            "interface": "Triton's ModelStreamInfer (gRPC)",
-        }
+        about: dict[str, str] = {}
+        if (self.engine / "engine.json").exists():  # a checkpoint as it comes has none
+            manifest = json.loads((self.engine / "engine.json").read_text(encoding="utf-8"))
+            about = {
+                "version": f"openvino {manifest['requires']['packages']['openvino']}",
+                "weights": manifest["quantization"]["algorithm"],
+                "kv_cache": manifest["quantization"]["kv_cache"],
+            }
+        asked = {name: value for name, value in self._parameters.items() if name != "engine_python"}  # a path of here
+        return {**about, "parameters": json.dumps(asked), "interface": "Triton's ModelStreamInfer (gRPC)"}
 
 
 def write_repository(folder: Path, engine: Path, parameters: Mapping[str, Any]) -> Path:

