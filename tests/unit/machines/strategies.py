@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -17,10 +18,13 @@ T = TypeVar("T")
 
 
 def budget(examples: int, **more: Any) -> settings:
-    """Settings of a property test: no time limit per example, because this machine is shared and noisy."""
-    return settings(
-        max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True, **more
-    )
+    """Settings of a property test: no time limit per example, because this machine is shared and noisy.
+
+    The environment variable INFLIGHT_EXAMPLES multiplies the examples, to look for what happens once in many runs.
+    """
+    times = int(os.environ.get("INFLIGHT_EXAMPLES", "1"))
+    quiet = [HealthCheck.too_slow]
+    return settings(max_examples=examples * times, deadline=None, suppress_health_check=quiet, print_blob=True, **more)
 
 
 @st.composite
