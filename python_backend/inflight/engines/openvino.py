@@ -72,7 +72,7 @@ class OpenVinoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `max_batched_tokens` is the most tokens of one step (prefill is cut into chunks of it); `max_seq_len` lowers the
     context; `threads` limits the CPU threads (0: all); `kv_precision` overrides the
     manifest's (u8, bf16, f16 or f32). `activation_group` is how many activations share one scale where they meet 8-bit
-    weights in a batch (0: OpenVINO's default, 32); it should divide the widths of the model.
+    weights in a batch (0: as the engine was built, else OpenVINO's default, 32); it should divide the model's widths.
 
     `speculative` "ngram" guesses up to `num_draft_tokens` tokens at a time, of a greedy answer that runs alone, by
     looking its last `ngram_max` tokens up in the prompt and the answer. It loads the weights a second time.
