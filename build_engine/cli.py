@@ -137,7 +137,7 @@ def _add_build(commands: argparse._SubParsersAction[_Parser]) -> None:
         "--smoothquant-alpha", type=_share, metavar="A", help="0 to 1, for int8-sq (default: 0.85; openvino 0.5)"
     )
     trt.add_argument("--calibration-text", type=Path, metavar="FILE", help="default: a packaged English text")
-    trt.add_argument("--calibration-tokens", type=_positive, metavar="N", help="default: 8192")
+    trt.add_argument("--calibration-tokens", type=_positive, metavar="N", help="default: 8192; openvino 4096")
     parser.add_argument("--force", action="store_true", help="replace an engine that is already there")
     parser.add_argument(
         "--verify",

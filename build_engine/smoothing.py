@@ -40,8 +40,9 @@ GATED = (Fold("mlp.up_proj", ("mlp.down_proj",)),)
 class Method:
     """``statistic``: what stands for a channel's activations, their largest magnitude or root mean square.
 
-    With ``powers_of_two`` scales are rounded to such, so that weights in 16 bits lose nothing and keep their type;
-    without, the layers' weights become 32 bits wide, to be rounded once by whatever quantizes them.
+    With ``powers_of_two`` scales are rounded to such, so that bfloat16 weights lose nothing and all keep their type
+    (the smallest in float16 may lose bits); without, the layers' weights become 32 bits wide, to be rounded once by
+    whatever quantizes them.
     """
 
     alpha: float

@@ -206,7 +206,8 @@ def questions(tokenizer_of: Path, lengths: Any, max_tokens: int, seed: int) -> I
 
 def pairings(names: Sequence[str]) -> list[tuple[str, str]]:
     """Who is compared with whom: our int8 with everybody, our 16 bits with everybody who has 16 bits."""
-    ours = [(mine, name) for mine in (INT8_SQ, INT8) if mine in names for name in names if name != mine]
+    ours = [(INT8, name) for name in names if name not in (INT8, INT8_SQ)]
+    ours += [(INT8_SQ, name) for name in names if INT8_SQ in names and name != INT8_SQ]
     ours += [(ON_VLLM, "vllm")] if {ON_VLLM, "vllm"} <= set(names) else []
     ours += [(TUNED, name) for name in names if TUNED in names and name != TUNED]
     return ours + [(BITS16, name) for name in names if name.endswith("bf16") or name in ("vllm", "transformers")]

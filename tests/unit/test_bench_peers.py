@@ -209,6 +209,14 @@ def test_sixteen_bits_are_compared_with_sixteen_bits_as_well() -> None:
     assert [name for base, name in found if base == peers.BITS16] == ["vllm", "transformers", "llama.cpp bf16"]
 
 
+def test_recipes_of_ours_are_compared_once_and_vllm_with_itself_behind_us() -> None:
+    found = peers.pairings(["inflight int8", "inflight int8-sq", "vllm", "inflight on vllm"])
+    assert (peers.INT8_SQ, peers.INT8) in found
+    assert (peers.INT8, peers.INT8_SQ) not in found
+    assert (peers.ON_VLLM, "vllm") in found
+    assert len(found) == len(set(found))
+
+
 def test_peers_that_are_missing_are_left_out_with_the_command_that_installs_them(tmp_path: Path) -> None:
     said: list[str] = []
     options = peers.parse(["--without", "inflight", "--without", "transformers", "--checkpoint", str(tmp_path)])
