@@ -16,8 +16,8 @@ import triton_python_backend_utils as pb_utils
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from inflight import triton_config
 from inflight.errors import LoadError, internal
+from inflight.triton import config as triton_config
 
 log = logging.getLogger("inflight")
 
@@ -36,10 +36,11 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the engine; a refusal is one sentence in Triton's log."""
-        from inflight import triton_io, triton_metrics
         from inflight.backend import Backend
-        from inflight.config import parse_model_config
         from inflight.control import open_control
+        from inflight.model.parameters import parse_model_config
+        from inflight.triton import io as triton_io
+        from inflight.triton import metrics as triton_metrics
 
         self._io = triton_io
 

@@ -26,7 +26,7 @@ except ModuleNotFoundError as missing:
 
 # The contract's tables are plain Python without dependencies, so a client can read them from the source tree.
 sys.path.append(str(BACKEND_SOURCE))
-from inflight.contract import INPUTS
+from inflight.request.contract import INPUTS
 
 SHAPES = ("auto", "flat", "batched")
 _CALL_TIMEOUT_S = 10.0

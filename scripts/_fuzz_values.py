@@ -11,7 +11,7 @@ from _layout import BACKEND_SOURCE
 
 if str(BACKEND_SOURCE) not in sys.path:
     sys.path.append(str(BACKEND_SOURCE))
-from inflight.contract import INPUTS, JSON_ALIASES, JSON_ONLY
+from inflight.request.contract import INPUTS, JSON_ALIASES, JSON_ONLY
 
 DIMS = {name: item.dims for item in INPUTS for name in (item.name, *item.aliases)}
 TYPES = {name: item.type for item in INPUTS for name in (item.name, *item.aliases)}

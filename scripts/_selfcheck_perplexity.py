@@ -24,10 +24,10 @@ from _selfcheck_windows import Windows, beside_prediction, chosen_windows, descr
 
 if str(BACKEND_SOURCE) not in sys.path:
     sys.path.append(str(BACKEND_SOURCE))
-from inflight.engines.tensorrt_llm import make_executor
-from inflight.engines.tensorrt_llm_config import executor_config
-from inflight.engines.tensorrt_llm_options import read_options
-from inflight.engines.tensorrt_llm_probe import (
+from inflight.engines.tensorrt_llm.config import executor_config
+from inflight.engines.tensorrt_llm.create import make_executor
+from inflight.engines.tensorrt_llm.options import read_options
+from inflight.engines.tensorrt_llm.probe import (
     DirectoryKind,
     Installed,
     directory_kind,
@@ -88,7 +88,7 @@ def _follow(trtllm: Any, executor: Any, chosen: Windows, vocabulary: int) -> Los
 
 def of_checkpoint(folder: Path, config: dict[str, Any], installed: Installed, chosen: Windows) -> Losses:
     """One request a window, with the logits of its prompt. Raises `RuntimeError` where some are missing."""
-    from inflight.engines.tensorrt_llm_llmapi import load_llm
+    from inflight.engines.tensorrt_llm.llmapi import load_llm
 
     about = described(folder)
     tensor = about.parallelism.tensor if about else 1

@@ -19,10 +19,10 @@ from _selfcheck_run import result_of
 
 if str(BACKEND_SOURCE) not in sys.path:
     sys.path.append(str(BACKEND_SOURCE))
-from inflight.engines.tensorrt_llm_mpi import ENVIRONMENT as MPI_ENVIRONMENT
-from inflight.engines.tensorrt_llm_mpi import mpirun
-from inflight.engines.tensorrt_llm_options import TensorRtLlmOptions
-from inflight.engines.tensorrt_llm_probe import (
+from inflight.engine_process.ranks import ENVIRONMENT as MPI_ENVIRONMENT
+from inflight.engine_process.ranks import mpirun
+from inflight.engines.tensorrt_llm.options import TensorRtLlmOptions
+from inflight.engines.tensorrt_llm.probe import (
     DirectoryKind,
     directory_kind,
     engine_facts,

@@ -32,7 +32,7 @@ for _path in (str(BACKEND_SOURCE), str(REPOSITORY)):
 from build_engine import hf_config  # noqa: E402
 from build_engine.planning import model_size  # noqa: E402
 from build_engine.quantization import RECIPES as ALL_RECIPES  # noqa: E402
-from inflight.engine_python import foreign_environment, python_executable  # noqa: E402
+from inflight.engines.python import foreign_environment, python_executable  # noqa: E402
 
 PACKAGE, TARGET = "vLLM", "hf-quantized"
 CONCURRENCIES = "1,4,16,64,256,512"

@@ -17,8 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from inflight.engines.vllm_load import Installed, check_checkpoint, import_vllm, load
-from inflight.engines.vllm_options import engine_arguments, environment, read_options
+from inflight.engines.vllm.load import Installed, check_checkpoint, import_vllm, load
+from inflight.engines.vllm.options import engine_arguments, environment, read_options
 
 COPIED = 256 << 20  # bytes: more than any cache holds
 COPIES = 10

@@ -321,7 +321,7 @@ class Server:
 
 
 def _is_engine(arguments: list[str]) -> bool:
-    ranks = "inflight.engines.tensorrt_llm_mpi" in arguments and Path(arguments[0]).name in ("mpirun", "srun")
+    ranks = "inflight.engine_process.ranks" in arguments and Path(arguments[0]).name in ("mpirun", "srun")
     return "inflight.engine_worker" in arguments or ranks
 
 

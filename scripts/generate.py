@@ -12,9 +12,9 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from inflight.config import NOTES, ModelConfig
-from inflight.contract import INPUTS, JSON_ALIASES, JSON_ONLY, OUTPUTS, declared_inputs
-from inflight.metrics import FAMILIES
+from inflight.model.parameters import NOTES, ModelConfig
+from inflight.request.contract import INPUTS, JSON_ALIASES, JSON_ONLY, OUTPUTS, declared_inputs
+from inflight.serving.metrics import FAMILIES
 
 ROOT = Path(__file__).resolve().parent.parent
 _TYPES = {"STRING": "TYPE_STRING", "INT32": "TYPE_INT32", "INT64": "TYPE_INT64", "FP32": "TYPE_FP32"}
@@ -73,7 +73,7 @@ def requests_text() -> str:
     """docs/requests.md: every row of the contract."""
     lines = [
         "# Requests\n\n",
-        "<!-- Written by scripts/generate.py from inflight/contract.py and inflight/config.py. Do not edit. -->\n\n",
+        "<!-- Written by scripts/generate.py from inflight/request/contract.py and inflight/model/parameters.py. Do not edit. -->\n\n",
         "Exactly one of `text_input`, `messages` and `input_ids` is required. A value may come as a tensor, inside\n",
         "`sampling_parameters` (a JSON object; numbers may be strings) or as a request parameter; that is also the\n",
         "order of precedence. A name and its alias together, an unknown name or a value out of range: INVALID_ARG.\n",
@@ -103,7 +103,7 @@ def metrics_text() -> str:
     """docs/metrics.md: every metric family."""
     lines = [
         "# Metrics\n\n",
-        "<!-- Written by scripts/generate.py from python_backend/inflight/metrics.py. Do not edit. -->\n\n",
+        "<!-- Written by scripts/generate.py from python_backend/inflight/serving/metrics.py. Do not edit. -->\n\n",
         "On Triton's metrics port, with the labels `model` and `version` besides the one named. Distributions are\n",
         "exported as `_bucket{le}`, `_sum` and `_count`, which `histogram_quantile` reads.\n\n",
         "| metric | kind | label | meaning |\n|---|---|---|---|\n",
@@ -119,14 +119,15 @@ _MAP_HEAD = """\
 
 <!-- Written by scripts/generate.py from the first sentence of every module. Do not edit. -->
 
-The way of a request: `model.py` copies it and hands it to `backend.py`; a parse pool makes a `GenerationRequest`
-(`request.py`, `values.py`) and token ids (`prompt.py`); `dispatcher.py` admits it (`admission.py`) and tells the engine
-process (`engine_link.py` ⇄ `engine_worker.py`, `frames.py`); outputs come back into the stream's inbox, and a sender
-thread (`delivery.py`) turns everything buffered into one response (`stream.py`, `sequence.py`, `triton_io.py`).
-`supervisor.py` keeps the engine process alive.
+The way of a request: `model.py` copies it and hands it to `backend.py`; a parse pool makes a `GenerationRequest` and
+token ids (`request/`); `serving/dispatcher.py` admits it (`serving/admission.py`) and tells the engine process
+(`engine_process/link.py` ⇄ `engine_process/worker.py`, `engine_process/frames.py`); outputs come back into the stream's
+inbox, and a sender thread (`serving/delivery.py`) turns everything buffered into one response (`answer/`,
+`triton/io.py`). `engine_process/supervisor.py` keeps the engine process alive.
 
-Dependencies point one way: model.py → backend → request/prompt/stream/admission → engines/base; engines know nothing of
-Triton, sockets or text; `build_engine` shares only `manifest.py` with the serving side (checked by import-linter).
+Rooms lie in layers: backend, triton, serving, guides and answer, request, engine_process, engines, model and grammar.
+A room imports what lies below it; engines know nothing of Triton, sockets or text; `build_engine` shares only
+`manifest.py` with the serving side (import-linter checks it, in pyproject.toml).
 """
 _MAP_PARTS = (
     ("python_backend", "Serving: the backend that Triton loads"),

@@ -22,7 +22,7 @@ from tritonclient.grpc import model_config_pb2
 
 from _report import Failure, run_main
 from inflight.errors import LoadError
-from inflight.trtllm_parameters import PARAMETERS, is_unset, parse_parameter
+from inflight.model.trtllm_parameters import PARAMETERS, is_unset, parse_parameter
 
 MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "ensemble", "tensorrt_llm_bls")
 TOKENIZER_FILES = (

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from _answer import Answer
 from _client import SHAPES, Connection, Value
 from _report import Failure, run_main
-from inflight.contract import INPUTS
+from inflight.request.contract import INPUTS
 
 # Inputs that have an option of another form here.
 _OWN = ("text_input", "messages", "input_ids", "stream")

@@ -9,36 +9,35 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-import secrets
 import threading
 import time
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from inflight import frames
-from inflight.admission import AdmissionQueue
-from inflight.cancellation import CancellationPoller
-from inflight.chat_template import load_chat_template
-from inflight.config import ModelConfig
-from inflight.delivery import Delivery, LiveStream, Responder
-from inflight.detokenizer import DetokenizerFactory
-from inflight.dispatcher import Dispatcher
-from inflight.engine_link import EngineLink
-from inflight.engine_python import ask, choose_python, python_executable
+from inflight.answer.detokenizer import DetokenizerFactory
+from inflight.answer.stream import Stream
+from inflight.engine_process import frames
+from inflight.engine_process.link import EngineLink
+from inflight.engine_process.supervisor import Health, Supervisor
 from inflight.engines.base import EngineInfo, EngineRequest, EngineStats
-from inflight.engines.factory import WorkerSpec, resolve_engine
+from inflight.engines.factory import resolve_engine
+from inflight.engines.python import ask, choose_python, python_executable
+from inflight.engines.spec import WorkerSpec
 from inflight.errors import ErrorCode, LoadError, RequestError, internal, unavailable
-from inflight.guides import Decision, GuideService, NewGuide, check_combination
-from inflight.metrics import Flusher, Metrics, Sink
-from inflight.model_files import read_json_object
-from inflight.observation import Observation, Snapshot
-from inflight.prompt import PromptBuilder, check_capabilities, engine_request
-from inflight.request import GenerationDefaults, RawRequest, parse_request
-from inflight.stream import Stream
-from inflight.supervisor import Health, Supervisor
-from inflight.tokenizer import TextTokenizer
+from inflight.guides.service import Decision, GuideService, NewGuide, check_combination
+from inflight.model.parameters import ModelConfig
+from inflight.request.chat_template import load_chat_template
+from inflight.request.defaults import read_generation_defaults
+from inflight.request.parse import RawRequest, parse_request
+from inflight.request.prompt import PromptBuilder, check_capabilities, engine_request
+from inflight.request.tokenizer import TextTokenizer
+from inflight.serving.admission import AdmissionQueue
+from inflight.serving.cancellation import CancellationPoller
+from inflight.serving.delivery import Delivery, LiveStream, Responder
+from inflight.serving.dispatcher import Dispatcher
+from inflight.serving.metrics import Flusher, Metrics, Sink
+from inflight.serving.observation import Observation, Snapshot
 
 log = logging.getLogger("inflight.backend")
 
@@ -70,7 +69,7 @@ class Backend:
         override = version_folder / config.chat_template if config.chat_template else None
         template = load_chat_template(folder, override, self._tokenizer.special_tokens)
         self._builder = PromptBuilder(self._tokenizer, template, config.max_prompt_bytes)
-        self._defaults = _generation_defaults(folder)
+        self._defaults = read_generation_defaults(folder)
         self._detokenizers: DetokenizerFactory | None = None
         self._info: EngineInfo | None = None
         self._live: dict[int, LiveStream] = {}
@@ -258,7 +257,7 @@ class Backend:
     def _live_streams(self) -> list[LiveStream]:
         return list(self._live.values())
 
-    # -- what the engine says (inflight.supervisor.Observer) ---------------------------------------------------------
+    # -- what the engine says (`supervisor.Observer`) ------------------------------------------------------------------
 
     def on_engine_up(self, link: EngineLink, info: EngineInfo) -> None:
         """An engine is ready."""
@@ -353,29 +352,3 @@ def _warmup(raw: RawRequest) -> RawRequest:
     if not empty:
         return raw
     return dataclasses.replace(raw, tensors={"text_input": ["Hello"], "max_tokens": [2]})
-
-
-def new_request_id() -> str:
-    """An id for a request whose client gave none: 64 random bits."""
-    return secrets.token_hex(8)
-
-
-def _generation_defaults(folder: Path) -> GenerationDefaults:
-    """Sampling defaults of the checkpoint. `do_sample: false` (or its absence) means greedy, as in transformers."""
-    content = read_json_object(folder, "generation_config.json")
-    repetition_penalty = _number(content, "repetition_penalty")
-    if not content.get("do_sample", False):
-        return GenerationDefaults(repetition_penalty=repetition_penalty)
-    temperature, top_k = _number(content, "temperature"), _number(content, "top_k")
-    return GenerationDefaults(
-        temperature=1.0 if temperature is None else temperature,
-        top_p=_number(content, "top_p"),
-        top_k=None if top_k is None else int(top_k),
-        min_p=_number(content, "min_p"),
-        repetition_penalty=repetition_penalty,
-    )
-
-
-def _number(content: Mapping[str, Any], name: str) -> float | None:
-    value = content.get(name)
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None

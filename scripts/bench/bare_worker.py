@@ -27,8 +27,9 @@ import openvino
 import openvino_genai
 
 from inflight.engines.base import EngineRequest, SamplingParams
-from inflight.engines.factory import WorkerSpec, create_engine
-from inflight.engines.openvino import OpenVinoEngine
+from inflight.engines.factory import create_engine
+from inflight.engines.openvino.engine import OpenVinoEngine
+from inflight.engines.spec import WorkerSpec
 
 Answers = list[dict[str, Any]]
 

@@ -35,9 +35,9 @@ from bench import calibration, step_costs
 from bench.virtual import Arrival, Outcome, Policy, Replica, percentile, poisson
 from build_engine import svg
 from build_engine.planning.gpus import gpu_named
-from inflight.admission import AdmissionQueue
 from inflight.engines.base import EngineRequest, SamplingParams
-from inflight.engines.simulated_cost import SimulatedOptions
+from inflight.engines.simulated.cost import SimulatedOptions
+from inflight.serving.admission import AdmissionQueue
 
 FOLDER = REPOSITORY / "docs" / "benchmarks" / "batching"
 SHARE = 0.95

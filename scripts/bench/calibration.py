@@ -27,8 +27,8 @@ from bench.virtual import Arrival, Policy, Replica
 
 sys.path.append(str(BACKEND_SOURCE))
 from inflight.engines.base import EngineRequest, SamplingParams
-from inflight.engines.openvino import BLOCK_SIZE, DEFAULT_KV_CACHE_BYTES, OpenVinoEngine
-from inflight.engines.simulated_cost import SimulatedOptions
+from inflight.engines.openvino.engine import BLOCK_SIZE, DEFAULT_KV_CACHE_BYTES, OpenVinoEngine
+from inflight.engines.simulated.cost import SimulatedOptions
 from inflight.errors import LoadError
 
 PROMPT, ANSWER, LONG_PROMPT = 32, 64, 1000

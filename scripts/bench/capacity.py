@@ -27,7 +27,7 @@ from bench.virtual import Policy, percentile, poisson
 from bench.virtual import Replica as Simulation
 from build_engine.errors import UserMistake
 from build_engine.planning.gpus import gpu_named
-from inflight.engines.simulated_cost import SimulatedOptions
+from inflight.engines.simulated.cost import SimulatedOptions
 
 MOST_REQUESTS = 20_000
 _SPANS = 20

@@ -34,8 +34,8 @@ from bench.simulated_model import serving
 
 sys.path.append(str(BACKEND_SOURCE))
 from inflight.engines.base import EngineRequest, SamplingParams
-from inflight.engines.simulated import SimulatedEngine
-from inflight.tokenizer import TextTokenizer
+from inflight.engines.simulated.engine import SimulatedEngine
+from inflight.request.tokenizer import TextTokenizer
 
 RESULTS = REPOSITORY / "docs" / "benchmarks" / "delivery.json"
 STOP = "\u2603 this never comes \u2603"

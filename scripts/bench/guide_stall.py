@@ -23,7 +23,7 @@ from bench.quiet import wait_until_quiet
 
 sys.path.append(str(BACKEND_SOURCE))
 from inflight.engines.base import EngineRequest, Guide, SamplingParams
-from inflight.engines.openvino import OpenVinoEngine
+from inflight.engines.openvino.engine import OpenVinoEngine
 from inflight.grammar.prepare import prepare
 
 STEPS_BEFORE = 12  # between two guided requests

@@ -29,7 +29,7 @@ from bench.peer_inflight import MODEL, InflightPeer
 from bench.results import write_results
 
 sys.path.append(str(BACKEND_SOURCE))
-from inflight.tokenizer import TextTokenizer
+from inflight.request.tokenizer import TextTokenizer
 
 FOLDER = REPOSITORY / "docs" / "benchmarks" / "lookup"
 CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"

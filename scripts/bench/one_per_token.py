@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import logging
 
-from inflight.delivery import Delivery, LiveStream
 from inflight.engines.base import EngineOutput
+from inflight.serving.delivery import Delivery, LiveStream
 
 log = logging.getLogger("inflight.delivery")
 

@@ -38,7 +38,7 @@ from bench.quiet import CpuTime, wait_until_quiet
 
 sys.path += [str(BACKEND_SOURCE), str(REPOSITORY)]
 from build_engine import svg
-from inflight.tokenizer import TextTokenizer
+from inflight.request.tokenizer import TextTokenizer
 
 RESULTS = REPOSITORY / "docs" / "benchmarks" / "peers"
 INT8, INT8_SQ, BITS16, TUNED = "inflight int8", "inflight int8-sq", "inflight 16-bit", "inflight int8 tuned"

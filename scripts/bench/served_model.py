@@ -15,10 +15,11 @@ from _report import Failure
 from bench.arms import Prompt
 
 sys.path.append(str(BACKEND_SOURCE))
-from inflight.config import ModelConfig, parse_model_config
-from inflight.engines.factory import WorkerSpec, resolve_engine
+from inflight.engines.factory import resolve_engine
+from inflight.engines.spec import WorkerSpec
 from inflight.errors import LoadError
-from inflight.tokenizer import TextTokenizer
+from inflight.model.parameters import ModelConfig, parse_model_config
+from inflight.request.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True, slots=True)

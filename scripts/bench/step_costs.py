@@ -24,7 +24,7 @@ from build_engine.planning import model_size, roofline
 from build_engine.planning.gpus import Gpu
 from build_engine.planning.roofline import Parallel
 from build_engine.quantization import RECIPES, Recipe, kv_cache_for
-from inflight.engines.simulated_cost import SimulatedOptions
+from inflight.engines.simulated.cost import SimulatedOptions
 
 ARCHITECTURES = Path(__file__).with_name("architectures.json")
 BLOCK_SIZE = 32

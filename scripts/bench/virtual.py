@@ -21,11 +21,11 @@ from _layout import BACKEND_SOURCE
 from _lengths import Lengths
 
 sys.path.append(str(BACKEND_SOURCE))
-from inflight.admission import AdmissionQueue
 from inflight.engines.base import EngineInfo, EngineRequest, SamplingParams
-from inflight.engines.simulated_batch import InflightBatch
-from inflight.engines.simulated_cost import SimulatedOptions, capabilities
-from inflight.engines.simulated_tokens import Vocabulary
+from inflight.engines.simulated.batch import InflightBatch
+from inflight.engines.simulated.cost import SimulatedOptions, capabilities
+from inflight.engines.simulated.tokens import Vocabulary
+from inflight.serving.admission import AdmissionQueue
 
 _NO_LIMIT = 1 << 40
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from inflight.contract import INPUTS, JSON_ALIASES, JSON_ONLY
+from inflight.request.contract import INPUTS, JSON_ALIASES, JSON_ONLY
 from tests.contract.forms import PROMPT, SHAPES, ask, forms_of
 from tests.harness.grpc_client import GrpcClient, Pending, RequestFailed
 from tests.unit.machines.tokenizer_kinds import KINDS

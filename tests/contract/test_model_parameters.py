@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from _server import Server, ServerConfig
-from inflight.contract import declared_inputs
+from inflight.request.contract import declared_inputs
 from tests.contract.conftest import FAST
 from tests.contract.forms import PROMPT, ask
 from tests.harness.grpc_client import GrpcClient, RequestFailed

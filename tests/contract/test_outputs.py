@@ -12,7 +12,7 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
-from inflight.contract import OUTPUTS
+from inflight.request.contract import OUTPUTS
 from tests.contract.forms import PROMPT, SHAPES
 from tests.harness.grpc_client import GrpcClient
 from tests.harness.tensors import decode

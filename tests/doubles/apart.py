@@ -6,11 +6,11 @@ import contextlib
 import queue
 import time
 
-from inflight import frames
-from inflight.engine_link import EngineLink
-from inflight.engine_process import EngineProcess
+from inflight.engine_process import frames
+from inflight.engine_process.launch import EngineProcess
+from inflight.engine_process.link import EngineLink
 from inflight.engines.base import EngineInfo, EngineOutput, EngineRefusal, EngineRequest, EngineStats
-from inflight.engines.factory import WorkerSpec
+from inflight.engines.spec import WorkerSpec
 
 LOAD_S = 280.0
 LEAVE_S = 10.0

@@ -40,7 +40,7 @@ class StandIn:
 
     def engine(self, folder: Path | None = None, max_running: int = 0, **options: Any) -> Engine:
         """The engine that the factory would make."""
-        from inflight.engines.tensorrt_llm import create
+        from inflight.engines.tensorrt_llm.create import create
 
         made = create(folder or self.folder(), options, max_running)
         self.made.append(made)

@@ -13,11 +13,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from inflight.engines import openvino, vllm_options
 from inflight.engines.base import Capability
-from inflight.engines.simulated_cost import SimulatedOptions
-from inflight.engines.simulated_cost import capabilities as simulated_capabilities
-from inflight.trtllm_parameters import PARAMETERS
+from inflight.engines.openvino import engine as openvino
+from inflight.engines.simulated.cost import SimulatedOptions
+from inflight.engines.simulated.cost import capabilities as simulated_capabilities
+from inflight.engines.vllm import options as vllm_options
+from inflight.model.trtllm_parameters import PARAMETERS
 from tests.doubles.folders import environment, write_checkpoint, write_engine
 from tests.doubles.vllm_facts import GPU
 
@@ -39,7 +40,7 @@ ASKED: dict[str, Any] = {"max_beam_width": 2}  # with every option that gives a 
 PROGRAM = """
 import json, sys
 from pathlib import Path
-from inflight.engines.tensorrt_llm import create
+from inflight.engines.tensorrt_llm.create import create
 engine = create(Path(sys.argv[1]), json.loads(sys.argv[2]), 0)
 print(json.dumps(sorted(capability.value for capability in engine.info.capabilities)))
 engine.close()

@@ -14,12 +14,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from inflight.admission import AdmissionQueue
 from inflight.engines.base import EngineRequest, Guide, SamplingParams
-from inflight.engines.vllm import VllmEngine
-from inflight.engines.vllm_load import import_vllm
-from inflight.engines.vllm_options import environment, read_options
+from inflight.engines.vllm.engine import VllmEngine
+from inflight.engines.vllm.load import import_vllm
+from inflight.engines.vllm.options import environment, read_options
 from inflight.errors import LoadError
+from inflight.serving.admission import AdmissionQueue
 
 POOL_GB = 0.00075  # about a hundred blocks
 REQUESTS = 120

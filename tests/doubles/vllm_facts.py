@@ -4,7 +4,7 @@ sources; tests/integration/test_vllm_engine.py holds it against the one that is 
 
 from __future__ import annotations
 
-from inflight.engines.vllm_options import VllmFacts
+from inflight.engines.vllm.options import VllmFacts
 
 ARGUMENTS = frozenset(
     {

@@ -18,8 +18,8 @@ import pytest
 
 from inflight.engines.base import Capability, Engine, EngineOutput, EngineRefusal, FinishReason
 from inflight.errors import ErrorCode, RequestError
-from inflight.prompt import PromptBuilder, check_capabilities, engine_request
-from inflight.tokenizer import TextTokenizer
+from inflight.request.prompt import PromptBuilder, check_capabilities, engine_request
+from inflight.request.tokenizer import TextTokenizer
 from tests.doubles.stand_in import collect, ids
 from tests.doubles.tables import DOCUMENTS, PROPERTIES, between
 from tests.unit.machines.strategies import request

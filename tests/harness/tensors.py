@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
-from inflight.contract import INPUTS
+from inflight.request.contract import INPUTS
 
 _NUMPY: dict[str, Any] = {
     "BOOL": np.bool_,

@@ -6,7 +6,7 @@ import pytest
 
 from _layout import ENGINE
 from inflight.engines.base import Capability, Engine
-from inflight.engines.openvino import OpenVinoEngine
+from inflight.engines.openvino.engine import OpenVinoEngine
 from tests.doubles.stand_in import collect, request
 from tests.harness.capability_cells import Asker, check_column
 

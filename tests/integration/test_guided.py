@@ -294,7 +294,7 @@ def engine_pids(server: Server) -> list[int]:
 
 
 def guide_workers(server: Server) -> list[int]:
-    return _pids(server, "inflight.guide_worker")
+    return _pids(server, "inflight.guides.worker")
 
 
 def _pids(server: Server, module: str) -> list[int]:

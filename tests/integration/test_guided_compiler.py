@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from _layout import ENGINE
 from inflight.engines.base import Guide
-from inflight.engines.openvino_guides import CompiledGrammars, OpenVinoCompiler, can_be_guided, structured_output
+from inflight.engines.openvino.guides import CompiledGrammars, OpenVinoCompiler, can_be_guided, structured_output
 from inflight.grammar.nodes import GrammarError
 from inflight.grammar.prepare import network, prepare
 from tests.integration.guide_cases import SCHEMAS

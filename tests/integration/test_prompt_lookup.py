@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from _layout import ENGINE
 from _server import Server
 from inflight.engines.base import Engine, FinishReason
-from inflight.engines.openvino import OpenVinoEngine
+from inflight.engines.openvino.engine import OpenVinoEngine
 from inflight.errors import LoadError
 from tests.doubles.stand_in import request
 from tests.harness.grpc_client import GrpcClient

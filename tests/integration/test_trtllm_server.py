@@ -248,7 +248,7 @@ def ranks_of(server: Server) -> list[psutil.Process]:
     for pid in server.processes():
         process = psutil.Process(pid)
         command = process.cmdline()
-        if "inflight.engines.tensorrt_llm_mpi" in command and "mpirun" not in command[0]:
+        if "inflight.engine_process.ranks" in command and "mpirun" not in command[0]:
             found.append(process)
     return found
 

@@ -14,7 +14,7 @@ import pytest
 from _layout import MODELS
 from inflight.engines.base import Guide
 from inflight.errors import ErrorCode, RequestError
-from inflight.guides import Decision, GuideService
+from inflight.guides.service import Decision, GuideService
 from tests.doubles.vllm import cycle, drive, vllm_python, write_chain
 from tests.integration.guide_cases import HOSTILE, SCHEMAS
 from tests.unit.machines.tokenizer_kinds import write_folder

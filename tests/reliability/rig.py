@@ -24,7 +24,7 @@ import _shm
 from _processes import holds_any
 from _server import Server, ServerConfig
 from inflight import control
-from inflight.engine_python import RUN_PREFIX
+from inflight.engines.python import RUN_PREFIX
 from tests.harness.repository import write_model
 
 READY_TIMEOUT_S = 120.0

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from inflight.cancellation import questions_per_second
+from inflight.serving.cancellation import questions_per_second
 from tests.reliability.conftest import OpenRig, Report
 from tests.reliability.load import LEFT, End, Load, drive, make_request, tally
 from tests.reliability.rig import Rig

@@ -1,4 +1,4 @@
-"""Errors with a gRPC status, right after the arrival: Triton's front end has a race there, see `inflight.refusals`."""
+"""Errors with a gRPC status, right after the arrival: Triton's front end has a race there, see `serving.refusals`."""
 
 from __future__ import annotations
 

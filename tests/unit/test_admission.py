@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from inflight.admission import AGEING_S, AdmissionQueue, Reservation, worst_case
 from inflight.errors import ErrorCode, RequestError
+from inflight.serving.admission import AGEING_S, AdmissionQueue, Reservation, worst_case
 from tests.unit.machines.strategies import engine_request, info
 
 pytestmark = pytest.mark.fast

@@ -15,7 +15,7 @@ from bench import batching, calibration, capacity, kv_memory, step_costs
 from bench.virtual import Arrival, Policy, Replica, percentile, poisson
 from build_engine.planning import model_size
 from build_engine.planning.gpus import gpu_named, gpu_table
-from inflight.engines.simulated_cost import SimulatedOptions
+from inflight.engines.simulated.cost import SimulatedOptions
 
 pytestmark = pytest.mark.fast
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from inflight.engines.base import Capability, Engine
-from inflight.engines.simulated import SimulatedEngine
+from inflight.engines.simulated.engine import SimulatedEngine
 from tests.doubles.folders import write_checkpoint
 from tests.doubles.stand_in import StandIn, ids, request, run, stand_in
 from tests.harness.capability_cells import Asker, cells, check_column

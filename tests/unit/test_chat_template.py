@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from inflight.chat_template import MAX_MESSAGES, ChatTemplate, load_chat_template, parse_messages
 from inflight.errors import ErrorCode, LoadError, RequestError
+from inflight.request.chat_template import MAX_MESSAGES, ChatTemplate, load_chat_template, parse_messages
 
 pytestmark = pytest.mark.fast
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from inflight.config import ModelConfig, parse_model_config
 from inflight.errors import LoadError
+from inflight.model.parameters import ModelConfig, parse_model_config
 
 pytestmark = pytest.mark.fast
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from inflight.contract import INPUTS, JSON_ALIASES, JSON_ONLY, OUTPUTS, declared_inputs
-from inflight.triton_config import auto_complete, instance_count
+from inflight.request.contract import INPUTS, JSON_ALIASES, JSON_ONLY, OUTPUTS, declared_inputs
+from inflight.triton.config import auto_complete, instance_count
 
 pytestmark = pytest.mark.fast
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from inflight.delivery import BACKLOG_STREAMS, PACE_S, Delivery, LiveStream
-from inflight.metrics import Metrics
+from inflight.serving.delivery import BACKLOG_STREAMS, PACE_S, Delivery, LiveStream
+from inflight.serving.metrics import Metrics
 
 pytestmark = pytest.mark.fast
 
@@ -40,7 +40,7 @@ def test_many_stop_it_for_a_moment_only() -> None:
 
 
 def test_it_goes_on_as_soon_as_the_senders_have_caught_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inflight.delivery.PACE_S", 10.0)
+    monkeypatch.setattr("inflight.serving.delivery.PACE_S", 10.0)
     delivery = waiting(BACKLOG_STREAMS + 1)
     threading.Timer(0.05, delivery._ready.get).start()
     assert 0.04 < seconds_of(delivery) < 5.0

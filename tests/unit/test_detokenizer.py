@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from inflight.detokenizer import DetokenizerFactory
+from inflight.answer.detokenizer import DetokenizerFactory
 from tests.unit.machines.strategies import budget, cuts
 from tests.unit.machines.tokenizer_kinds import CORPUS, KINDS, WITH_BYTE_TABLE, token_bytes
 

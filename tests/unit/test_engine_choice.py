@@ -12,9 +12,10 @@ import msgspec
 import pytest
 
 from inflight import manifest
-from inflight.engine_process import EngineProcess
-from inflight.engine_python import ask, choose_python, find_packages, foreign_environment, python_executable
-from inflight.engines.factory import WorkerSpec, resolve_engine
+from inflight.engine_process.launch import EngineProcess
+from inflight.engines.factory import resolve_engine
+from inflight.engines.python import ask, choose_python, find_packages, foreign_environment, python_executable
+from inflight.engines.spec import WorkerSpec
 from inflight.errors import LoadError
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from inflight import frames
-from inflight.engine_link import EngineLink
-from inflight.engine_worker import Worker
+from inflight.engine_process import frames
+from inflight.engine_process.link import EngineLink
+from inflight.engine_process.watchdog import StatePage, WorkerState
+from inflight.engine_process.worker import Worker
 from inflight.engines.base import EngineOutput, EngineRequest, EngineStats, SamplingParams
-from inflight.watchdog import StatePage, WorkerState
 
 pytestmark = pytest.mark.fast
 

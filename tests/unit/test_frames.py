@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inflight import frames
+from inflight.engine_process import frames
+from inflight.engine_process.frames import FrameBuffer, FrameError, decode_from_engine, decode_to_engine, encode
 from inflight.engines.base import Capability, EngineOutput, EngineStats, FinishReason, Guide
-from inflight.frames import FrameBuffer, FrameError, decode_from_engine, decode_to_engine, encode
 from tests.unit.machines.strategies import budget, cuts, engine_request, info
 
 pytestmark = pytest.mark.fast

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 
-from inflight.front_end import ASLEEP, FrontEnd, read_states
+from inflight.serving.front_end import ASLEEP, FrontEnd, read_states
 
 RUNNING = b"R"
 

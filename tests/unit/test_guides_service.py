@@ -14,14 +14,15 @@ from typing import Any, ClassVar
 
 import pytest
 
-from inflight import guides
-from inflight.config import ModelConfig
 from inflight.engines.base import EngineInfo, Guide
 from inflight.errors import ErrorCode, RequestError
-from inflight.guide_frames import Check, LinkError, Verdict
-from inflight.guide_process import TooLong
-from inflight.guides import Decision, GuideLimits, GuideService, NewGuide, check_combination, check_limits
-from inflight.request import GenerationDefaults, RawRequest, parse_request
+from inflight.guides import service as guides
+from inflight.guides.frames import Check, LinkError, Verdict
+from inflight.guides.process import TooLong
+from inflight.guides.service import Decision, GuideLimits, GuideService, NewGuide, check_combination, check_limits
+from inflight.model.parameters import ModelConfig
+from inflight.request.defaults import GenerationDefaults
+from inflight.request.parse import RawRequest, parse_request
 
 INFO = EngineInfo(
     name="openvino",

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from inflight.chat_template import ChatTemplate
 from inflight.engines.base import Capability, EngineInfo, EngineRequest
 from inflight.errors import ErrorCode, RequestError
-from inflight.prompt import PromptBuilder, check_capabilities, engine_request
-from inflight.tokenizer import TextTokenizer
+from inflight.request.chat_template import ChatTemplate
+from inflight.request.prompt import PromptBuilder, check_capabilities, engine_request
+from inflight.request.tokenizer import TextTokenizer
 from tests.unit.machines.strategies import info, request
 from tests.unit.machines.tokenizer_kinds import write_folder
 

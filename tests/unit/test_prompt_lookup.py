@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("openvino_genai")
 
-from inflight.engines.openvino_lookup import LEAST_STEPS, MOST_PAUSE, Payoff
+from inflight.engines.openvino.lookup import LEAST_STEPS, MOST_PAUSE, Payoff
 
 GOOD = (10 * LEAST_STEPS, 4 * LEAST_STEPS)
 VAIN = (4 * LEAST_STEPS, 4 * LEAST_STEPS)

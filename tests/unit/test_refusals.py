@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from inflight.errors import RequestError, cancelled
-from inflight.front_end import FrontEnd
-from inflight.refusals import LEAST_AGE_NS, PATIENCE_NS, Refusals
+from inflight.serving.front_end import FrontEnd
+from inflight.serving.refusals import LEAST_AGE_NS, PATIENCE_NS, Refusals
 
 
 class Answers:

@@ -14,11 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inflight.config import ModelConfig
-from inflight.contract import INPUTS, JSON_ALIASES, JSON_ONLY
 from inflight.engines.base import Guide
 from inflight.errors import ErrorCode, RequestError
-from inflight.request import GenerationDefaults, GenerationRequest, RawRequest, parse_request
+from inflight.model.parameters import ModelConfig
+from inflight.request.contract import INPUTS, JSON_ALIASES, JSON_ONLY
+from inflight.request.defaults import GenerationDefaults
+from inflight.request.parse import GenerationRequest, RawRequest, parse_request
 from tests.unit.machines.strategies import budget
 
 pytestmark = pytest.mark.fast

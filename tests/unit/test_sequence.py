@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inflight.detokenizer import DetokenizerFactory
-from inflight.sequence import SequenceText
+from inflight.answer.detokenizer import DetokenizerFactory
+from inflight.answer.sequence import SequenceText
 from tests.unit.machines.strategies import budget, cuts
 from tests.unit.machines.tokenizer_kinds import KINDS, WITH_BYTE_TABLE, token_bytes
 

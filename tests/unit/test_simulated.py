@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule
 
 from inflight.engines.base import Capability, EngineOutput, FinishReason
-from inflight.engines.factory import WorkerSpec, create_engine, resolve_engine
-from inflight.engines.simulated import SimulatedEngine
+from inflight.engines.factory import create_engine, resolve_engine
+from inflight.engines.simulated.engine import SimulatedEngine
+from inflight.engines.spec import WorkerSpec
 from inflight.errors import LoadError
 from tests.unit.machines.strategies import budget, engine_request
 from tests.unit.machines.tokenizer_kinds import KINDS, write_folder

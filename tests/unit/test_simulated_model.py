@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inflight.engines.base import Capability, EngineRefusal, EngineRequest, FinishReason, SamplingParams
-from inflight.engines.simulated_batch import InflightBatch
-from inflight.engines.simulated_cache import BlockPool, Lease, block_keys
-from inflight.engines.simulated_cost import SimulatedOptions, Work, capabilities, step_seconds
-from inflight.engines.simulated_tokens import Answer, Vocabulary
+from inflight.engines.simulated.batch import InflightBatch
+from inflight.engines.simulated.cache import BlockPool, Lease, block_keys
+from inflight.engines.simulated.cost import SimulatedOptions, Work, capabilities, step_seconds
+from inflight.engines.simulated.tokens import Answer, Vocabulary
 from tests.unit.machines.strategies import budget, engine_request
 
 pytestmark = pytest.mark.fast

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inflight.stops import StopMatcher
+from inflight.answer.stops import StopMatcher
 from tests.unit.machines.strategies import budget, cuts
 
 pytestmark = pytest.mark.fast

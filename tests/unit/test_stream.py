@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from inflight.answer.stream import Stream
 from inflight.engines.base import EngineOutput, FinishReason
 from inflight.errors import ErrorCode, cancelled, unavailable
-from inflight.prompt import Prompt
-from inflight.stream import Stream
+from inflight.request.prompt import Prompt
 from tests.unit.machines.strategies import request
 from tests.unit.machines.stream_model import EOS, FACTORY, PROMPT_IDS, make_stream
 from tests.unit.machines.tokenizer_kinds import KINDS

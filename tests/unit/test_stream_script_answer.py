@@ -13,7 +13,7 @@ import stream
 from _answer import Answer, Response, Timeline
 from _client import parse_value
 from _report import Failure
-from inflight.contract import INPUTS
+from inflight.request.contract import INPUTS
 
 
 def response(at: float, final: bool = False, **outputs: list[Any]) -> Response:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from inflight.errors import LoadError, RequestError
-from inflight.tokenizer import TextTokenizer
+from inflight.request.tokenizer import TextTokenizer
 from tests.unit.machines.tokenizer_kinds import KINDS, write_folder
 
 pytestmark = pytest.mark.fast

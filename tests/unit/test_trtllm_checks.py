@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from inflight.engines.factory import resolve_engine
-from inflight.engines.tensorrt_llm_options import parse_choices, read_options
-from inflight.engines.tensorrt_llm_probe import DirectoryKind, Gpu, directory_kind, visible_gpus
+from inflight.engines.tensorrt_llm.options import parse_choices, read_options
+from inflight.engines.tensorrt_llm.probe import DirectoryKind, Gpu, directory_kind, visible_gpus
 from inflight.errors import LoadError
 from tests.doubles.folders import engine_config, write_checkpoint, write_engine, write_metadata
 from tests.doubles.stand_in import StandIn, stand_in
@@ -46,7 +46,7 @@ def refused(double: StandIn, folder: Path | None = None, **options: Any) -> str:
 
 
 def with_gpus(monkeypatch: pytest.MonkeyPatch, *gpus: Gpu) -> None:
-    monkeypatch.setattr("inflight.engines.tensorrt_llm.visible_gpus", lambda: list(gpus))
+    monkeypatch.setattr("inflight.engines.tensorrt_llm.create.visible_gpus", lambda: list(gpus))
 
 
 H100 = Gpu("NVIDIA H100", "9.0", 70 * GIB)

@@ -74,7 +74,7 @@ def test_the_steps_of_the_dockerfile() -> None:
 
 @pytest.mark.fast
 def test_the_images_of_the_two_lists_agree() -> None:
-    from inflight.engines.tensorrt_llm_checks import IMAGES
+    from inflight.engines.tensorrt_llm.checks import IMAGES
 
     rows = re.findall(
         r"^\| \**([\d.]+)\** \| \**([\d., to]+)\** \|", (ROOT / "docs" / "gpu.md").read_text(), re.MULTILINE

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from inflight.engines.factory import WorkerSpec
-from inflight.engines.tensorrt_llm_mpi import SPEC_VARIABLE, rank_of, ranks_command
+from inflight.engine_process.ranks import SPEC_VARIABLE, rank_of, ranks_command
+from inflight.engines.spec import WorkerSpec
 from inflight.errors import LoadError
 from tests.doubles.folders import write_checkpoint, write_engine
 from tests.unit.machines.tokenizer_kinds import write_folder
@@ -48,14 +48,14 @@ def test_mpirun(tmp_path: Path, launchers: str) -> None:
     made = command(tmp_path, launchers)
     assert made is not None
     words, more = made
-    assert words[:4] == ["/usr/bin/python3", "-m", "inflight.engines.tensorrt_llm_mpi", "--launch"]
+    assert words[:4] == ["/usr/bin/python3", "-m", "inflight.engine_process.ranks", "--launch"]
     launcher = words[4:]
     assert launcher[:5] == ["mpirun", "-n", "4", "--bind-to", "none"]
     assert "--oversubscribe" in launcher
     passed = {launcher[place + 1] for place, word in enumerate(launcher) if word == "-x"}
     assert {"PYTHONPATH", "NCCL_DEBUG", SPEC_VARIABLE} <= passed
     assert "SECRET" not in passed
-    assert launcher[-4:] == ["/usr/bin/python3", "-m", "inflight.engines.tensorrt_llm_mpi", str(tmp_path / "run")]
+    assert launcher[-4:] == ["/usr/bin/python3", "-m", "inflight.engine_process.ranks", str(tmp_path / "run")]
     assert more["OMPI_MCA_mpi_yield_when_idle"] == "1", "ranks that wait leave the cores to others"
     assert json.loads(more[SPEC_VARIABLE])["engine"] == "tensorrt_llm", "ranks elsewhere do not see the run folder"
 

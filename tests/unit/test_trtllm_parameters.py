@@ -12,10 +12,10 @@ import pytest
 
 import import_config
 from _report import Failure
-from inflight.config import parse_model_config
-from inflight.engines.tensorrt_llm_options import TensorRtLlmOptions, read_options
+from inflight.engines.tensorrt_llm.options import TensorRtLlmOptions, read_options
 from inflight.errors import LoadError
-from inflight.trtllm_parameters import PARAMETERS
+from inflight.model.parameters import parse_model_config
+from inflight.model.trtllm_parameters import PARAMETERS
 from tests.doubles.folders import write_engine
 from tests.unit.machines.tokenizer_kinds import write_folder
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inflight.contract import INPUTS, JSON_ALIASES
 from inflight.errors import ErrorCode, RequestError
-from inflight.values import Values
+from inflight.request.contract import INPUTS, JSON_ALIASES
+from inflight.request.values import Values
 from tests.unit.machines.strategies import budget
 
 pytestmark = pytest.mark.fast

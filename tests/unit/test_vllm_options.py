@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from inflight.engines.base import Capability, EngineRefusal, EngineRequest, Guide, SamplingParams
-from inflight.engines.vllm_load import Installed, check_checkpoint, first_line, import_vllm, load, warm_up_requests
-from inflight.engines.vllm_options import (
+from inflight.engines.vllm.load import Installed, check_checkpoint, first_line, import_vllm, load, warm_up_requests
+from inflight.engines.vllm.options import (
     DEFAULT_KV_CACHE_BYTES_CPU,
     RESERVED,
     VllmFacts,
@@ -22,7 +22,7 @@ from inflight.engines.vllm_options import (
     environment,
     read_options,
 )
-from inflight.engines.vllm_sampling import grammar_text, sampling_values, split_logprobs
+from inflight.engines.vllm.sampling import grammar_text, sampling_values, split_logprobs
 from inflight.errors import LoadError
 from tests.doubles.vllm_facts import ARGUMENTS, CPU, GPU
 

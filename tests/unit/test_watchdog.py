@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inflight.watchdog import StatePage, Watchdog, WorkerState, beat_of
+from inflight.engine_process.watchdog import StatePage, Watchdog, WorkerState, beat_of
 from tests.unit.machines.strategies import budget
 
 pytestmark = pytest.mark.fast

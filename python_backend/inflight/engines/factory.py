@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-from inflight.engine_python import find_packages
 from inflight.engines.base import Engine
+from inflight.engines.python import find_packages
+from inflight.engines.spec import WorkerSpec
 from inflight.errors import LoadError
 from inflight.manifest import MANIFEST_NAME, Manifest, ManifestError, read
-from inflight.model_files import read_json_object
+from inflight.model.files import read_json_object
 
 log = logging.getLogger("inflight.backend")
 
@@ -22,28 +21,6 @@ _TENSORRT_LLM_LACKS = {"int8-sq": "W8A8_INT8"}  # written in vLLM's format
 
 Packages = Callable[[list[str]], Mapping[str, str]]
 """Of the names given, those that are installed, with their versions."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class WorkerSpec:
-    """What the engine process has to load. `max_running` 0 means the engine's own limit; `python` is the interpreter
-    that runs it, empty for the server's own.
-    """
-
-    engine: str
-    engine_dir: str
-    options: Mapping[str, Any]
-    max_running: int
-    python: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """For the spec file in the run folder."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> WorkerSpec:
-        """The inverse of `to_json`."""
-        return cls(**content)
 
 
 def resolve_engine(name: str, engine_dir: Path, packages: Packages = find_packages) -> str:
@@ -108,19 +85,19 @@ def create_engine(spec: WorkerSpec) -> Engine:
     """Load the engine. Raises `LoadError` with one sentence for the operator."""
     folder = Path(spec.engine_dir)
     if spec.engine == "simulated":
-        from inflight.engines.simulated import SimulatedEngine
+        from inflight.engines.simulated.engine import SimulatedEngine
 
         return SimulatedEngine(folder, spec.options, spec.max_running)
     if spec.engine == "openvino":
-        from inflight.engines.openvino import OpenVinoEngine
+        from inflight.engines.openvino.engine import OpenVinoEngine
 
         return OpenVinoEngine(folder, spec.options, spec.max_running)
     if spec.engine == "tensorrt_llm":
-        from inflight.engines.tensorrt_llm import create
+        from inflight.engines.tensorrt_llm.create import create
 
         return create(folder, spec.options, spec.max_running)
     if spec.engine == "vllm":
-        from inflight.engines.vllm import VllmEngine
+        from inflight.engines.vllm.engine import VllmEngine
 
         return VllmEngine(folder, spec.options, spec.max_running)
     raise LoadError(

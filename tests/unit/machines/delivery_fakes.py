@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
-from inflight import frames
-from inflight.admission import worst_case
-from inflight.engine_link import LinkLost
+from inflight.answer.stream import Reply, Stream
+from inflight.engine_process import frames
+from inflight.engine_process.link import LinkLost
 from inflight.engines.base import EngineInfo, EngineOutput, EngineRequest, EngineStats, FinishReason
 from inflight.errors import RequestError
-from inflight.stream import Reply, Stream
+from inflight.serving.admission import worst_case
 from tests.unit.machines.tokenizer_kinds import KINDS
 
 EOS = 1

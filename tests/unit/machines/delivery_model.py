@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from inflight import frames
+from inflight.answer.stream import Stream
 from inflight.backend import Backend
-from inflight.config import ModelConfig
-from inflight.delivery import LiveStream
-from inflight.observation import Snapshot
-from inflight.refusals import answer_error
-from inflight.request import RawRequest
-from inflight.stream import Stream
-from inflight.supervisor import Health
+from inflight.engine_process import frames
+from inflight.engine_process.supervisor import Health
+from inflight.model.parameters import ModelConfig
+from inflight.request.parse import RawRequest
+from inflight.serving.delivery import LiveStream
+from inflight.serving.observation import Snapshot
+from inflight.serving.refusals import answer_error
 from tests.unit.machines.delivery_fakes import CountingSink, FakeClock, FakeEngine, FakePool, FakeResponder, Record
 from tests.unit.machines.strategies import info
 from tests.unit.machines.tokenizer_kinds import KINDS

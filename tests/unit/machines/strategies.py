@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from inflight.config import ModelConfig
 from inflight.engines.base import Capability, EngineInfo, EngineRequest, SamplingParams
-from inflight.request import GenerationDefaults, GenerationRequest, RawRequest, parse_request
+from inflight.model.parameters import ModelConfig
+from inflight.request.defaults import GenerationDefaults
+from inflight.request.parse import GenerationRequest, RawRequest, parse_request
 
 T = TypeVar("T")
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from inflight.detokenizer import DetokenizerFactory
+from inflight.answer.detokenizer import DetokenizerFactory
+from inflight.answer.sequence import SequenceText
+from inflight.answer.stream import Reply, Stream, Taken
 from inflight.engines.base import EngineOutput, FinishReason
-from inflight.prompt import Prompt
-from inflight.sequence import SequenceText
-from inflight.stream import Reply, Stream, Taken
+from inflight.request.prompt import Prompt
 from tests.unit.machines.strategies import request
 from tests.unit.machines.tokenizer_kinds import KINDS
 

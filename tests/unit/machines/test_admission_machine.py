@@ -7,8 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
-from inflight.admission import AGEING_S, AdmissionQueue, Reservation, worst_case
 from inflight.errors import ErrorCode, RequestError
+from inflight.serving.admission import AGEING_S, AdmissionQueue, Reservation, worst_case
 from tests.unit.machines.strategies import budget, engine_request, info
 
 pytestmark = pytest.mark.fast

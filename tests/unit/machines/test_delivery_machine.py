@@ -12,8 +12,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from inflight.config import BATCHING_STRATEGIES
-from inflight.stream import Stream
+from inflight.answer.stream import Stream
+from inflight.model.parameters import BATCHING_STRATEGIES
 from tests.unit.machines.delivery_model import World
 from tests.unit.machines.strategies import budget
 

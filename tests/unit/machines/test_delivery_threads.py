@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from inflight import frames
-from inflight.engine_link import LinkLost
+from inflight.engine_process import frames
+from inflight.engine_process.link import LinkLost
+from inflight.engine_process.supervisor import Health
 from inflight.errors import unavailable
-from inflight.supervisor import Health
 from tests.unit.machines.delivery_fakes import FakeEngine
 from tests.unit.machines.delivery_model import Core
 

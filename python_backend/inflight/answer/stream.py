@@ -1,0 +1,244 @@
+"""One request's way from engine outputs to replies. Pure: no Triton, no thread, no clock of its own.
+
+    engine outputs ──append──▶ buffers per sequence ──take──▶ replies, the last of them final
+
+`take` gives everything that is buffered at once, so the later it is called the more tokens a reply carries. A stream
+is done after its final reply or after an error; from then on `append` and `fail` change nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+
+from inflight.answer.detokenizer import Detokenizer
+from inflight.answer.sequence import SequenceText
+from inflight.engines.base import EngineOutput, FinishReason
+from inflight.errors import ErrorCode, RequestError, internal
+from inflight.request.parse import GenerationRequest
+from inflight.request.prompt import Prompt
+
+
+@dataclasses.dataclass(slots=True)
+class Reply:
+    """One response. Lists have one element per sequence in it, except `token_ids` and `logprobs` (one per new token).
+
+    `timing` comes with the last reply only.
+    """
+
+    texts: list[str]
+    finishes: list[str]
+    indices: list[int]
+    num_output_tokens: list[int]
+    cumulative_logprobs: list[float]
+    token_ids: list[int]
+    logprobs: list[float]
+    top_logprobs: list[str]
+    timing: Timing | None = None
+
+
+@dataclasses.dataclass(slots=True)
+class Timing:
+    """Monotonic times in ns; 0 is "not yet"."""
+
+    arrival_ns: int = 0
+    scheduled_ns: int = 0
+    first_token_ns: int = 0
+    last_token_ns: int = 0
+
+
+@dataclasses.dataclass(slots=True)
+class Taken:
+    """What `Stream.take` gave. `error` ends the stream instead of a final reply; `abandon` means: stop the engine's
+    work.
+    """
+
+    replies: list[Reply]
+    done: bool = False
+    error: RequestError | None = None
+    abandon: bool = False
+    tokens: int = 0
+
+
+class _Sequence:
+    """Buffers and sums of one sequence."""
+
+    __slots__ = ("cumulative", "done", "finish", "ids", "logprobs", "pending", "reported", "score", "text", "top")
+
+    def __init__(self, text: SequenceText) -> None:
+        self.text = text
+        self.ids: list[int] = []  # used, not yet in a reply
+        self.logprobs: list[float] = []
+        self.top: list[dict[int, float]] = []
+        self.pending = ""  # text not yet in a reply
+        self.reported = False  # its finish reason is in a reply
+        self.finish: FinishReason | None = None
+        self.done = False
+        self.cumulative = 0.0
+        self.score: float | None = None
+
+
+class Stream:
+    """The state of one answer. Not thread-safe: its owner (`delivery.py`) holds a lock around every call."""
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        prompt: Prompt,
+        stop_token_ids: tuple[int, ...],
+        make_detokenizer: Callable[[], Detokenizer],
+        token_text: Callable[[int], str],
+        request_id: str,
+        arrival_ns: int,
+    ) -> None:
+        self.request = request
+        self.request_id = request_id
+        self.num_input_tokens = len(prompt.token_ids)
+        self.output_tokens = 0  # used so far, all sequences
+        self.timing = Timing(arrival_ns)
+        self.done = False
+        self.outcome = ""  # finish reason of the first sequence, or the error's code; set when done
+        self._token_text = token_text
+        self._stop_ids = frozenset(stop_token_ids)
+        count = request.num_sequences if request.beam_width > 1 else request.best_of
+        self._sequences = [_Sequence(SequenceText(make_detokenizer(), request.stops)) for _ in range(count)]
+        for sequence in self._sequences:
+            sequence.pending = prompt.echo
+        self._error: RequestError | None = None
+        self._abandon = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the next `take` will be the last one."""
+        return self._error is not None or all(sequence.done for sequence in self._sequences)
+
+    def append(self, output: EngineOutput, now_ns: int) -> None:
+        """Take one engine output. Outputs after the end of a sequence are ignored."""
+        if self.done or self._error is not None:
+            return
+        if output.error is not None or not 0 <= output.sequence_index < len(self._sequences):
+            self._error = internal(self.request_id)
+            return
+        sequence = self._sequences[output.sequence_index]
+        if sequence.done:
+            return
+        if output.token_ids:
+            if not self.timing.first_token_ns:
+                self.timing.first_token_ns = now_ns
+            self.timing.last_token_ns = now_ns
+            self._push(sequence, output)
+        if output.finish is not None and not sequence.done:
+            sequence.pending += sequence.text.finish()
+            sequence.finish, sequence.done, sequence.score = output.finish, True, output.score
+
+    def _push(self, sequence: _Sequence, output: EngineOutput) -> None:
+        ids = output.token_ids
+        by_token = output.finish is FinishReason.STOP and ids[-1] in self._stop_ids
+        pushed = sequence.text.push(ids[:-1] if by_token else ids)
+        used = pushed.tokens_used + (by_token and not pushed.stopped)
+        sequence.pending += pushed.text
+        sequence.ids += ids[:used]
+        self.output_tokens += used
+        if output.logprobs is not None:
+            sequence.logprobs += output.logprobs[:used]
+            sequence.cumulative += sum(output.logprobs[:used])
+        if output.top_logprobs is not None:
+            sequence.top += output.top_logprobs[:used]
+        if pushed.stopped:
+            sequence.finish, sequence.done = FinishReason.STOP, True
+            self._abandon = output.finish is None and all(item.done for item in self._sequences)
+
+    def fail(self, error: RequestError) -> None:
+        """End with an error. The first one wins; a stream that has ended keeps its end."""
+        if not self.done and not self.ended:
+            self._error = error
+
+    def break_off(self) -> None:
+        """Nothing more can be told to the client: done, as an internal error."""
+        self.done, self.outcome = True, ErrorCode.INTERNAL.value
+
+    def end_by_deadline(self) -> None:
+        """End every sequence with the text it has so far."""
+        for sequence in self._sequences:
+            if not sequence.done:
+                sequence.pending += sequence.text.finish()
+                sequence.finish, sequence.done = FinishReason.DEADLINE, True
+        self._abandon = True
+
+    def take(self) -> Taken:
+        """Everything that may be sent now. After a result with `done` every later call gives nothing."""
+        if self.done:
+            return Taken([])
+        if self._error is not None:
+            self.done, self.outcome = True, self._error.code.value
+            return Taken([], done=True, error=self._error, abandon=True)
+        ended = all(sequence.done for sequence in self._sequences)
+        taken = Taken([], done=ended, abandon=self._abandon)
+        self._abandon = False
+        if self.request.stream:
+            for place in range(len(self._sequences)):
+                reply = self._delta(place)
+                if reply is not None:
+                    taken.replies.append(reply)
+        elif ended:
+            taken.replies.append(self._whole())
+        if ended:
+            self.done, self.outcome = True, self._finish_text(self._sequences[0])
+            taken.replies[-1].timing = self.timing
+        taken.tokens = sum(sum(reply.num_output_tokens) for reply in taken.replies)
+        return taken
+
+    def _delta(self, place: int) -> Reply | None:
+        """The new text of one sequence, or None when there is nothing to say. Held-back tokens wait for the next
+        text.
+        """
+        sequence = self._sequences[place]
+        if sequence.reported or not (sequence.pending or sequence.done):
+            return None
+        sequence.reported = sequence.done
+        return self._reply([(place, sequence)])
+
+    def _whole(self) -> Reply:
+        """The whole answer: of several candidates the best, likeliest first where more were made than are returned."""
+        chosen = list(enumerate(self._sequences))
+        if len(chosen) > self.request.num_sequences:
+            chosen.sort(key=lambda item: -item[1].cumulative)
+            chosen = chosen[: self.request.num_sequences]
+            chosen = [(place, sequence) for place, (_, sequence) in enumerate(chosen)]
+        return self._reply(chosen)
+
+    def _reply(self, members: list[tuple[int, _Sequence]]) -> Reply:
+        reply = Reply([], [], [], [], [], [], [], [])
+        for place, sequence in members:
+            reply.texts.append(sequence.pending)
+            reply.finishes.append(self._finish_text(sequence))
+            reply.indices.append(place)
+            reply.num_output_tokens.append(len(sequence.ids))
+            reply.cumulative_logprobs.append(sequence.cumulative)
+            reply.token_ids += sequence.ids
+            reply.logprobs += sequence.logprobs
+            if self.request.return_logprobs_json:
+                reply.top_logprobs.append(self._logprobs_json(sequence))
+            sequence.pending, sequence.ids, sequence.logprobs, sequence.top = "", [], [], []
+        return reply
+
+    @staticmethod
+    def _finish_text(sequence: _Sequence) -> str:
+        return sequence.finish.value if sequence.finish is not None else ""
+
+    def _logprobs_json(self, sequence: _Sequence) -> str:
+        """VLLM's form: a list with one {token id: {logprob, rank, decoded_token}} per new token."""
+        entries = []
+        for place, (token_id, logprob) in enumerate(zip(sequence.ids, sequence.logprobs, strict=False)):
+            others = sequence.top[place] if place < len(sequence.top) else {}
+            ranked = sorted(others.items(), key=lambda item: -item[1])
+            ranks = {other: rank for rank, (other, _) in enumerate(ranked, 1)}
+            values = {token_id: logprob, **dict(ranked)}
+            entries.append(
+                {
+                    str(other): {"logprob": value, "rank": ranks.get(other), "decoded_token": self._token_text(other)}
+                    for other, value in values.items()
+                }
+            )
+        return json.dumps(entries, ensure_ascii=False)

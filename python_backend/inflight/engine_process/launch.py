@@ -1,0 +1,184 @@
+"""Starting one engine process and hearing that it is ready. Used by the supervisor's thread only."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import hmac
+import json
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from inflight.engine_process import frames
+from inflight.engine_process.watchdog import StatePage
+from inflight.engines.base import EngineInfo
+from inflight.engines.python import RUN_PREFIX, foreign_environment, lend_package, python_executable
+from inflight.engines.spec import WorkerSpec
+from inflight.errors import LoadError
+
+log = logging.getLogger("inflight.supervisor")
+
+POLL_S = 0.1
+EXIT_WAIT_S = 5.0
+
+
+class EngineProcess:
+    """One life of an engine process: its run folder, its socket, its page and the process itself."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self._spec = spec
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{RUN_PREFIX}{os.getpid()}-"))  # 0700
+        self._token = secrets.token_hex(32)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.page = self._prepare()
+        self.connection: socket.socket | None = None
+        self.buffer = frames.FrameBuffer()
+        self._received: collections.deque[bytes] = collections.deque()  # whole frames that nobody has taken yet
+
+    def _prepare(self) -> StatePage:
+        (self._folder / "spec.json").write_text(json.dumps(self._spec.to_json()))
+        token_file = self._folder / "token"
+        token_file.touch(mode=0o600)
+        token_file.write_text(self._token)
+        self._listener.bind(str(self._folder / "engine.sock"))
+        self._listener.listen(4)
+        self._listener.settimeout(POLL_S)
+        return StatePage(self._folder / "state", create=True)
+
+    @property
+    def pid(self) -> int:
+        """The engine's process id; 0 before it was started."""
+        return self._process.pid if self._process is not None else 0
+
+    def start(self, timeout_s: float, stopping: Callable[[], bool]) -> EngineInfo:
+        """Spawn, and wait until the engine is ready. Raises `LoadError` with the reason when it is not in
+        `timeout_s`.
+        """
+        deadline = time.monotonic() + timeout_s
+        environment = self._environment()
+        self._process = subprocess.Popen(
+            self._command(environment),
+            cwd=self._folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # its own group: Ctrl-C reaches the server alone, and a kill reaches mpirun's ranks
+        )
+        self.connection = self._accept(deadline, stopping)
+        while True:
+            message = self._receive(deadline, stopping)
+            if isinstance(message, frames.Ready):
+                return message.info
+            if isinstance(message, frames.LoadFailed):
+                raise LoadError(message.message)
+            raise LoadError("the engine process does not speak this version's protocol; install Inflight again.")
+
+    def _environment(self) -> dict[str, str]:
+        """The engine process finds this package; an interpreter of its own finds nothing else of the server's."""
+        if self._spec.python:
+            return foreign_environment(Path(self._spec.python), lend_package(self._folder))
+        environment = dict(os.environ)
+        paths = [str(Path(__file__).resolve().parents[2]), *filter(None, [environment.get("PYTHONPATH")])]
+        environment["PYTHONPATH"] = os.pathsep.join(paths)
+        return environment
+
+    def _command(self, environment: dict[str, str]) -> list[str]:
+        """The command of the engine process; `environment` gets what it needs. Raises `LoadError`."""
+        python = self._spec.python or python_executable()
+        if self._spec.engine == "tensorrt_llm":
+            from inflight.engine_process.ranks import ranks_command
+
+            ranks = ranks_command(self._spec, python, self._folder, environment)
+            if ranks is not None:
+                environment.update(ranks[1])
+                return ranks[0]
+        return [python, "-m", "inflight.engine_worker", str(self._folder)]
+
+    def _accept(self, deadline: float, stopping: Callable[[], bool]) -> socket.socket:
+        """The engine's connection, proven by the token; strangers are turned away."""
+        while True:
+            self._check(deadline, stopping)
+            try:
+                connection, _ = self._listener.accept()
+            except TimeoutError:
+                continue
+            connection.settimeout(POLL_S)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
+            self.connection = connection
+            hello = self._receive(deadline, stopping)
+            if isinstance(hello, frames.Hello) and hmac.compare_digest(hello.token, self._token):
+                return connection
+            connection.close()
+
+    def _receive(self, deadline: float, stopping: Callable[[], bool]) -> frames.FromEngine:
+        assert self.connection is not None
+        while not self._received:
+            try:
+                data = self.connection.recv(1 << 16)
+            except TimeoutError:
+                self._check(deadline, stopping)
+                continue
+            except OSError:
+                data = b""
+            self._received.extend(self.buffer.feed(data))
+            if not data and not self._received:
+                self._check(deadline, stopping)
+                raise LoadError("the engine process closed its connection while it loaded; its log says why.")
+        try:
+            return frames.decode_from_engine(self._received.popleft())
+        except frames.FrameError:
+            raise LoadError(
+                "the engine process does not speak this version's protocol; install Inflight again."
+            ) from None
+
+    def _check(self, deadline: float, stopping: Callable[[], bool]) -> None:
+        code = self.exit_code()
+        if code is not None:
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            raise LoadError(f"the engine process {how} while it loaded; its log above says why (too little memory?).")
+        if stopping():
+            raise LoadError("the server is stopping.")
+        if time.monotonic() > deadline:
+            raise LoadError("the engine did not load in the time allowed; raise the model parameter load_timeout_s.")
+
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        return self._process.poll() if self._process is not None else None
+
+    def kill(self, grace_s: float = 0.0) -> None:
+        """End the process and its group; with `grace_s` it may leave by itself first. Removes the run folder."""
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(grace_s)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            try:
+                self._process.wait(EXIT_WAIT_S)
+            except subprocess.TimeoutExpired:
+                log.error("the engine process %d does not end although it was killed", self._process.pid)
+        self._listener.close()
+        if self.connection is not None:
+            self.connection.close()
+        self.page.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def sweep_run_folders() -> None:
+    """Remove the run folders of this user's backends that were killed before they could."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{RUN_PREFIX}*"):
+        owner = folder.name[len(RUN_PREFIX) :].split("-")[0]
+        try:
+            ours = folder.lstat().st_uid == os.getuid() and owner.isdigit()
+        except OSError:
+            continue
+        if ours and not Path("/proc", owner).exists():
+            shutil.rmtree(folder, ignore_errors=True)

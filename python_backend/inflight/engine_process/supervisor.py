@@ -1,0 +1,195 @@
+"""Keeps one engine process alive: starts it, watches it, and starts it again when it dies or stalls.
+
+Thread `inflight-supervisor` lives as long as the model; it alone spawns engines, because the kernel's death signal to
+the child fires when the thread that spawned it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import logging
+import math
+import os
+import threading
+import time
+from typing import Protocol
+
+from inflight.engine_process import frames
+from inflight.engine_process.launch import EngineProcess, sweep_run_folders
+from inflight.engine_process.link import EngineLink, LinkHandler, LinkLost
+from inflight.engine_process.watchdog import Watchdog, beat_of
+from inflight.engines.base import EngineInfo
+from inflight.engines.spec import WorkerSpec
+from inflight.errors import LoadError
+
+log = logging.getLogger("inflight.supervisor")
+
+WATCH_INTERVAL_S = 0.1
+BACK_OFF_S = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+HEALTHY_AFTER_S = 600.0  # a life this long wipes the slate of restarts
+SHUTDOWN_GRACE_S = 3.0
+
+
+class Health(enum.Enum):
+    """What the model can promise now."""
+
+    STARTING = "starting"
+    READY = "ready"
+    RESTARTING = "restarting"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+class Observer(LinkHandler, Protocol):
+    """Who hears of engines that come and go. Called on the supervisor's thread."""
+
+    def on_engine_up(self, link: EngineLink, info: EngineInfo) -> None:
+        """An engine is ready for requests."""
+
+    def on_engine_down(self, reason: str) -> None:
+        """The engine is gone; whatever it was doing is lost."""
+
+
+class Supervisor:
+    """See the module's text."""
+
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        observer: Observer,
+        *,
+        load_timeout_s: float,
+        stall_timeout_s: float,
+        max_restarts: int,
+    ) -> None:
+        self._spec = spec
+        self._observer = observer
+        self._load_timeout = load_timeout_s
+        self._stall_timeout = stall_timeout_s
+        self._max_restarts = max_restarts
+        self._stop = threading.Event()
+        self._first = threading.Event()
+        self._parent = os.getppid()
+        self._error: LoadError | None = None
+        self.health = Health.STARTING
+        self.reason = "the engine is starting"
+        self.restarts = 0
+        self.engine_pid = 0
+        self._ready_at = math.inf  # when this life's engine was ready
+        self._thread = threading.Thread(target=self._run, name="inflight-supervisor", daemon=True)
+
+    def start(self) -> None:
+        """Start the engine and wait until it is ready. Raises `LoadError` when the first load fails."""
+        self._thread.start()
+        self._first.wait(self._load_timeout + 30.0)
+        if self._error is not None:
+            raise self._error
+        if self.health is not Health.READY:
+            self._stop.set()
+            raise LoadError("the engine did not load in the time allowed; raise the model parameter load_timeout_s.")
+
+    def stop(self) -> None:
+        """End the engine and the thread."""
+        self._stop.set()
+        self._thread.join(SHUTDOWN_GRACE_S + 15.0)
+
+    def _run(self) -> None:
+        failures = 0
+        sweep_run_folders()
+        while not self._stop.is_set():
+            self._ready_at = math.inf
+            try:
+                reason = self._one_life()
+            except LoadError as error:
+                reason = str(error)
+                if not self._first.is_set():
+                    self._error = error
+                    self.health, self.reason = Health.FAILED, reason
+                    break
+            except Exception:
+                log.exception("the supervisor failed to run the engine")
+                reason = "the engine could not be started"
+                if not self._first.is_set():
+                    self._error = LoadError("the engine process could not be started; the log has the reason.")
+                    break
+            if self._stop.is_set():
+                break
+            healthy = time.monotonic() - self._ready_at > HEALTHY_AFTER_S
+            failures = 1 if healthy else failures + 1
+            if failures > self._max_restarts:
+                self.health, self.reason = Health.FAILED, f"{reason}, and it was restarted {self._max_restarts} times"
+                log.error("giving up: %s; unload and load the model, or restart the server", self.reason)
+                break
+            self.health, self.reason = Health.RESTARTING, reason
+            wait = BACK_OFF_S[min(failures, len(BACK_OFF_S)) - 1]
+            log.warning("%s; restart %d of %d in %.1f s", reason, failures, self._max_restarts, wait)
+            self._stop.wait(wait)
+            self.restarts += 1
+        self._first.set()
+        if self._stop.is_set():
+            self.health = Health.STOPPED
+
+    def _one_life(self) -> str:
+        """Run one engine process to its end; the reason why it ended."""
+        process = EngineProcess(self._spec)
+        link: EngineLink | None = None
+        grace = 0.0
+        try:
+            info = process.start(self._load_timeout, lambda: self._given_up(process))
+            assert process.connection is not None
+            link = EngineLink(process.connection, process.buffer, self._observer)
+            link.start()
+            self.engine_pid = process.pid
+            self._ready_at = time.monotonic()
+            self._observer.on_engine_up(link, info)
+            self.health, self.reason = Health.READY, ""
+            log.info("engine %s %s is ready (process %d)", info.name, info.version, process.pid)
+            self._first.set()
+            reason = self._watch(process, link)
+            if self._stop.is_set():
+                grace = SHUTDOWN_GRACE_S
+                self._ask_to_leave(link)
+            return reason
+        finally:
+            if link is not None:
+                if self.health is Health.READY:
+                    self.health, self.reason = Health.RESTARTING, "the engine was lost"
+                self._observer.on_engine_down("the engine was lost")
+            process.kill(grace)
+            if link is not None:
+                link.close()
+
+    def _watch(self, process: EngineProcess, link: EngineLink) -> str:
+        watchdog = Watchdog(self._stall_timeout, WATCH_INTERVAL_S, time.monotonic())
+        while not self._stop.is_set():
+            if link.lost.wait(WATCH_INTERVAL_S):
+                return f"the engine process {process.pid} was lost"
+            if process.exit_code() is not None:
+                return f"the engine process {process.pid} ended with exit code {process.exit_code()}"
+            self._leave_if_orphaned(process)
+            state, beat_ns = process.page.read()
+            now = time.monotonic()
+            beat = beat_of(state, beat_ns / 1e9, link.waiting_since, now)
+            if beat is not None and watchdog.tick(now, beat):
+                return f"the engine process {process.pid} stalled (no progress for {self._stall_timeout:g} s)"
+        return "the server is stopping"
+
+    def _given_up(self, process: EngineProcess) -> bool:
+        """Whether nobody wants the engine any more, asked while it loads."""
+        self._leave_if_orphaned(process)
+        return self._stop.is_set()
+
+    def _leave_if_orphaned(self, process: EngineProcess) -> None:
+        """Leave at once, engine and all, when tritonserver is gone.
+
+        Its stub would end by itself but for threads that wait in a call into the server which nobody will ever answer.
+        """
+        if os.getppid() != self._parent:
+            process.kill()
+            os._exit(1)
+
+    @staticmethod
+    def _ask_to_leave(link: EngineLink) -> None:
+        with contextlib.suppress(LinkLost):
+            link.send(frames.Shutdown())

@@ -1,0 +1,196 @@
+"""TensorRT-LLM: finds out what the directory is and what is installed, checks that they fit, and makes the engine.
+
+Compiled engines run through the bindings' executor (`tensorrt_llm_executor`), Hugging Face-style checkpoints through
+tensorrt_llm.LLM (`tensorrt_llm_llmapi`). Never run on real hardware by its authors: docs/tensorrt_llm.md says on what
+its correctness rests.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from inflight.engines.base import Capability, Engine, EngineInfo
+from inflight.engines.tensorrt_llm.checks import (
+    check_checkpoint,
+    check_draft,
+    check_engine,
+    check_manifest,
+    check_way_in,
+    refuse_uncompiled,
+    speculative_mode,
+)
+from inflight.engines.tensorrt_llm.config import (
+    accepts,
+    executor_config,
+    guided_config,
+    retention_config,
+    reuse_enabled,
+)
+from inflight.engines.tensorrt_llm.executor import ExecutorEngine
+from inflight.engines.tensorrt_llm.lora import Adapters
+from inflight.engines.tensorrt_llm.options import TensorRtLlmOptions, read_options
+from inflight.engines.tensorrt_llm.probe import (
+    DirectoryKind,
+    EngineFacts,
+    Installed,
+    directory_kind,
+    engine_facts,
+    first_line,
+    import_installed,
+    read_config,
+    visible_gpus,
+)
+from inflight.errors import LoadError
+from inflight.model.files import stop_token_ids
+from inflight.model.trtllm_parameters import PARAMETERS
+
+log = logging.getLogger("inflight.engine_worker")
+
+ALWAYS = frozenset(
+    {
+        Capability.STREAMING,
+        Capability.LOGPROBS,
+        Capability.PARALLEL_SAMPLING,
+        Capability.BAD_WORDS,
+        Capability.MIN_P,
+    }
+)
+GUIDED = frozenset({Capability.GUIDED_JSON, Capability.GUIDED_REGEX, Capability.GUIDED_EBNF, Capability.GUIDED_CHOICE})
+
+
+def create(folder: Path, values: Mapping[str, Any], max_running: int) -> Engine:
+    """The engine for `folder`. Raises `LoadError` with one sentence for the operator."""
+    options = read_options(values)
+    config = read_config(folder)
+    kind = directory_kind(config)
+    gpus = visible_gpus()
+    manifest = check_manifest(folder, gpus)
+    if kind is DirectoryKind.CHECKPOINT or (manifest is not None and manifest.stage != "engine"):
+        refuse_uncompiled(folder)
+    without_effect = sorted(name for name in values if name in PARAMETERS and PARAMETERS[name].effect)
+    if without_effect:
+        log.warning("model parameters without effect here: %s", ", ".join(without_effect))
+    facts = None
+    if kind is DirectoryKind.ENGINE:
+        facts = engine_facts(folder, config)
+        check_engine(facts, options, gpus, manifest)
+    installed = import_installed()
+    check_way_in(kind, installed)
+    if facts is None:
+        check_checkpoint(config)
+    if facts is None:
+        from inflight.engines.tensorrt_llm.llmapi import LlmEngine
+
+        engine: Engine = LlmEngine(folder, config, options, installed, max_running, end_tokens(folder))
+    else:
+        engine = load_compiled(facts, options, installed, max_running)
+    names = sorted(capability.value for capability in engine.info.capabilities)
+    log.info("TensorRT-LLM %s runs this %s; capabilities: %s", installed.version, kind.value, ", ".join(names))
+    return engine
+
+
+def load_compiled(facts: EngineFacts, options: TensorRtLlmOptions, installed: Installed, max_running: int) -> Engine:
+    """Load a compiled engine. Raises `LoadError`."""
+    trtllm, folder = installed.executor, facts.folder
+    mode = speculative_mode(facts)
+    guided = guided_config(trtllm, options, str(folder), speculative=mode != "none")
+    configuration = executor_config(trtllm, options, facts, guided)
+    executor = make_executor(trtllm, folder, configuration)
+    capabilities = capabilities_of(trtllm, options, facts, guided is not None)
+    info = compiled_info(facts, options, installed.version, capabilities, max_running)
+    engine = ExecutorEngine(
+        trtllm,
+        executor,
+        info,
+        max_input_len=facts.limit("max_input_len"),
+        tokens_per_block=info.block_size,
+        adapters=Adapters(trtllm, Path(options.lora_dir)) if options.lora_dir else None,
+        retention=retention_config(trtllm, options),
+        restarts=options.batch_scheduler_policy == "max_utilization" and not options.enable_chunked_context,
+        stall_timeout_s=options.stall_timeout_ms / 1000,
+    )
+    if not options.draft_engine_dir:
+        return engine
+    from inflight.engines.tensorrt_llm.draft import DraftedEngine
+
+    draft_folder = Path(options.draft_engine_dir)
+    draft = engine_facts(draft_folder, read_config(draft_folder))
+    check_draft(facts, draft, options)
+    drafting = make_executor(trtllm, draft_folder, executor_config(trtllm, options, draft, None))
+    return DraftedEngine(engine, drafting, options.num_draft_tokens)
+
+
+def make_executor(trtllm: Any, folder: Path, configuration: Any) -> Any:
+    """Construct the executor; every rank of an engine does. Raises `LoadError` with what TensorRT-LLM says."""
+    try:
+        return trtllm.Executor(str(folder), trtllm.ModelType.DECODER_ONLY, configuration)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise LoadError(f"TensorRT-LLM cannot load this engine ({first_line(error)}); {_advice(str(error))}.") from None
+
+
+def _advice(message: str) -> str:
+    lowered = message.lower()
+    if "out of memory" in lowered:
+        return "free GPU memory, lower kv_cache_free_gpu_mem_fraction, or build for more GPUs"
+    if "not compatible with this version of tensorrt" in lowered or "incompatible device" in lowered:
+        return "compile it again on this machine, in the image that serves it"
+    if "mpi" in lowered:
+        return "see docs/tensorrt_llm.md on starting the ranks"
+    return "compile it again in the image that serves it"
+
+
+def capabilities_of(
+    trtllm: Any, options: TensorRtLlmOptions, facts: EngineFacts, guided: bool
+) -> frozenset[Capability]:
+    """What this engine, in this release and with these options, can do."""
+    speculative = speculative_mode(facts) != "none" or bool(options.decoding_mode in ("medusa", "lookahead", "eagle"))
+    wanted = {
+        Capability.BEAM_SEARCH: options.max_beam_width > 1,
+        Capability.PREFIX_CACHE: reuse_enabled(options, facts),
+        Capability.CACHE_SALT: accepts(trtllm.Request, "cache_salt_id"),
+        Capability.LORA: bool(options.lora_dir),
+        Capability.SPECULATIVE: speculative,
+        Capability.NEVER_PREEMPTS: options.batch_scheduler_policy == "guaranteed_no_evict",
+    }
+    found = ALWAYS | {capability for capability, has in wanted.items() if has}
+    return found | GUIDED if guided else found
+
+
+def compiled_info(
+    facts: EngineFacts,
+    options: TensorRtLlmOptions,
+    version: str,
+    capabilities: frozenset[Capability],
+    max_running: int,
+) -> EngineInfo:
+    """What the engine tells the backend about itself."""
+    places = facts.limit("max_batch_size")
+    for lower in (options.max_batch_size, max_running):
+        places = min(places, lower) if lower else places
+    context = facts.limit("max_seq_len")
+    return EngineInfo(
+        name="tensorrt_llm",
+        version=version,
+        vocab_size=int(facts.pretrained["vocab_size"]),
+        max_seq_len=min(context, options.max_seq_len) if options.max_seq_len else context,
+        max_running=places,
+        block_size=int(facts.plugins.get("tokens_per_block") or 32),
+        blocks_total=0,  # TensorRT-LLM reserves by itself
+        stop_token_ids=end_tokens(facts.folder),
+        capabilities=capabilities,
+        max_beam_width=options.max_beam_width,
+    )
+
+
+def end_tokens(folder: Path) -> tuple[int, ...]:
+    """The model's end-of-sequence tokens. Raises `LoadError` where nothing says them: engines do not hold them."""
+    found = stop_token_ids(folder)
+    if not found:
+        raise LoadError(
+            "the engine directory does not say which token ends a text; copy the checkpoint's generation_config.json, "
+            "tokenizer_config.json and tokenizer.json into it (trtllm-build does not)."
+        )
+    return found

@@ -1,0 +1,276 @@
+"""vLLM on GPUs and CPUs, behind the engine seam: its step-driven LLMEngine, with vLLM's core in this process.
+
+Our one thread adds, aborts and steps; vLLM starts no server, and no second thread schedules. Admission reserves every
+request's worst case in vLLM's own blocks before it comes here, so that vLLM never has to preempt. What differs between
+releases is found by asking the installed one.
+
+Options (model parameter `engine_options`, JSON): see `VllmOptions`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from inflight.engines.adapters import adapter_folder
+from inflight.engines.base import (
+    Capability,
+    EngineInfo,
+    EngineOutput,
+    EngineRefusal,
+    EngineRequest,
+    EngineStats,
+    FinishReason,
+)
+from inflight.engines.vllm.load import (
+    DraftCounts,
+    check_checkpoint,
+    first_line,
+    import_vllm,
+    load,
+    warm_up_requests,
+)
+from inflight.engines.vllm.options import (
+    VllmOptions,
+    capabilities,
+    draft_slack,
+    engine_arguments,
+    environment,
+    places,
+    read_options,
+)
+from inflight.engines.vllm.sampling import grammar_text, sampling_values, split_logprobs
+from inflight.errors import LoadError
+from inflight.model.files import stop_token_ids
+
+log = logging.getLogger("inflight.engine_worker")
+
+PAUSE_S = 0.001  # between steps that had nothing to do: requests wait for their grammar
+QUICK_STEP_S = 0.0005
+WARM_UP_S = 300.0
+GUIDED = frozenset({Capability.GUIDED_JSON, Capability.GUIDED_REGEX, Capability.GUIDED_EBNF, Capability.GUIDED_CHOICE})
+
+_FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abort": FinishReason.CANCELLED}
+
+
+class _Sequence:
+    """One sequence of a request, which is a request of its own to vLLM, under the id `key`."""
+
+    __slots__ = ("index", "key", "request", "reused")
+
+    def __init__(self, request: EngineRequest, index: int) -> None:
+        self.request = request
+        self.index = index
+        self.key = f"{request.request_id}.{index}"
+        self.reused = False  # its prefix hits are counted
+
+
+class VllmEngine:
+    """See the module's text; the contract is `engines.base.Engine`."""
+
+    def __init__(self, folder: Path, values: Mapping[str, Any], max_running: int) -> None:
+        self._options = read_options(values)
+        max_seq_len = check_checkpoint(folder, self._options.max_seq_len)
+        self._vllm = import_vllm(environment(self._options))
+        facts = self._vllm.facts
+        if self._options.threads and not facts.on_cpu:
+            raise LoadError("engine_options: threads is for vLLM's CPU build, and this one runs on a GPU; remove it.")
+        if "gpu_memory_utilization" in values and facts.on_cpu:
+            raise LoadError(
+                "engine_options: gpu_memory_utilization is for GPUs, and this is vLLM's CPU build; remove it."
+            )
+        arguments = engine_arguments(folder, self._options, facts, max_running, max_seq_len)
+        self._drafts = DraftCounts() if self._options.speculative else None
+        self._engine = load(self._vllm, arguments, self._drafts)
+        self._scheduler = self._engine.engine_core.engine_core.scheduler
+        self._lora_dir = Path(self._options.lora_dir) if self._options.lora_dir else None
+        self._adapters: dict[str, Any] = {}
+        self._sequences: dict[str, _Sequence] = {}  # by vLLM's id
+        self._of_request: dict[int, list[_Sequence]] = {}  # those that have not ended
+        self._ended: list[EngineOutput] = []  # terminal outputs of cancelled sequences, for the next step
+        self._reused_tokens = 0
+        self._step_seconds = 0.0
+        self.info = self._describe(folder, places(max_running, facts))
+        self._warm_up()
+        names = ", ".join(sorted(capability.value for capability in self.info.capabilities))
+        log.info("vLLM %s (%s); capabilities: %s", self._vllm.version, "CPU" if facts.on_cpu else "GPU", names)
+
+    def _describe(self, folder: Path, max_running: int) -> EngineInfo:
+        """What vLLM has settled on. Raises `LoadError` when its KV pool is too small to serve anything."""
+        config = self._engine.vllm_config
+        block_size, blocks = pool(config.cache_config, self._scheduler, self._options, max_running)
+        able = capabilities(self._options, self._vllm.facts)
+        if not config.cache_config.enable_prefix_caching:
+            able -= {Capability.PREFIX_CACHE}  # vLLM turns it off for some architectures
+        stops = stop_token_ids(folder)
+        return EngineInfo(
+            name="vllm",
+            version=self._vllm.version,
+            vocab_size=int(config.model_config.get_vocab_size()),
+            max_seq_len=min(int(config.model_config.max_model_len), blocks * block_size),
+            max_running=max_running,
+            block_size=block_size,
+            blocks_total=blocks,
+            stop_token_ids=stops,
+            capabilities=able if stops else able - GUIDED,  # a grammar ends with the token that ends a text
+        )
+
+    def _warm_up(self) -> None:
+        """Take every way through vLLM's sampler once (`warm_up_requests`). Raises `LoadError` where one fails."""
+        guided = bool(GUIDED & self.info.capabilities)
+        problems: list[str] = []
+        for request in warm_up_requests(guided, Capability.MIN_P in self.info.capabilities):
+            try:
+                self.add(request)
+            except EngineRefusal as refusal:
+                problems.append(str(refusal))
+        deadline = time.monotonic() + WARM_UP_S
+        while self._sequences:
+            problems += [output.error for output in self.step(PAUSE_S) if output.error is not None]
+            if time.monotonic() > deadline:
+                problems.append(f"no answer in {WARM_UP_S:g} s")
+                break
+        if problems:
+            hint = "; where its tokenizer is the reason, set guided_decoding_backend to none" if guided else ""
+            raise LoadError(f"vLLM fails on its first requests ({problems[0]}): the log above has more{hint}.")
+        self._reused_tokens = 0
+
+    # -- the seam ----------------------------------------------------------------------------------------------------
+
+    def add(self, request: EngineRequest) -> None:
+        lora = self._adapter(request.lora_name) if request.lora_name is not None else None
+        grammar = grammar_text(request.guide) if request.guide is not None else None
+        sequences = [_Sequence(request, index) for index in range(request.sampling.num_sequences)]
+        taken: list[_Sequence] = []
+        try:
+            for sequence in sequences:
+                salt = {"cache_salt": request.cache_salt} if request.cache_salt is not None else {}
+                self._engine.add_request(
+                    sequence.key,
+                    self._vllm.tokens_input(list(request.token_ids), **salt),
+                    self._params(request, sequence.index, grammar),
+                    lora_request=lora,
+                    priority=-request.priority,  # vLLM takes the lowest first
+                )
+                taken.append(sequence)
+        except Exception as error:  # noqa: BLE001 — what is wrong with a request has many types in vLLM
+            self._engine.abort_request([sequence.key for sequence in taken])
+            name = getattr(error, "parameter", None)
+            raise EngineRefusal(first_line(error), name if isinstance(name, str) else None) from None
+        self._of_request[request.request_id] = sequences
+        self._sequences.update((sequence.key, sequence) for sequence in sequences)
+
+    def _params(self, request: EngineRequest, index: int, grammar: str | None) -> Any:
+        values = sampling_values(request, index, self.info.stop_token_ids)
+        if grammar is not None:
+            values["structured_outputs"] = self._vllm.structured_outputs(grammar=grammar)
+        params = self._vllm.sampling_params(output_kind=self._vllm.delta, **values)
+        if request.sampling.bad_words:
+            # vLLM's public form is text, which it would tokenize by its own rules; these are the ids it makes of that.
+            params._bad_words_token_ids = [list(word) for word in request.sampling.bad_words]
+        return params
+
+    def _adapter(self, name: str) -> Any:
+        """VLLM's LoRARequest; the first time the adapter is loaded. Raises `EngineRefusal`."""
+        if name in self._adapters:
+            return self._adapters[name]
+        folder = adapter_folder(self._lora_dir, name)
+        if not (folder / "adapter_model.safetensors").is_file():
+            raise EngineRefusal(f"{name!r} has no adapter_model.safetensors; save it again with peft", "lora_name")
+        lora = self._vllm.lora_request(name, len(self._adapters) + 1, str(folder))
+        try:
+            self._engine.add_lora(lora)  # else the first step with it would, and a damaged one would end the engine
+        except Exception as error:  # noqa: BLE001 — whatever it is, it is the adapter's
+            log.warning("the adapter %s cannot be loaded: %s", name, error)
+            raise EngineRefusal(f"{name!r} cannot be loaded; see the server's log", "lora_name") from None
+        self._adapters[name] = lora
+        return lora
+
+    def cancel(self, request_id: int) -> None:
+        sequences = self._of_request.pop(request_id, [])
+        self._engine.abort_request([sequence.key for sequence in sequences])
+        for sequence in sequences:
+            del self._sequences[sequence.key]
+            self._ended.append(EngineOutput(request_id, sequence.index, [], FinishReason.CANCELLED))
+
+    def step(self, timeout_s: float) -> list[EngineOutput]:
+        outputs, self._ended = self._ended, []
+        if not self._sequences:
+            return outputs
+        began = time.monotonic()
+        for result in self._engine.step():
+            sequence = self._sequences.get(result.request_id)
+            if sequence is not None:
+                self._take(sequence, result, outputs)
+        took = time.monotonic() - began
+        if outputs:
+            self._step_seconds = took
+        elif took < QUICK_STEP_S:
+            time.sleep(min(timeout_s, PAUSE_S))
+        return outputs
+
+    def _take(self, sequence: _Sequence, result: Any, outputs: list[EngineOutput]) -> None:
+        if not sequence.reused:
+            sequence.reused = True
+            self._reused_tokens += int(result.num_cached_tokens or 0)
+        (completion,) = result.outputs
+        token_ids = [int(token) for token in completion.token_ids]
+        finish = error = None
+        if completion.finish_reason is not None:
+            finish = _FINISH.get(completion.finish_reason)
+            if finish is None:
+                log.warning("vLLM ended request %s with %r", sequence.key, completion.finish_reason)
+                error = "the engine could not compute this request"
+            self._forget(sequence)
+        elif not token_ids:
+            return
+        chosen, top = split_logprobs(token_ids, completion.logprobs, sequence.request.sampling.logprobs)
+        request_id = sequence.request.request_id
+        outputs.append(
+            EngineOutput(request_id, sequence.index, token_ids, finish, error, logprobs=chosen, top_logprobs=top)
+        )
+
+    def _forget(self, sequence: _Sequence) -> None:
+        del self._sequences[sequence.key]
+        left = self._of_request[sequence.request.request_id]
+        left.remove(sequence)
+        if not left:
+            del self._of_request[sequence.request.request_id]
+
+    def stats(self) -> EngineStats:
+        running, waiting = self._scheduler.get_request_counts()
+        total = self.info.blocks_total
+        return EngineStats(
+            running=running,
+            waiting=waiting,
+            blocks_used=min(round(self._scheduler.kv_cache_manager.usage * total), total),
+            blocks_max=total,
+            reused_tokens_total=self._reused_tokens,
+            step_seconds=self._step_seconds,
+            draft_tokens_total=self._drafts.drafted if self._drafts else 0,
+            accepted_tokens_total=self._drafts.accepted if self._drafts else 0,
+        )
+
+    def close(self) -> None:
+        self._sequences.clear()
+        self._of_request.clear()
+        with contextlib.suppress(Exception):  # nothing can be done about it, and the process ends
+            self._engine.engine_core.shutdown()
+
+
+def pool(cache: Any, scheduler: Any, options: VllmOptions, max_running: int) -> tuple[int, int]:
+    """(tokens of a block, blocks that requests may reserve) of vLLM's KV pool. Raises `LoadError` when there are none.
+
+    Of vLLM's blocks one is its own (a placeholder). Where layers of several kinds share the pool (sliding windows
+    beside full attention), a request takes blocks for each kind. Speculative decoding writes past a sequence's end.
+    """
+    groups = len(scheduler.kv_cache_config.kv_cache_groups) or 1
+    block_size = int(cache.block_size)
+    blocks = (int(cache.num_gpu_blocks) - 1) // groups - max_running * draft_slack(options, block_size)
+    if blocks < 1:
+        raise LoadError("vLLM's KV cache is too small to serve anything; raise kv_cache_gb or lower max_running.")
+    return block_size, blocks

@@ -1,0 +1,124 @@
+"""One life of the process that checks guides. Used by one thread only: the kernel ends the process with the thread that
+started it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from inflight.engines.python import RUN_PREFIX, foreign_environment, lend_package, python_executable
+from inflight.guides.frames import Check, LinkError, Ready, Start, Verdict, receive_from_worker, send
+
+START_LIMIT_S = 60.0
+ANSWER_LIMIT_S = 5.0
+POLL_S = 0.02
+WALL_FACTOR = 4  # on a busy machine a check may take so many times longer by the clock than it may compute
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class TooLong(Exception):
+    """A check ran past its limit; the process is gone. `busy` is whether the machine was rather than the guide."""
+
+    def __init__(self, busy: bool) -> None:
+        super().__init__()
+        self.busy = busy
+
+
+class GuideProcess:
+    """A running worker, ready to check."""
+
+    def __init__(self, start: Start, python: str = "") -> None:
+        """Spawn, and wait until it is ready. Raises `LinkError` when it is not; see `refusal` when it is. `python` is
+        another interpreter to run it with, for the engine's compiler that only this one has.
+        """
+        with tempfile.TemporaryDirectory(prefix=f"{RUN_PREFIX}{os.getpid()}-") as folder:
+            self.refusal = self._start(start, python, Path(folder))
+
+    def _start(self, start: Start, python: str, folder: Path) -> str:
+        """Spawn and wait; the refusal. What the process imports it has imported when it is ready."""
+        ours, theirs = socket.socketpair()
+        environment = self._environment(python, folder)
+        self._connection = ours
+        with theirs:
+            self._process = subprocess.Popen(
+                [python or python_executable(), "-m", "inflight.guides.worker", str(theirs.fileno())],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        try:
+            send(ours, start)
+            ready = receive_from_worker(ours, time.monotonic() + START_LIMIT_S)
+            if not isinstance(ready, Ready):
+                raise LinkError("the process that checks guides does not speak this version's protocol")
+        except TimeoutError:
+            self.close()
+            raise LinkError("the process that checks guides did not start in time") from None
+        except LinkError:
+            self.close()
+            raise
+        return ready.refusal
+
+    @staticmethod
+    def _environment(python: str, folder: Path) -> dict[str, str]:
+        if python:
+            found = foreign_environment(Path(python), lend_package(folder))
+        else:
+            paths = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+            found = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        return {**found, "MALLOC_ARENA_MAX": "2"}  # the compiler's threads would reserve 64 MiB each
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def check(self, check: Check, limit_s: float) -> Verdict:
+        """One check. Raises `TooLong` past `limit_s` seconds of computing, `LinkError` when the process is lost; it is
+        of no use after either.
+        """
+        began, computed = time.monotonic(), self._computed_s()
+        send(self._connection, check)
+        readable = select.poll()
+        readable.register(self._connection, select.POLLIN | select.POLLHUP)
+        while not readable.poll(POLL_S * 1000):
+            wall, used = time.monotonic() - began, self._computed_s() - computed
+            if min(wall, used) > limit_s or wall > WALL_FACTOR * limit_s:
+                self.close()
+                raise TooLong(busy=used < limit_s)
+        try:
+            verdict = receive_from_worker(self._connection, time.monotonic() + ANSWER_LIMIT_S)
+        except TimeoutError:
+            raise LinkError("the process that checks guides stopped in the middle of an answer") from None
+        if not isinstance(verdict, Verdict):
+            raise LinkError("the process that checks guides does not speak this version's protocol")
+        return verdict
+
+    def _computed_s(self) -> float:
+        """Processor time of the process and its threads so far."""
+        try:
+            after_name = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        return (int(after_name[11]) + int(after_name[12])) / _TICKS
+
+    def interrupt(self) -> None:
+        """End the process from another thread; whoever waits for its answer gets `LinkError`."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    def close(self) -> None:
+        """End it."""
+        self._connection.close()
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(5.0)

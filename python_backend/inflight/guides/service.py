@@ -1,0 +1,331 @@
+"""Guides of requests: checked before the engine sees them, each at the cost of its own request.
+
+    parse pool ──known? the verdict──▶ on its way
+               ──new?   thread inflight-guides ⇄ process guide_worker ──▶ back into the pool
+
+What a guide may be is decided in three steps. Here: limits that cost nothing (`check_limits`), and combinations that no
+engine can honour (`check_combination`). In the process: the guide becomes a grammar with one way to read every text
+(`inflight.grammar`), and the engine's own compiler compiles it, in a time that bounds how long the engine will stall.
+Verdicts are kept, the good and the bad ones, so a guide that repeats costs nothing.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+from inflight.engines.base import EngineInfo, Guide
+from inflight.errors import RequestError, cancelled, invalid, unavailable, unsupported
+from inflight.grammar.nodes import GrammarError
+from inflight.grammar.prepare import parse_choices, parse_json
+from inflight.guides.frames import Check, LinkError, Start, Verdict
+from inflight.guides.process import GuideProcess, TooLong
+from inflight.request.parse import GenerationRequest
+
+log = logging.getLogger("inflight.guides")
+
+NAME = "guided_decoding_guide"
+MAX_DEPTH = 64  # of a schema's JSON
+MAX_VALUES = 20_000  # objects, lists, strings and numbers of a schema
+MAX_CHOICES = 1_000
+JOIN_S = 10.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GuideLimits:
+    """`check_s`: seconds that a check may compute before it is killed. `compile_s`: the most that the engine's compiler
+    may take, because the engine will stall for as long once. `waiting`: new guides that may wait for their check, each
+    for `patience_s` seconds.
+    `known`, `known_bytes`: verdicts that are kept, by number and by the size of their grammars. `spare_bytes`: address
+    space that a check may use.
+    """
+
+    check_s: float = 2.0
+    compile_s: float = 1.0
+    waiting: int = 256
+    patience_s: float = 10.0
+    known: int = 4_096
+    known_bytes: int = 64 << 20
+    spare_bytes: int = 2 << 30
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Decision:
+    """What became of a guide: the `guide` for the engine, or the `error` for the client."""
+
+    guide: Guide | None = None
+    error: RequestError | None = None
+
+    def take(self) -> Guide:
+        """The guide for the engine. Raises the error."""
+        if self.guide is None:
+            raise self.error if self.error is not None else unavailable("the guide could not be checked; try again")
+        return self.guide
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Asker:
+    """Who waits for a check."""
+
+    done: Callable[[Decision], None]
+    gone: Callable[[], bool]
+
+
+class NewGuide(Exception):
+    """A guide that has to be checked first (`GuideService.ask`)."""
+
+    def __init__(self, guide: Guide) -> None:
+        super().__init__()
+        self.guide = guide
+
+
+def check_limits(guide: Guide) -> None:
+    """Raises INVALID_ARG for a guide that is not even worth a check. Takes milliseconds at most."""
+    try:
+        guide.text.encode()
+        if guide.kind == "choice":
+            choices = parse_choices(guide.text)
+            if len(choices) > MAX_CHOICES:
+                raise GrammarError(f"has {len(choices)} choices; at most {MAX_CHOICES:,} are allowed")
+            "".join(choices).encode()
+        elif guide.kind == "json_schema":
+            schema = parse_json(guide.text)
+            if not isinstance(schema, (dict, bool)):
+                raise GrammarError("is no JSON Schema: it must be a JSON object")
+            _check_size(schema)
+    except UnicodeEncodeError:
+        raise invalid(NAME, "has half of a surrogate pair in it, which is no character") from None
+    except GrammarError as error:
+        raise invalid(NAME, str(error)) from None
+
+
+def _check_size(schema: object) -> None:
+    level: list[object] = [schema]
+    count = depth = 0
+    while level:
+        depth += 1
+        count += len(level)
+        if depth > MAX_DEPTH:
+            raise GrammarError(f"is nested more than {MAX_DEPTH} levels deep")
+        if count > MAX_VALUES:
+            raise GrammarError(f"has more than {MAX_VALUES:,} values")
+        below: list[object] = []
+        for value in level:
+            if isinstance(value, dict):
+                "".join(value).encode()
+                below += value.values()
+            elif isinstance(value, list):
+                below += value
+            elif isinstance(value, str):
+                value.encode()
+        level = below
+
+
+def check_combination(request: GenerationRequest, info: EngineInfo) -> None:
+    """Raises UNSUPPORTED for what goes against a guide: the guide alone decides where a text ends, and it follows one
+    text at a time.
+    """
+    if request.guide is None:
+        return
+    engine = f"together with a guide on the {info.name} engine"
+    if request.beam_width > 1:
+        raise unsupported("beam_width", f"above 1 is not supported {engine}; leave one of them out")
+    if request.ignore_eos:
+        raise unsupported("ignore_eos", f"is not supported {engine}: the guide decides where the text ends")
+    if request.min_tokens > 0:
+        raise unsupported("min_tokens", f"is not supported {engine}: the guide decides where the text ends")
+
+
+class GuideService:
+    """Checks guides one at a time in a process of its own, which is started for the first one. Thread-safe."""
+
+    def __init__(self, engine: str, engine_dir: str, limits: GuideLimits | None = None, python: str = "") -> None:
+        """`python` is the engine's own interpreter; empty: this one."""
+        self._python = python
+        self._limits = limits or GuideLimits()
+        self._start_message = Start(engine, engine_dir, self._limits.spare_bytes)
+        self._known: collections.OrderedDict[bytes, tuple[Decision, int]] = collections.OrderedDict()
+        self._known_bytes = 0
+        self._asking: dict[bytes, list[_Asker]] = {}
+        self._queue: queue.SimpleQueue[tuple[bytes, Guide, float] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._stopped = False
+        self._process: GuideProcess | None = None
+        self.checks = 0
+        self.kills = 0
+
+    @property
+    def pid(self) -> int:
+        """The process that checks; 0 while there is none."""
+        process = self._process
+        return process.pid if process is not None else 0
+
+    def decide(self, guide: Guide, decision: Decision | None) -> Guide:
+        """The guide for the engine, by a decision just made or one that is known. Raises `NewGuide` when there is none,
+        and the `RequestError` of a guide that is refused.
+        """
+        found = decision or self.known(guide)
+        if found is None:
+            raise NewGuide(guide)
+        return found.take()
+
+    def known(self, guide: Guide) -> Decision | None:
+        """The decision on a guide that was checked before. Raises INVALID_ARG for what `check_limits` refuses."""
+        key = _key(guide)
+        with self._lock:
+            found = self._known.get(key)
+            if found is not None:
+                self._known.move_to_end(key)
+                return found[0]
+        check_limits(guide)
+        return None
+
+    def ask(self, guide: Guide, done: Callable[[Decision], None], gone: Callable[[], bool] = lambda: False) -> None:
+        """Have a guide checked. `done` is called once, soon or on the service's thread; it must not block. `gone` says
+        whether nobody waits for it any more; it is not asked after `done`.
+        """
+        key = _key(guide)
+        asker = _Asker(done, gone)
+        with self._lock:
+            if self._stopped:
+                refusal = "the model is being unloaded; send the request to another server"
+            elif key in self._asking:
+                self._asking[key].append(asker)
+                return
+            elif len(self._asking) > self._limits.waiting:
+                refusal = f"{len(self._asking)} new guides are waiting for their check; try again in a moment"
+            else:
+                self._asking[key] = [asker]
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._run, name="inflight-guides", daemon=True)
+                    self._thread.start()
+                self._queue.put((key, guide, time.monotonic()))
+                return
+        done(Decision(error=unavailable(refusal)))
+
+    def stop(self) -> None:
+        """Answer who waits, and end the process."""
+        with self._lock:
+            self._stopped = True
+            thread = self._thread
+        process = self._process
+        if process is not None:
+            process.interrupt()
+        self._queue.put(None)
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(JOIN_S)
+
+    def _run(self) -> None:
+        while True:
+            asked = self._queue.get()
+            if asked is None:
+                break
+            key, guide, since = asked
+            try:
+                decision, keep = self._drop(key, since) or self._decide(guide)
+            except Exception:
+                log.exception("checking a guide failed")
+                decision, keep = Decision(error=unavailable("the guide could not be checked; try again")), False
+            self._answer(key, decision, keep)
+        self._end_process()
+        with self._lock:
+            left = list(self._asking)
+        refusal = unavailable("the model is being unloaded; send the request to another server")
+        for key in left:
+            self._answer(key, Decision(error=refusal), False)
+
+    def _drop(self, key: bytes, since: float) -> tuple[Decision, bool] | None:
+        """What is said without a check: to those who left, or have waited too long. None: the guide is checked."""
+        with self._lock:
+            askers = list(self._asking[key])
+        if all(asker.gone() for asker in askers):
+            return Decision(error=cancelled()), False
+        if time.monotonic() - since > self._limits.patience_s:
+            return Decision(error=unavailable("too many new guides are being checked; try again in a moment")), False
+        return None
+
+    def _answer(self, key: bytes, decision: Decision, keep: bool) -> None:
+        with self._lock:
+            if keep:
+                size = len(decision.guide.text) if decision.guide is not None else 0
+                self._known[key] = (decision, size)
+                self._known_bytes += size
+                while len(self._known) > self._limits.known or self._known_bytes > self._limits.known_bytes:
+                    _, (_, freed) = self._known.popitem(last=False)
+                    self._known_bytes -= freed
+            waiting = self._asking.pop(key, [])
+        for asker in waiting:
+            try:
+                asker.done(decision)
+            except Exception:
+                log.exception("a request could not go on after its guide was checked")
+
+    def _decide(self, guide: Guide) -> tuple[Decision, bool]:
+        """The decision, and whether it holds for good."""
+        for attempt in (1, 2):
+            if self._stopped:
+                return Decision(error=unavailable("the model is being unloaded")), False
+            try:
+                process = self._running()
+                if process.refusal:
+                    name = "guided_decoding_guide_type"
+                    return Decision(error=unsupported(name, process.refusal)), True
+                self.checks += 1
+                verdict = process.check(Check(guide.kind, guide.text), self._limits.check_s)
+            except TooLong as error:
+                self._end_process()
+                self.kills += 1
+                if error.busy:
+                    return Decision(error=unavailable("the server is too busy to check a new guide; try again")), False
+                return self._too_long(self._limits.check_s), True
+            except LinkError as error:
+                lost = self._process is not None
+                self._end_process()
+                log.warning("the process that checks guides was lost (attempt %d): %s", attempt, error)
+                if attempt == 2 and lost:
+                    return Decision(error=invalid(NAME, "crashes the grammar compiler; write it in another way")), True
+            else:
+                if verdict.last:
+                    self._end_process()
+                return self._decision(verdict), True
+        return Decision(error=unavailable("the guide could not be checked; try again")), False
+
+    def _decision(self, verdict: Verdict) -> Decision:
+        if verdict.problem:
+            return Decision(error=invalid(NAME, verdict.problem))
+        if verdict.compile_s > self._limits.compile_s:
+            return self._too_long(self._limits.compile_s)
+        return Decision(guide=Guide("ebnf_grammar", verdict.grammar))
+
+    @staticmethod
+    def _too_long(limit_s: float) -> Decision:
+        return Decision(
+            error=invalid(
+                NAME,
+                f"takes too long to compile (more than {limit_s:g} s); use smaller repetition counts and lengths, or "
+                "fewer alternatives",
+            )
+        )
+
+    def _running(self) -> GuideProcess:
+        if self._process is None:
+            self._process = GuideProcess(self._start_message, self._python)
+        return self._process
+
+    def _end_process(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            with contextlib.suppress(OSError):
+                process.close()
+
+
+def _key(guide: Guide) -> bytes:
+    return hashlib.sha256(f"{guide.kind}\0{guide.text}".encode("utf-8", "surrogatepass")).digest()

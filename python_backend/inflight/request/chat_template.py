@@ -1,0 +1,215 @@
+"""The model's own chat template, rendered in jinja2's sandbox with limits on time and size.
+
+Templates come from the engine directory or from a file the operator names, never from a client. A thread cannot be
+stopped in the middle of a template, so the sandbox looks at the clock at every attribute, item and call, and the
+output is taken piece by piece.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import jinja2.sandbox
+import msgspec
+
+from inflight.errors import LoadError, RequestError, invalid
+from inflight.model.files import read_json_object
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+MAX_MESSAGES = 4096
+RENDER_SECONDS = 2.0
+
+
+MAX_EXPONENT = 64
+
+
+class TemplateTimeout(Exception):
+    """A template ran for longer, or would make more, than it may."""
+
+
+class _Rejected(Exception):
+    """The template called `raise_exception`: the conversation is not what it accepts."""
+
+
+class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """A sandbox with a clock. One per rendering, because the deadline is its own."""
+
+    intercepted_binops = frozenset({"*", "**"})
+    deadline = float("inf")
+    clock: Callable[[], float] = time.monotonic
+    max_bytes = 1 << 20
+
+    def _check(self) -> None:
+        if self.clock() > self.deadline:
+            raise TemplateTimeout
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """One expression must not make any amount of text or digits."""
+        self._check()
+        if operator == "**" and (not isinstance(right, (int, float)) or abs(right) > MAX_EXPONENT):
+            raise TemplateTimeout
+        if operator == "*":
+            for repeated, times in ((left, right), (right, left)):
+                if hasattr(repeated, "__len__") and isinstance(times, int) and len(repeated) * times > self.max_bytes:
+                    raise TemplateTimeout
+        return super().call_binop(context, operator, left, right)
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        self._check()
+        return super().getattr(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        self._check()
+        return super().getitem(obj, argument)
+
+    def call(self, context: Any, obj: Any, *args: Any, **kwargs: Any) -> Any:
+        self._check()
+        return super().call(context, obj, *args, **kwargs)
+
+
+class _GenerationTag(jinja2.ext.Extension):
+    """Hugging Face's {% generation %} … {% endgeneration %}: it marks text for training, and here it is just text."""
+
+    tags = {"generation"}  # noqa: RUF012 — jinja2 declares it so
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **_: Any) -> str:
+    """As Hugging Face templates expect it: plain JSON, not escaped for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+
+
+class ChatTemplate:
+    """A compiled template and the special tokens it may use. Thread-safe."""
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        """Raises `LoadError` when the template does not compile."""
+        self._source = source
+        self._special_tokens = dict(special_tokens)
+        try:
+            self._environment(float("inf"), time.monotonic).from_string(source)
+        except jinja2.TemplateError as error:
+            raise LoadError(
+                f"the chat template is not a valid jinja2 template ({error}); mend chat_template.jinja."
+            ) from None
+
+    def _environment(self, deadline: float, clock: Callable[[], float]) -> _Sandbox:
+        environment = _Sandbox(
+            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _GenerationTag]
+        )
+        environment.deadline, environment.clock = deadline, clock
+        environment.filters["tojson"] = _tojson
+
+        def raise_exception(message: str) -> None:
+            raise _Rejected(str(message))
+
+        def strftime_now(pattern: str) -> str:
+            return datetime.datetime.now().strftime(pattern)
+
+        environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
+        return environment
+
+    def render(
+        self, messages: list[dict[str, Any]], max_bytes: int, clock: Callable[[], float] = time.monotonic
+    ) -> str:
+        """The prompt for `messages`, at most `max_bytes` long, ready for the assistant's turn.
+
+        Raises INVALID_ARG with the template's own message when it refuses the conversation.
+        """
+        environment = self._environment(clock() + RENDER_SECONDS, clock)
+        environment.max_bytes = max_bytes
+        template = environment.from_string(self._source)
+        pieces: list[str] = []
+        size = 0
+        try:
+            for piece in template.generate(messages=messages, add_generation_prompt=True, **self._special_tokens):
+                environment._check()
+                size += len(piece.encode("utf-8", "replace"))
+                if size > max_bytes:
+                    raise invalid("messages", f"make a prompt of more than the {max_bytes} bytes this model accepts")
+                pieces.append(piece)
+        except RequestError:
+            raise
+        except _Rejected as error:
+            raise invalid("messages", f"are refused by the model's chat template: {str(error)[:500]}") from None
+        except TemplateTimeout:
+            raise invalid(
+                "messages", "take the model's chat template too long or make too much of it; send less"
+            ) from None
+        except Exception as error:  # noqa: BLE001 — whatever a template makes of odd messages is the client's to mend
+            raise invalid("messages", f"do not fit the model's chat template: {str(error)[:500]}") from None
+        return "".join(pieces)
+
+
+def load_chat_template(folder: Path, override: Path | None, special_tokens: Mapping[str, str]) -> ChatTemplate | None:
+    """The operator's file if named, else `chat_template.jinja`, else `chat_template` in tokenizer_config.json, else
+    None.
+    """
+    if override is not None:
+        try:
+            return ChatTemplate(override.read_text(), special_tokens)
+        except (OSError, UnicodeDecodeError):
+            raise LoadError(
+                f"cannot read the file that model parameter chat_template names ({override.name})."
+            ) from None
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return ChatTemplate(file.read_text(), special_tokens)
+    source = read_json_object(folder, "tokenizer_config.json").get("chat_template")
+    if isinstance(source, list):  # several named templates: the one called "default"
+        source = next((item.get("template") for item in source if item.get("name") == "default"), None)
+    return ChatTemplate(source, special_tokens) if isinstance(source, str) else None
+
+
+def parse_messages(data: bytes) -> list[dict[str, Any]]:
+    """OpenAI chat messages out of a JSON string. Multi-part content is joined where every part is text.
+
+    Raises INVALID_ARG naming `messages`.
+    """
+    try:
+        messages = msgspec.json.decode(data)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise invalid("messages", f"is not valid JSON: {error}") from None
+    if not isinstance(messages, list) or not messages:
+        raise invalid("messages", 'must be a JSON list such as [{"role": "user", "content": "Hello"}]')
+    if len(messages) > MAX_MESSAGES:
+        raise invalid("messages", f"has {len(messages)} entries; at most {MAX_MESSAGES} are allowed")
+    return [_parse_message(place, message) for place, message in enumerate(messages)]
+
+
+def _parse_message(place: int, message: Any) -> dict[str, Any]:
+    if not isinstance(message, dict):
+        raise invalid("messages", f"[{place}] must be an object with role and content")
+    role = message.get("role")
+    if role not in ROLES:
+        raise invalid("messages", f"[{place}].role must be one of {', '.join(ROLES)}")
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "".join(_part_text(place, part) for part in content)
+    if content is None and (role == "assistant" or message.get("tool_calls")):
+        content = ""
+    if not isinstance(content, str):
+        raise invalid("messages", f"[{place}].content must be a string or a list of text parts")
+    if "\0" in content:
+        raise invalid("messages", f"[{place}].content holds a NUL character; remove it")
+    return {**message, "role": role, "content": content}
+
+
+def _part_text(place: int, part: Any) -> str:
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, dict) or part.get("type") not in ("text", None) or not isinstance(part.get("text"), str):
+        raise invalid("messages", f"[{place}].content may have parts of type text only")
+    return str(part["text"])

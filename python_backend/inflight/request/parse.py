@@ -1,0 +1,259 @@
+"""Parse, don't validate: raw tensors, JSON and parameters become one frozen `GenerationRequest`. Nothing behind
+checks again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from inflight.engines.base import Guide
+from inflight.errors import ErrorCode, RequestError, invalid
+from inflight.model.parameters import ModelConfig
+from inflight.request import fields
+from inflight.request.defaults import GenerationDefaults
+from inflight.request.values import Values
+
+MAX_STOPS = 64
+MAX_STOP_CHARS = 1024
+MAX_SEQUENCES = 128
+MAX_GUIDE_BYTES = 64 << 10
+MAX_LOGPROBS = 100
+GUIDE_TYPES = ("json", "json_schema", "regex", "ebnf_grammar", "choice")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RawRequest:
+    """What Triton handed over, copied: tensors as flat lists (STRING as bytes), request parameters, `timeout` in µs
+    (0: none).
+    """
+
+    tensors: Mapping[str, Sequence[Any]]
+    parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    timeout_us: int = 0
+    request_id: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One request, checked. Exactly one of `text`, `messages` (JSON) and `input_ids` is set.
+
+    `max_tokens` is what was asked for, before the context's room is known. `top_logprobs` is -1 when no
+    log-probabilities are wanted, 0 for those of the chosen tokens. `deadline_ms` 0 is none. `spelt` is what
+    the client called each parameter.
+    """
+
+    text: str | None
+    messages: bytes | None
+    input_ids: tuple[int, ...] | None
+    stream: bool
+    max_tokens: int
+    min_tokens: int
+    ignore_eos: bool
+    end_id: int | None
+    stop_token_ids: tuple[int, ...]
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    length_penalty: float
+    seed: int
+    stops: tuple[str, ...]
+    bad_words: tuple[str, ...]
+    num_sequences: int
+    best_of: int
+    beam_width: int
+    top_logprobs: int
+    return_log_probs: bool
+    return_logprobs_json: bool
+    return_cumulative_logprob: bool
+    return_finish_reason: bool
+    return_num_input_tokens: bool
+    return_num_output_tokens: bool
+    return_perf_metrics: bool
+    return_token_ids: bool
+    echo_prompt: bool
+    guide: Guide | None
+    lora_name: str | None
+    cache_salt: str | None
+    skip_special_tokens: bool
+    add_special_tokens: bool
+    priority: int
+    deadline_ms: int
+    spelt: Mapping[str, str]
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether the engine has to compute any log-probability."""
+        return self.top_logprobs >= 0
+
+
+def parse_request(raw: RawRequest, config: ModelConfig, defaults: GenerationDefaults) -> GenerationRequest:
+    """Raises `RequestError` (INVALID_ARG) that names the parameter at fault."""
+    values = Values(raw.tensors, raw.parameters)
+    text, messages, input_ids = _prompt(values, config)
+    max_tokens = values.integer("max_tokens", config.default_max_tokens, 1)
+    if config.max_tokens_limit:
+        max_tokens = min(max_tokens, config.max_tokens_limit)
+    min_tokens = values.integer("min_tokens", 0, 0)
+    if min_tokens > max_tokens:
+        raise invalid(values.name("min_tokens"), f"is {min_tokens}, more than max_tokens ({max_tokens})")
+    temperature, top_p, top_k, min_p = _sampling(values, defaults)
+    beam_width = values.integer("beam_width", 1, 1, MAX_SEQUENCES)
+    num_sequences, best_of = _sequences(values, beam_width)
+    length_penalty = values.number("length_penalty", 1.0)
+    if length_penalty != 1.0 and beam_width == 1:
+        raise invalid("length_penalty", "has an effect only with beam search; set beam_width above 1 or leave it at 1")
+    stream = values.boolean("stream", False)
+    if stream and best_of > num_sequences:
+        raise invalid("best_of", "above num_return_sequences cannot be streamed; set stream to false")
+    log_probs = values.boolean("return_log_probs", False)
+    logprobs = values.integer("logprobs", 0, 0, MAX_LOGPROBS)
+    cumulative = values.boolean("return_cumulative_logprob", False)
+    wanted = log_probs or cumulative or best_of > num_sequences or values.given("logprobs")
+    values.accept("pad_id")
+    request = GenerationRequest(
+        text=text,
+        messages=messages,
+        input_ids=input_ids,
+        stream=stream,
+        max_tokens=max_tokens,
+        min_tokens=min_tokens,
+        ignore_eos=values.boolean("ignore_eos", False),
+        end_id=values.optional_integer("end_id", -1),
+        stop_token_ids=values.integers("stop_token_ids"),
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=values.number(
+            "repetition_penalty", _or(defaults.repetition_penalty, 1.0), above=0.0, most=100.0
+        ),
+        presence_penalty=values.number("presence_penalty", 0.0, least=-2.0, most=2.0),
+        frequency_penalty=values.number("frequency_penalty", 0.0, least=-2.0, most=2.0),
+        length_penalty=length_penalty,
+        seed=values.integer("seed", secrets.randbits(63), 0, 2**64 - 1),
+        stops=_words(values, "stop_words"),
+        bad_words=_words(values, "bad_words"),
+        num_sequences=num_sequences,
+        best_of=best_of,
+        beam_width=beam_width,
+        top_logprobs=logprobs if wanted else -1,
+        return_log_probs=log_probs,
+        return_logprobs_json=log_probs or values.given("logprobs"),
+        return_cumulative_logprob=cumulative,
+        return_finish_reason=values.boolean("return_finish_reason", False),
+        return_num_input_tokens=values.boolean("return_num_input_tokens", False),
+        return_num_output_tokens=values.boolean("return_num_output_tokens", False),
+        return_perf_metrics=values.boolean("return_perf_metrics", False),
+        return_token_ids=values.boolean("return_token_ids", False),
+        echo_prompt=not values.boolean("exclude_input_in_output", config.exclude_input_in_output),
+        guide=_guide(values),
+        lora_name=values.text("lora_name", 256),
+        cache_salt=values.text("cache_salt", 256),
+        skip_special_tokens=values.boolean("skip_special_tokens", True),
+        add_special_tokens=values.boolean("add_special_tokens", True),
+        priority=values.integer("request_priority", 0, -100, 100),
+        deadline_ms=_deadline(values, config, raw.timeout_us),
+        spelt=values.spellings(),
+    )
+    values.refuse_unknown()
+    return request
+
+
+def _or(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None else value
+
+
+def _prompt(values: Values, config: ModelConfig) -> tuple[str | None, bytes | None, tuple[int, ...] | None]:
+    given = [name for name in ("text_input", "messages", "input_ids") if values.given(name)]
+    if len(given) != 1:
+        found = "none was given" if not given else f"{' and '.join(given)} were given"
+        message = f"exactly one of text_input, messages and input_ids is needed, but {found}"
+        raise RequestError(ErrorCode.INVALID_ARG, message, "text_input")
+    if given[0] == "input_ids":
+        ids = values.integers("input_ids")
+        if not ids:
+            raise invalid("input_ids", "is empty; a prompt needs at least one token")
+        if 4 * len(ids) > config.max_prompt_bytes:
+            raise invalid("input_ids", f"is longer than the {config.max_prompt_bytes // 4} ids this model accepts")
+        return None, None, ids
+    text = values.prompt_text(given[0], config.max_prompt_bytes)
+    return (text, None, None) if given[0] == "text_input" else (None, text.encode(), None)
+
+
+def _sampling(values: Values, defaults: GenerationDefaults) -> tuple[float, float, int, float]:
+    """(temperature, top_p, top_k, min_p).
+
+    Someone who narrows the choice of tokens without naming a temperature wants sampling: it is 1 then, not greedy.
+    """
+    top_p = values.number("top_p", _or(defaults.top_p, 1.0), above=0.0, most=1.0)
+    top_k = values.integer("top_k", defaults.top_k or 0, -1)
+    min_p = values.number("min_p", _or(defaults.min_p, 0.0), least=0.0, most=1.0)
+    narrowed = (
+        (values.given("top_p") and top_p < 1.0)
+        or (values.given("top_k") and top_k > 1)
+        or (values.given("min_p") and min_p > 0.0)
+    )
+    temperature = values.number(
+        "temperature", _or(defaults.temperature, 1.0 if narrowed else 0.0), least=0.0, most=100.0
+    )
+    return temperature, top_p, max(top_k, 0), min_p
+
+
+def _sequences(values: Values, beam_width: int) -> tuple[int, int]:
+    """(sequences to return, sequences to generate)."""
+    count = values.integer("num_return_sequences", 1, 1, MAX_SEQUENCES)
+    best_of = values.integer("best_of", count, 1, MAX_SEQUENCES)
+    if best_of < count:
+        raise invalid("best_of", f"is {best_of}, less than {values.name('num_return_sequences')} ({count})")
+    if beam_width > 1:
+        if best_of > count:
+            raise invalid("best_of", "and beam_width above 1 exclude each other; use one of them")
+        if count > beam_width:
+            raise invalid(values.name("num_return_sequences"), f"is {count}, more than beam_width ({beam_width})")
+    return count, best_of
+
+
+def _words(values: Values, name: str) -> tuple[str, ...]:
+    words = tuple(dict.fromkeys(word for word in values.texts(name) if word))
+    if len(words) > MAX_STOPS:
+        raise invalid(values.name(name), f"has {len(words)} strings; at most {MAX_STOPS} are allowed")
+    if any(len(word) > MAX_STOP_CHARS for word in words):
+        raise invalid(values.name(name), f"has a string of more than {MAX_STOP_CHARS} characters")
+    return words
+
+
+def _guide(values: Values) -> Guide | None:
+    kind = values.text("guided_decoding_guide_type", 32)
+    text = values.text("guided_decoding_guide", MAX_GUIDE_BYTES)
+    structured = values.json_object("structured_outputs")
+    if structured is not None:
+        if kind is not None or text is not None:
+            raise invalid("structured_outputs", "and guided_decoding_guide exclude each other; use one of them")
+        return fields.guide_from_structured_outputs(structured, MAX_GUIDE_BYTES)
+    if kind is None:
+        if text is not None:
+            raise invalid("guided_decoding_guide_type", "is missing; a guide needs one of " + ", ".join(GUIDE_TYPES))
+        return None
+    if kind not in GUIDE_TYPES:
+        raise invalid("guided_decoding_guide_type", f"is {kind!r}; it must be one of {', '.join(GUIDE_TYPES)}")
+    if text is None and kind != "json":
+        raise invalid("guided_decoding_guide", f"is missing; guided_decoding_guide_type {kind} needs one")
+    return Guide(kind, text or "")
+
+
+def _deadline(values: Values, config: ModelConfig, timeout_us: int) -> int:
+    """Milliseconds; the sooner of the request's own `deadline_ms` (else the model's default) and Triton's `timeout`."""
+    own = (
+        values.integer("deadline_ms", config.default_deadline_ms, 1)
+        if values.given("deadline_ms")
+        else config.default_deadline_ms
+    )
+    triton = -(-timeout_us // 1000)
+    return min(own, triton) if own and triton else own or triton

@@ -1,0 +1,152 @@
+"""text | messages | ids → token ids: chat template, tokenizer, and the room that the context leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from inflight.engines.base import Capability, EngineInfo, EngineRequest, SamplingParams
+from inflight.errors import invalid, unsupported
+from inflight.request.chat_template import ChatTemplate, parse_messages
+from inflight.request.parse import GenerationRequest
+from inflight.request.tokenizer import TextTokenizer
+
+_GUIDES = {
+    "json": Capability.GUIDED_JSON,
+    "json_schema": Capability.GUIDED_JSON,
+    "regex": Capability.GUIDED_REGEX,
+    "ebnf_grammar": Capability.GUIDED_EBNF,
+    "choice": Capability.GUIDED_CHOICE,
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt's token ids, and its text where the request wants it echoed (else empty)."""
+
+    token_ids: list[int]
+    echo: str
+
+
+class PromptBuilder:
+    """Knows the model's tokenizer, template and limits. Thread-safe."""
+
+    def __init__(self, tokenizer: TextTokenizer, template: ChatTemplate | None, max_prompt_bytes: int) -> None:
+        self.tokenizer = tokenizer
+        self._template = template
+        self._max_bytes = max_prompt_bytes
+
+    def build(self, request: GenerationRequest, info: EngineInfo) -> Prompt:
+        """Raises `RequestError` for a prompt that is empty, too long for the context or outside the vocabulary."""
+        if request.input_ids is not None:
+            ids = list(request.input_ids)
+            self.tokenizer.check_ids(ids, info.vocab_size)
+            text, name = "", "input_ids"
+            if request.echo_prompt:
+                text = self.tokenizer.decode(ids, request.skip_special_tokens)
+        else:
+            text, name = self._text(request)
+            ids = self.tokenizer.encode(text, request.add_special_tokens and request.messages is None)
+        if not ids:
+            raise invalid(name, "makes no tokens; a prompt needs at least one")
+        if len(ids) >= info.max_seq_len:
+            raise invalid(
+                name,
+                f"has {len(ids)} tokens; the context holds {info.max_seq_len}, at least one of them for the answer",
+            )
+        return Prompt(ids, text if request.echo_prompt else "")
+
+    def _text(self, request: GenerationRequest) -> tuple[str, str]:
+        if request.messages is None:
+            return request.text or "", "text_input"
+        if self._template is None:
+            raise invalid(
+                "messages", "need a chat template, and this model has none; send the whole prompt as text_input"
+            )
+        return self._template.render(parse_messages(request.messages), self._max_bytes), "messages"
+
+
+def check_capabilities(request: GenerationRequest, info: EngineInfo) -> None:
+    """Raises UNSUPPORTED (or INVALID_ARG for a limit) that names the parameter this engine cannot honour."""
+    needs: list[tuple[bool, Capability, str]] = [
+        (request.wants_logprobs and not request.top_logprobs, Capability.LOGPROBS, _logprob_name(request)),
+        (request.top_logprobs > 0, Capability.TOP_LOGPROBS, "logprobs"),
+        (request.best_of > 1 and request.beam_width == 1, Capability.PARALLEL_SAMPLING, _sequences_name(request)),
+        (request.beam_width > 1, Capability.BEAM_SEARCH, "beam_width"),
+        (bool(request.bad_words), Capability.BAD_WORDS, "bad_words"),
+        (request.cache_salt is not None, Capability.CACHE_SALT, "cache_salt"),
+        (request.lora_name is not None, Capability.LORA, "lora_name"),
+        (request.min_p > 0.0, Capability.MIN_P, "min_p"),
+    ]
+    if request.guide is not None:
+        name = "structured_outputs" if "structured_outputs" in request.spelt else "guided_decoding_guide_type"
+        needs.append((True, _GUIDES[request.guide.kind], name))
+    for needed, capability, name in needs:
+        if needed and capability not in info.capabilities:
+            shown = request.spelt.get(name, name)
+            raise unsupported(shown, f"is not supported: the {info.name} engine of this model lacks {capability.value}")
+    if request.beam_width > max(info.max_beam_width, 1):
+        raise invalid("beam_width", f"is {request.beam_width}; this engine allows at most {info.max_beam_width}")
+
+
+def _sequences_name(request: GenerationRequest) -> str:
+    return "num_return_sequences" if request.num_sequences > 1 else "best_of"
+
+
+def _logprob_name(request: GenerationRequest) -> str:
+    if request.return_log_probs:
+        return "return_log_probs"
+    return "return_cumulative_logprob" if request.return_cumulative_logprob else "logprobs"
+
+
+def engine_request(
+    request_id: int, request: GenerationRequest, prompt: Prompt, info: EngineInfo, builder: PromptBuilder
+) -> EngineRequest:
+    """The request as the engine sees it; `max_tokens` is cut to what the context leaves room for."""
+    room = info.max_seq_len - len(prompt.token_ids)
+    sampling = SamplingParams(
+        max_tokens=min(request.max_tokens, room),
+        min_tokens=min(request.min_tokens, room),
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=request.top_k,
+        min_p=request.min_p,
+        repetition_penalty=request.repetition_penalty,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        length_penalty=request.length_penalty,
+        seed=request.seed,
+        num_sequences=request.num_sequences if request.beam_width > 1 else request.best_of,
+        beam_width=request.beam_width,
+        stop_token_ids=stop_token_ids(request, info),
+        logprobs=request.top_logprobs,
+        bad_words=_bad_words(request, builder.tokenizer),
+    )
+    return EngineRequest(
+        request_id=request_id,
+        token_ids=prompt.token_ids,
+        sampling=sampling,
+        guide=request.guide,
+        lora_name=request.lora_name,
+        cache_salt=request.cache_salt,
+        priority=request.priority,
+    )
+
+
+def stop_token_ids(request: GenerationRequest, info: EngineInfo) -> tuple[int, ...]:
+    """Token ids that end this request; raises INVALID_ARG for one outside the vocabulary."""
+    ids = set(request.stop_token_ids)
+    if not request.ignore_eos:
+        own = request.end_id is not None and request.end_id >= 0  # -1 is TensorRT-LLM's "none of mine"
+        ids |= {request.end_id} if own and request.end_id is not None else set(info.stop_token_ids)
+    for token_id in ids:
+        if not 0 <= token_id < info.vocab_size:
+            name = "end_id" if token_id == request.end_id else "stop_token_ids"
+            raise invalid(name, f"is {token_id}, but token ids of this model go from 0 to {info.vocab_size - 1}")
+    return tuple(sorted(ids))
+
+
+def _bad_words(request: GenerationRequest, tokenizer: TextTokenizer) -> tuple[tuple[int, ...], ...]:
+    """Each bad word as token ids, alone and after a space: both spellings a tokenizer may use."""
+    spellings = [text for word in request.bad_words for text in (word, " " + word)]
+    ids = [tuple(tokenizer.encode(text, False)) for text in spellings]
+    return tuple(dict.fromkeys(item for item in ids if item))

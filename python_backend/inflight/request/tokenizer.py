@@ -1,0 +1,61 @@
+"""The model's tokenizer (tokenizer.json) with the few rules that serving adds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from inflight.errors import LoadError, invalid
+from inflight.model.files import read_json_object
+
+
+class TextTokenizer:
+    """Text to token ids. Thread-safe: `tokenizers` releases the interpreter lock and keeps no state per call."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read `tokenizer.json` (and `tokenizer_config.json` where it is) from `folder`; raises `LoadError`."""
+        file = folder / "tokenizer.json"
+        try:
+            self.library = Tokenizer.from_file(str(file))
+        except Exception as error:  # noqa: BLE001 — the library raises nothing narrower
+            raise LoadError(
+                f"cannot read tokenizer.json of the engine directory ({error}); build the engine again."
+            ) from None
+        self.library.no_truncation()
+        self.library.no_padding()
+        self.special_tokens = _special_tokens(read_json_object(folder, "tokenizer_config.json"))
+        bos = self.special_tokens.get("bos_token")
+        bos_id = self.library.token_to_id(bos) if bos else None
+        added = self.library.encode("", add_special_tokens=True).ids
+        self._added_bos: int | None = added[0] if added and bos_id in (None, added[0]) else None
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        """Token ids of `text`. A text that begins with the BOS that would be added does not get a second one."""
+        ids: list[int] = self.library.encode(text, add_special_tokens=add_special_tokens).ids
+        doubled = add_special_tokens and self._added_bos is not None and ids[:2] == [self._added_bos] * 2
+        return ids[1:] if doubled else ids
+
+    def decode(self, token_ids: list[int], skip_special_tokens: bool) -> str:
+        """Text of whole `token_ids`; used for prompts given as ids and for the tokens in log-probabilities."""
+        return str(self.library.decode(token_ids, skip_special_tokens=skip_special_tokens))
+
+    def check_ids(self, token_ids: list[int], vocab_size: int) -> None:
+        """Raises INVALID_ARG when an id is outside the model's vocabulary."""
+        least, most = min(token_ids), max(token_ids)
+        if least < 0 or most >= vocab_size:
+            wrong = least if least < 0 else most
+            raise invalid("input_ids", f"holds {wrong}, but token ids of this model go from 0 to {vocab_size - 1}")
+
+
+def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
+    """bos_token, eos_token … as text, for the chat template."""
+    tokens = {}
+    for name in ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token"):
+        value = config.get(name)
+        if isinstance(value, dict):
+            value = value.get("content")
+        if isinstance(value, str):
+            tokens[name] = value
+    return tokens

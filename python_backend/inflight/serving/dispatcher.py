@@ -1,0 +1,258 @@
+"""The one thread that decides what the engine works on: it owns the admission queue and every word said to the engine.
+
+Everybody else posts events (a request arrived, one was cancelled, one left the engine, an engine came or went); thread
+`inflight-dispatch` takes them in order, so nothing here needs a lock.
+"""
+
+from __future__ import annotations
+
+import functools
+import heapq
+import itertools
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+from inflight.engine_process import frames
+from inflight.engine_process.link import EngineLink, LinkLost
+from inflight.engines.base import EngineInfo, EngineRequest
+from inflight.errors import ErrorCode, RequestError, invalid, unavailable
+from inflight.serving.admission import AdmissionQueue
+from inflight.serving.delivery import Delivery, LiveStream
+
+log = logging.getLogger("inflight.dispatcher")
+
+IDLE_WAIT_S = 1.0
+Event = Callable[[], None]
+
+
+class _Job:
+    """A request from its arrival here until the engine has forgotten it."""
+
+    __slots__ = ("live", "request", "sequences_left")
+
+    def __init__(self, live: LiveStream, request: EngineRequest) -> None:
+        self.live = live
+        self.request = request
+        self.sequences_left = request.sampling.num_sequences
+
+
+class Dispatcher:
+    """See the module's text. Public methods may be called from any thread unless they say otherwise."""
+
+    def __init__(self, delivery: Delivery, make_queue: Callable[[EngineInfo], AdmissionQueue]) -> None:
+        self._delivery = delivery
+        self._make_queue = make_queue
+        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._jobs: dict[int, _Job] = {}  # written by our thread, read by the engine's reader
+        self._queue: AdmissionQueue | None = None
+        self._link: EngineLink | None = None
+        self._closed: RequestError | None = None
+        self._deadlines: list[tuple[float, int, LiveStream]] = []
+        self._order = itertools.count()
+        self._thread = threading.Thread(target=self._run, name="inflight-dispatch", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> None:
+        """End the thread after the events already posted."""
+        self._events.put(None)
+        self._thread.join(timeout_s)
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue (a snapshot)."""
+        return self._queue.waiting if self._queue is not None else 0
+
+    @property
+    def running(self) -> int:
+        """Requests in the engine (a snapshot)."""
+        return self._queue.running if self._queue is not None else 0
+
+    @property
+    def blocks_reserved(self) -> int:
+        """KV blocks reserved by running requests (a snapshot)."""
+        return self._queue.blocks_used if self._queue is not None else 0
+
+    # -- events ------------------------------------------------------------------------------------------------------
+
+    def submit(self, live: LiveStream, request: EngineRequest) -> None:
+        """A new request with its prompt ready."""
+        self._events.put(lambda: self._submit(live, request))
+
+    def abandon(self, live: LiveStream) -> None:
+        """Nobody wants the rest of this stream (cancelled, stop string, deadline, error)."""
+        self._events.put(lambda: self._abandon(live))
+
+    def engine_up(self, link: EngineLink, info: EngineInfo) -> None:
+        """An engine is ready."""
+        self._events.put(lambda: self._engine_up(link, info))
+
+    def engine_down(self, reason: str) -> None:
+        """The engine is gone. Every stream that was in it, or waited for it, ends UNAVAILABLE."""
+        self._events.put(lambda: self._engine_down(reason))
+
+    def close(self, error: RequestError) -> None:
+        """End everything with `error` (drain, finalize), and what is still on its way here as well."""
+        self._events.put(lambda: self._close(error))
+
+    # -- on the engine's reader thread -------------------------------------------------------------------------------
+
+    def on_outputs(self, message: frames.Outputs) -> None:
+        """Give outputs to their streams. Reader thread only."""
+        jobs, push, push_token, now_ns = self._jobs, self._delivery.push, self._delivery.push_token, time.monotonic_ns()
+        for request_id, token in zip(message.ids, message.tokens, strict=True):
+            job = jobs.get(request_id)
+            if job is not None:
+                push_token(job.live, token, now_ns)
+        for output in message.outputs:
+            job = jobs.get(output.request_id)
+            if job is None:
+                continue
+            push(job.live, output, now_ns)
+            if output.finish is not None or output.error is not None:
+                job.sequences_left -= 1
+                if not job.sequences_left:
+                    self._events.put(functools.partial(self._release, output.request_id))
+
+    def on_refused(self, message: frames.Refused) -> None:
+        """The engine did not take a request. Reader thread only."""
+        self._events.put(lambda: self._refused(message))
+
+    # -- our thread --------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            try:
+                event = self._events.get(timeout=self._wait_s())
+            except queue.Empty:
+                pass
+            else:
+                if event is None:
+                    return
+                self._do(event)
+            self._do(self._expire)
+            self._do(self._start_requests)
+
+    @staticmethod
+    def _do(event: Event) -> None:
+        try:
+            event()
+        except Exception:  # one request's trouble must never end this thread
+            log.exception("an event failed")
+
+    def _wait_s(self) -> float:
+        now = time.monotonic()
+        wait = IDLE_WAIT_S
+        if self._deadlines:
+            wait = min(wait, max(0.0, self._deadlines[0][0] - now))
+        if self._queue is not None:
+            soon = self._queue.next_wakeup(now)
+            wait = wait if soon is None else min(wait, soon)
+        return wait
+
+    def _submit(self, live: LiveStream, request: EngineRequest) -> None:
+        if self._closed is not None or self._queue is None:
+            restarting = unavailable("the engine is restarting; try again in a few seconds")
+            self._delivery.fail(live, self._closed or restarting)
+            return
+        try:
+            self._queue.offer(request, time.monotonic())
+        except RequestError as error:
+            self._delivery.fail(live, error)
+            return
+        self._jobs[request.request_id] = _Job(live, request)
+        if live.deadline is not None:
+            if len(self._deadlines) > 2 * len(self._jobs) + 64:  # do not let ended streams pile up
+                self._deadlines = [entry for entry in self._deadlines if not entry[2].closed]
+                heapq.heapify(self._deadlines)
+            heapq.heappush(self._deadlines, (live.deadline, next(self._order), live))
+        if live.closed:  # cancelled before it came here, or while we were at it
+            self._abandon(live)
+
+    def _start_requests(self) -> None:
+        if self._queue is None or self._link is None:
+            return
+        for request_id in self._queue.take(time.monotonic()):
+            job = self._jobs[request_id]
+            job.live.stream.timing.scheduled_ns = time.monotonic_ns()
+            try:
+                self._say(frames.Add(job.request))
+            except frames.FrameError:  # larger than any frame; nothing was sent
+                self._delivery.fail(job.live, invalid("input_ids", "are too many for one request"))
+                self._release(request_id)
+
+    def _say(self, message: frames.ToEngine) -> None:
+        """Tell the engine. A lost link is the supervisor's to notice and to report."""
+        if self._link is not None:
+            try:
+                self._link.send(message)
+            except LinkLost:
+                log.warning("the engine cannot be reached")
+
+    def _abandon(self, live: LiveStream) -> None:
+        if live.request_id not in self._jobs or self._queue is None:
+            return
+        if self._queue.withdraw(live.request_id):
+            del self._jobs[live.request_id]
+        else:
+            self._say(frames.Cancel(live.request_id))
+
+    def _release(self, request_id: int) -> None:
+        if self._queue is not None and self._queue.release(request_id, time.monotonic()):
+            del self._jobs[request_id]
+
+    def _refused(self, message: frames.Refused) -> None:
+        job = self._jobs.get(message.request_id)
+        if job is None:
+            return
+        if message.parameter is None:
+            error = RequestError(ErrorCode.INVALID_ARG, f"the engine refuses this request: {message.message}")
+        else:
+            error = RequestError(ErrorCode.INVALID_ARG, f"{message.parameter} {message.message}", message.parameter)
+        self._delivery.fail(job.live, error)
+        self._release(message.request_id)
+
+    def _expire(self) -> None:
+        """End what has passed its deadline: the queued with an error, the running with the text they have."""
+        now = time.monotonic()
+        while self._deadlines and self._deadlines[0][0] <= now:
+            live = heapq.heappop(self._deadlines)[2]
+            if live.closed or live.request_id not in self._jobs or self._queue is None:
+                continue
+            if self._queue.withdraw(live.request_id):
+                del self._jobs[live.request_id]
+                self._delivery.fail(
+                    live, unavailable("the deadline passed while the request was queued; raise deadline_ms")
+                )
+            else:
+                self._delivery.end_by_deadline(live)
+
+    def _engine_up(self, link: EngineLink, info: EngineInfo) -> None:
+        self._queue = self._make_queue(info)
+        self._link = link
+
+    def _engine_down(self, reason: str) -> None:
+        self._link = None
+        self._queue = None
+        self._fail_all(unavailable(f"{reason} and is being restarted; try again in a few seconds"))
+
+    def _close(self, error: RequestError) -> None:
+        self._closed = error
+        self._fail_all(error)
+
+    def _fail_all(self, error: RequestError) -> None:
+        """End every stream. What the engine still has stays a job until its terminal outputs release it."""
+        for request_id, job in list(self._jobs.items()):
+            try:
+                self._delivery.fail(job.live, error)
+            except Exception:
+                log.exception("request %s: ending it failed", job.live.stream.request_id)
+            if self._queue is None or self._queue.withdraw(request_id):
+                self._jobs.pop(request_id, None)
+            else:
+                self._say(frames.Cancel(request_id))

@@ -1,0 +1,100 @@
+"""What the metrics say about requests and the engine: which event counts where, and the gauges of the moment."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable
+
+from inflight.answer.stream import Stream
+from inflight.engines.base import Capability, EngineInfo, EngineStats
+from inflight.errors import ErrorCode, RequestError
+from inflight.serving.metrics import Metrics, Sink
+
+_OUTCOMES = {code.value: code.value for code in ErrorCode} | {ErrorCode.INVALID_ARG.value: "invalid"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The numbers of one moment. `live_tokens` are those generated for streams that have not ended."""
+
+    info: EngineInfo | None
+    stats: EngineStats
+    up: bool
+    restarts: int
+    waiting: int
+    running: int
+    blocks_reserved: int
+    live_tokens: int
+
+
+class Observation:
+    """Turns ends of requests and snapshots into metrics."""
+
+    def __init__(self, metrics: Metrics, snapshot: Callable[[], Snapshot]) -> None:
+        self._metrics = metrics
+        self._snapshot = snapshot
+        self._lock = threading.Lock()
+        self._tokens_of_ended = 0
+        self.sink: Sink | None = None  # where flushes go, once Triton's metrics are there
+
+    def refused(self, error: RequestError) -> None:
+        """A request ended before it became a stream."""
+        self._metrics.add("inflight_requests_total", label=_OUTCOMES[error.code.value])
+
+    def stream_ended(self, stream: Stream) -> None:
+        """A stream has had its terminal response."""
+        metrics, timing, now_ns = self._metrics, stream.timing, time.monotonic_ns()
+        metrics.add("inflight_requests_total", label=_OUTCOMES.get(stream.outcome, stream.outcome))
+        metrics.observe("inflight_request_latency_seconds", (now_ns - timing.arrival_ns) / 1e9)
+        if timing.scheduled_ns:
+            metrics.observe("inflight_queue_time_seconds", (timing.scheduled_ns - timing.arrival_ns) / 1e9)
+        if timing.first_token_ns:
+            metrics.observe("inflight_time_to_first_token_seconds", (timing.first_token_ns - timing.arrival_ns) / 1e9)
+            metrics.add("inflight_prompt_tokens_total", stream.num_input_tokens)
+        with self._lock:
+            self._tokens_of_ended += stream.output_tokens
+
+    def flush(self) -> None:
+        """Bring the gauges up to date and tell the sink."""
+        with self._lock:
+            tokens_of_ended = self._tokens_of_ended  # first: a stream that ends meanwhile must not be counted twice
+        metrics, now = self._metrics, self._snapshot()
+        stats, info = now.stats, now.info
+        metrics.set("inflight_requests_running", now.running)
+        metrics.set("inflight_requests_waiting", now.waiting)
+        metrics.set("inflight_engine_up", float(now.up))
+        metrics.raise_to("inflight_engine_restarts_total", now.restarts)
+        metrics.raise_to("inflight_generation_tokens_total", tokens_of_ended + now.live_tokens)
+        most_running = info.max_running if info is not None else 0
+        for kind, value in (("waiting", now.waiting), ("active", now.running), ("max", most_running)):
+            metrics.set("nv_trt_llm_request_metrics", value, kind)
+        self._set_blocks(now)
+        unknown = set()
+        if stats.reused_tokens_total is None:
+            unknown.add("inflight_prefix_cache_hit_tokens_total")
+        else:
+            metrics.raise_to("inflight_prefix_cache_hit_tokens_total", stats.reused_tokens_total)
+        if info is None or Capability.SPECULATIVE not in info.capabilities or stats.draft_tokens_total is None:
+            unknown.add("inflight_speculative_tokens_total")
+        else:
+            metrics.raise_to("inflight_speculative_tokens_total", stats.draft_tokens_total, "draft")
+            metrics.raise_to("inflight_speculative_tokens_total", stats.accepted_tokens_total, "accepted")
+        if self.sink is not None:
+            metrics.flush(self.sink, frozenset(unknown))
+
+    def _set_blocks(self, now: Snapshot) -> None:
+        most = now.stats.blocks_max or (now.info.blocks_total if now.info is not None else 0)
+        used = now.stats.blocks_used
+        ratio = used / most if most else 0.0
+        self._metrics.set("inflight_kv_cache_usage_ratio", ratio)
+        for kind, value in (
+            ("max", most),
+            ("used", used),
+            ("free", most - used),
+            ("tokens_per", now.info.block_size if now.info is not None else 0),
+            ("fraction", ratio),
+            ("reserved", now.blocks_reserved),
+        ):
+            self._metrics.set("nv_trt_llm_kv_cache_block_metrics", value, kind)

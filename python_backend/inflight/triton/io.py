@@ -1,0 +1,108 @@
+"""Between Triton's requests and responses and ours: the only module of the package that knows
+`triton_python_backend_utils`.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from inflight.answer.stream import Reply, Stream
+from inflight.errors import ErrorCode, RequestError
+from inflight.request.parse import RawRequest
+
+_FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+_CODES = {
+    ErrorCode.INVALID_ARG: pb_utils.TritonError.INVALID_ARG,
+    ErrorCode.UNSUPPORTED: pb_utils.TritonError.UNSUPPORTED,
+    ErrorCode.UNAVAILABLE: pb_utils.TritonError.UNAVAILABLE,
+    ErrorCode.CANCELLED: pb_utils.TritonError.CANCELLED,
+    ErrorCode.INTERNAL: pb_utils.TritonError.INTERNAL,
+}
+
+
+def read_request(request: Any) -> RawRequest:
+    """Copy everything out of a Triton request, so that its shared memory can be given back at once."""
+    tensors: dict[str, Sequence[Any]] = {}
+    for tensor in request.inputs():
+        tensors[tensor.name()] = tensor.as_numpy().ravel().tolist()
+    parameters = request.parameters()
+    return RawRequest(
+        tensors,
+        json.loads(parameters) if parameters else {},
+        request.timeout(),
+        request.request_id() or new_request_id(),
+    )
+
+
+def new_request_id() -> str:
+    """An id for a request whose client gave none: 64 random bits."""
+    return secrets.token_hex(8)
+
+
+class TritonResponder:
+    """Builds responses and sends them. The live stream's lock serialises all calls."""
+
+    __slots__ = ("_rank", "_sender")
+
+    def __init__(self, sender: Any, batched: bool) -> None:
+        self._sender = sender
+        self._rank = 2 if batched else 1
+
+    def send(self, stream: Stream, reply: Reply, final: bool) -> None:
+        """One response; with `final`, the last."""
+        response = pb_utils.InferenceResponse(self._tensors(stream, reply))
+        self._sender.send(response, _FINAL if final else 0)
+
+    def fail(self, error: RequestError) -> None:
+        """An error as the one terminal response."""
+        triton_error = pb_utils.TritonError(error.message, _CODES[error.code])
+        self._sender.send(pb_utils.InferenceResponse([], triton_error), _FINAL)
+
+    def is_cancelled(self) -> bool:
+        """Whether the client has left."""
+        return bool(self._sender.is_cancelled())
+
+    def _tensors(self, stream: Stream, reply: Reply) -> list[Any]:
+        request = stream.request
+        tensors = [self._strings("text_output", reply.texts)]
+        if request.return_finish_reason:
+            tensors.append(self._strings("finish_reason", reply.finishes))
+        if request.num_sequences > 1:
+            tensors.append(self._array("sequence_index", reply.indices, np.int32))
+        if request.return_token_ids or request.return_log_probs:
+            tensors.append(self._array("output_ids", reply.token_ids, np.int32))
+        if request.return_cumulative_logprob:
+            tensors.append(self._array("cumulative_logprob", reply.cumulative_logprobs, np.float32))
+        if request.return_cumulative_logprob or request.return_log_probs:
+            tensors.append(self._array("cum_log_probs", reply.cumulative_logprobs, np.float32))
+        if request.return_log_probs:
+            tensors.append(self._array("output_log_probs", reply.logprobs, np.float32))
+        if request.return_logprobs_json:
+            tensors.append(self._strings("logprobs", reply.top_logprobs))
+        if request.return_num_input_tokens:
+            tensors.append(self._array("num_input_tokens", [stream.num_input_tokens], np.uint32))
+        if request.return_num_output_tokens:
+            tensors.append(self._array("num_output_tokens", reply.num_output_tokens, np.uint32))
+        if request.return_perf_metrics and reply.timing is not None:
+            timing = reply.timing
+            for name, value in (
+                ("arrival_time_ns", timing.arrival_ns),
+                ("first_scheduled_time_ns", timing.scheduled_ns),
+                ("first_token_time_ns", timing.first_token_ns),
+                ("last_token_time_ns", timing.last_token_ns),
+            ):
+                tensors.append(self._array(name, [value], np.int64))
+        return tensors
+
+    def _array(self, name: str, values: Sequence[Any], dtype: Any) -> Any:
+        array = np.array(values, dtype=dtype)
+        return pb_utils.Tensor(name, array.reshape(1, -1) if self._rank == 2 else array)
+
+    def _strings(self, name: str, values: Sequence[str]) -> Any:
+        return self._array(name, [value.encode() for value in values], np.object_)
