@@ -20,10 +20,9 @@ RUN grep -Ei '^(msgspec|tokenizers|jinja2|markupsafe|llguidance)==' /opt/infligh
 COPY python_backend /opt/tritonserver/backends/inflight
 COPY build_engine /opt/inflight/build_engine
 COPY scripts /opt/inflight/scripts
-COPY tests/doubles /opt/inflight/tests/doubles
 COPY model_repository/llm/config.pbtxt /models/llm/config.pbtxt
 RUN mkdir -p /models/llm/1
-ENV PYTHONPATH=/opt/tritonserver/backends/inflight:/opt/inflight
+ENV PYTHONPATH=/opt/tritonserver/backends/inflight:/opt/inflight:/opt/inflight/scripts
 
 EXPOSE 8000 8001 8002
 HEALTHCHECK --start-period=15m --interval=10s --timeout=5s \

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from _layout import ENGINE, MODEL_REPOSITORY, WRAPPER
-from _server import Server, ServerConfig
+from inflight_tools.common.layout import ENGINE, MODEL_REPOSITORY, WRAPPER
+from inflight_tools.server.server import Server, ServerConfig
 from tests.harness.grpc_client import GrpcClient
 from tests.harness.http_client import HttpClient
 from tests.harness.repository import write_model

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from _client import Connection
-from _layout import REPOSITORY
-from _perf_analyzer import Inputs, Load, measure
-from _processes import command_line, end_with_parent
-from _profile_export import Request
-from _report import Failure
-from _server import Server
+from inflight_tools.clients.grpc import Connection
+from inflight_tools.common.layout import REPOSITORY
+from inflight_tools.common.report import Failure
+from inflight_tools.load.perf_analyzer import Inputs, Load, measure
+from inflight_tools.load.profile_export import Request
+from inflight_tools.server.processes import command_line, end_with_parent
+from inflight_tools.server.server import Server
 
 _LOAD_TIMEOUT_S = 120.0
 _RUN_TIMEOUT_S = 600.0

@@ -28,9 +28,6 @@ from typing import Any
 import msgspec
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-from _layout import ENGINE, REPOSITORY
-from _lengths import parse_lengths
-from _report import run_main
 from bench import calibration, step_costs
 from bench.virtual import Arrival, Outcome, Policy, Replica, percentile, poisson
 from build_engine import svg
@@ -38,6 +35,9 @@ from build_engine.planning.gpus import gpu_named
 from inflight.engines.base import EngineRequest, SamplingParams
 from inflight.engines.simulated.cost import SimulatedOptions
 from inflight.serving.admission import AdmissionQueue
+from inflight_tools.common.layout import ENGINE, REPOSITORY
+from inflight_tools.common.report import run_main
+from inflight_tools.load.lengths import parse_lengths
 
 FOLDER = REPOSITORY / "docs" / "benchmarks" / "batching"
 SHARE = 0.95

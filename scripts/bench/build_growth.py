@@ -18,11 +18,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-from _layout import BACKEND_SOURCE, REPOSITORY
-from _report import Failure, run_main
-
-sys.path += [str(BACKEND_SOURCE), str(REPOSITORY)]
 from build_engine import svg
+from inflight_tools.common.layout import BACKEND_SOURCE, REPOSITORY
+from inflight_tools.common.report import Failure, run_main
 
 LIMIT_S = 1800
 COMMON = {"vocab_size": 49152, "max_position_embeddings": 2048, "tie_word_embeddings": True}

@@ -20,16 +20,14 @@ from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-from _layout import BACKEND_SOURCE, ENGINE, REPOSITORY
-from _report import Failure, run_main
 from bench import step_costs
 from bench.virtual import Arrival, Policy, Replica
-
-sys.path.append(str(BACKEND_SOURCE))
 from inflight.engines.base import EngineRequest, SamplingParams
 from inflight.engines.openvino.engine import BLOCK_SIZE, DEFAULT_KV_CACHE_BYTES, OpenVinoEngine
 from inflight.engines.simulated.cost import SimulatedOptions
 from inflight.errors import LoadError
+from inflight_tools.common.layout import ENGINE, REPOSITORY
+from inflight_tools.common.report import Failure, run_main
 
 PROMPT, ANSWER, LONG_PROMPT = 32, 64, 1000
 CALIBRATED, CHECKED = (1, 32), (8, 64)

@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-from _lengths import SHAREGPT_ANSWER, SHAREGPT_PROMPT, Lengths, parse_lengths
-from _report import Failure, run_main
 from bench.step_costs import Efficiency, Replica, architecture, describe, engine_options, options_for, recipe_named
 from bench.virtual import Policy, percentile, poisson
 from bench.virtual import Replica as Simulation
 from build_engine.errors import UserMistake
 from build_engine.planning.gpus import gpu_named
 from inflight.engines.simulated.cost import SimulatedOptions
+from inflight_tools.common.report import Failure, run_main
+from inflight_tools.load.lengths import SHAREGPT_ANSWER, SHAREGPT_PROMPT, Lengths, parse_lengths
 
 MOST_REQUESTS = 20_000
 _SPANS = 20

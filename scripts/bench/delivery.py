@@ -20,22 +20,20 @@ from itertools import islice, pairwise
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-from _layout import BACKEND_SOURCE, ENGINE, REPOSITORY
-from _lengths import Lengths
-from _load_stats import Objective, Run, summarize_run
-from _perf_analyzer import Inputs, Load, find_perf_analyzer, measure
-from _profile_export import Request
-from _prompts import prompts
-from _report import Failure, Progress, run_main
-from _server import Server
-from _triton import find_triton
 from bench.results import write_results
 from bench.simulated_model import serving
-
-sys.path.append(str(BACKEND_SOURCE))
 from inflight.engines.base import EngineRequest, SamplingParams
 from inflight.engines.simulated.engine import SimulatedEngine
 from inflight.request.tokenizer import TextTokenizer
+from inflight_tools.common.layout import ENGINE, REPOSITORY
+from inflight_tools.common.report import Failure, Progress, run_main
+from inflight_tools.load.lengths import Lengths
+from inflight_tools.load.perf_analyzer import Inputs, Load, find_perf_analyzer, measure
+from inflight_tools.load.profile_export import Request
+from inflight_tools.load.prompts import prompts
+from inflight_tools.load.stats import Objective, Run, summarize_run
+from inflight_tools.server.find import find_triton
+from inflight_tools.server.server import Server
 
 RESULTS = REPOSITORY / "docs" / "benchmarks" / "delivery.json"
 STOP = "\u2603 this never comes \u2603"

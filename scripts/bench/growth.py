@@ -17,18 +17,16 @@ from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-from _layout import BACKEND_SOURCE, ENGINE, REPOSITORY
-from _lengths import parse_lengths
-from _perf_analyzer import Load
-from _profile_export import Request
-from _report import run_main
 from bench.peer_client import Question
 from bench.peer_inflight import InflightPeer
 from bench.peers import questions
 from bench.results import write_results
-
-sys.path += [str(BACKEND_SOURCE), str(REPOSITORY)]
 from build_engine import svg
+from inflight_tools.common.layout import ENGINE, REPOSITORY
+from inflight_tools.common.report import run_main
+from inflight_tools.load.lengths import parse_lengths
+from inflight_tools.load.perf_analyzer import Load
+from inflight_tools.load.profile_export import Request
 
 SIMULATED = {
     "engine": "simulated",

@@ -17,14 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-from _layout import BACKEND_SOURCE, ENGINE
-from _report import Failure, run_main
 from bench.quiet import wait_until_quiet
-
-sys.path.append(str(BACKEND_SOURCE))
 from inflight.engines.base import EngineRequest, Guide, SamplingParams
 from inflight.engines.openvino.engine import OpenVinoEngine
 from inflight.grammar.prepare import prepare
+from inflight_tools.common.layout import ENGINE
+from inflight_tools.common.report import Failure, run_main
 
 STEPS_BEFORE = 12  # between two guided requests
 STEPS_AFTER = 4  # in which a guide is compiled: prefill, and the first token

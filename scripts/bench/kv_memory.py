@@ -22,13 +22,13 @@ from typing import Any
 import msgspec
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-from _layout import REPOSITORY
-from _lengths import Lengths, parse_lengths
-from _report import run_main
 from bench import step_costs
 from bench.virtual import Moment, Policy, Replica, poisson
 from build_engine.planning import model_size
 from build_engine.planning.gpus import gpu_named
+from inflight_tools.common.layout import REPOSITORY
+from inflight_tools.common.report import run_main
+from inflight_tools.load.lengths import Lengths, parse_lengths
 
 WORKLOADS = REPOSITORY / "docs" / "benchmarks" / "batching" / "workloads.json"
 FOLDER = REPOSITORY / "docs" / "benchmarks" / "kv"

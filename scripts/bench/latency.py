@@ -19,13 +19,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-from _layout import ENGINE, REPOSITORY
-from _load_stats import Percentiles
-from _perf_analyzer import Load, find_perf_analyzer, measure
-from _prompts import prompts
-from _report import Progress, run_main
 from bench.results import write_results
 from bench.simulated_model import serving
+from inflight_tools.common.layout import ENGINE, REPOSITORY
+from inflight_tools.common.report import Progress, run_main
+from inflight_tools.load.perf_analyzer import Load, find_perf_analyzer, measure
+from inflight_tools.load.prompts import prompts
+from inflight_tools.load.stats import Percentiles
 
 RESULTS = REPOSITORY / "docs" / "benchmarks" / "latency.json"
 STEP_MS = 10.0

@@ -21,15 +21,13 @@ from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-from _layout import BACKEND_SOURCE, ENGINE, MODELS, REPOSITORY
-from _report import Failure, run_main
 from bench.measured import spread, watched
 from bench.peer_client import Question, infer_request
 from bench.peer_inflight import MODEL, InflightPeer
 from bench.results import write_results
-
-sys.path.append(str(BACKEND_SOURCE))
 from inflight.request.tokenizer import TextTokenizer
+from inflight_tools.common.layout import ENGINE, MODELS, REPOSITORY
+from inflight_tools.common.report import Failure, run_main
 
 FOLDER = REPOSITORY / "docs" / "benchmarks" / "lookup"
 CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"

@@ -15,9 +15,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from _perf_analyzer import Load
-from _profile_export import Request
-from _report import Failure
+from inflight_tools.common.report import Failure
+from inflight_tools.load.perf_analyzer import Load
+from inflight_tools.load.profile_export import Request
 
 _OUTPUTS = ("text_output", "num_output_tokens")
 _LINE_LIMIT = 1 << 20

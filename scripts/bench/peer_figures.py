@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from _load_stats import Run, summarize
-from _perf_analyzer import Load
-from _profile_export import Request
+from inflight_tools.load.perf_analyzer import Load
+from inflight_tools.load.profile_export import Request
+from inflight_tools.load.stats import Run, summarize
 
 TIMES = tuple(f"{name}_{part}_ms" for name in ("ttft", "tpot", "itl", "latency") for part in ("p50", "p90", "p99"))
 _COMPARED = ("tokens_per_s", "ttft_p50_ms", "latency_p50_ms")

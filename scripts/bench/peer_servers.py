@@ -14,15 +14,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from _layout import LOGS
-from _perf_analyzer import Load
-from _processes import end_with_parent, is_alive, kill_all, marked_pids
-from _profile_export import Request
-from _report import Failure
-from _resources import descendants
-from _server import Ports
 from bench.arms import cpu_seconds
 from bench.peer_client import Question, Transport, drive
+from inflight_tools.common.layout import LOGS
+from inflight_tools.common.report import Failure
+from inflight_tools.common.resources import descendants
+from inflight_tools.load.perf_analyzer import Load
+from inflight_tools.load.profile_export import Request
+from inflight_tools.server.processes import end_with_parent, is_alive, kill_all, marked_pids
+from inflight_tools.server.server import Ports
 
 _MARK = "INFLIGHT_PEER_ID"  # in the environment of everything that a peer starts
 _POLL_S = 0.2

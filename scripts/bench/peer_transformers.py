@@ -24,14 +24,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from _layout import REPOSITORY
-from _perf_analyzer import Load
-from _processes import end_with_parent
-from _profile_export import Request
-from _report import Failure
 from bench.arms import cpu_seconds
 from bench.peer_client import Question, arrivals
 from bench.peer_servers import resident_bytes
+from inflight_tools.common.layout import REPOSITORY
+from inflight_tools.common.report import Failure
+from inflight_tools.load.perf_analyzer import Load
+from inflight_tools.load.profile_export import Request
+from inflight_tools.server.processes import end_with_parent
 
 INSTALL = ".venv/bin/pip install --no-deps -r requirements/build.txt"
 _LOAD_S = 120.0

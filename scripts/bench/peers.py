@@ -22,11 +22,6 @@ from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-from _layout import BACKEND_SOURCE, CACHE, MODELS, REPOSITORY
-from _lengths import parse_lengths
-from _perf_analyzer import Load
-from _prompts import prompts
-from _report import Failure, Progress, run_main
 from bench.peer_client import Question
 from bench.peer_figures import Ratio, Record, Row, compact, figures, ratios, rows
 from bench.peer_inflight import InflightPeer, built_engine
@@ -35,10 +30,13 @@ from bench.peer_servers import Peer
 from bench.peer_transformers import TransformersPeer
 from bench.peer_vllm import KV_GIB, VllmPeer
 from bench.quiet import CpuTime, wait_until_quiet
-
-sys.path += [str(BACKEND_SOURCE), str(REPOSITORY)]
 from build_engine import svg
 from inflight.request.tokenizer import TextTokenizer
+from inflight_tools.common.layout import CACHE, MODELS, REPOSITORY
+from inflight_tools.common.report import Failure, Progress, run_main
+from inflight_tools.load.lengths import parse_lengths
+from inflight_tools.load.perf_analyzer import Load
+from inflight_tools.load.prompts import prompts
 
 RESULTS = REPOSITORY / "docs" / "benchmarks" / "peers"
 INT8, INT8_SQ, BITS16, TUNED = "inflight int8", "inflight int8-sq", "inflight 16-bit", "inflight int8 tuned"

@@ -14,15 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-from _layout import ENGINE, REPOSITORY
-from _lengths import parse_lengths
-from _perf_analyzer import Load
-from _report import run_main
 from bench.measured import spread, watched
 from bench.peer_client import Question
 from bench.peer_inflight import InflightPeer
 from bench.peers import questions
 from bench.results import write_results
+from inflight_tools.common.layout import ENGINE, REPOSITORY
+from inflight_tools.common.report import run_main
+from inflight_tools.load.lengths import parse_lengths
+from inflight_tools.load.perf_analyzer import Load
 
 ONE = Load(concurrency=1)
 ANSWER = 8  # tokens; the engine keeps back the only token of an answer with one until its next step

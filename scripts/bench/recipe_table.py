@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-from _layout import REPOSITORY
-from _report import run_main
+from inflight_tools.common.layout import REPOSITORY
+from inflight_tools.common.report import run_main
 
 FOLDER = REPOSITORY / "docs" / "benchmarks" / "recipes"
 TARGETS = ("openvino", "tensorrt-llm", "hf-quantized")

@@ -24,14 +24,14 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
-from _layout import MODELS, REPOSITORY
-from _lengths import parse_lengths
-from _perf_analyzer import Load
-from _report import run_main
 from bench.measured import spread, watched
 from bench.peer_inflight import InflightPeer, built_engine
 from bench.peers import questions
 from bench.results import write_results
+from inflight_tools.common.layout import MODELS, REPOSITORY
+from inflight_tools.common.report import run_main
+from inflight_tools.load.lengths import parse_lengths
+from inflight_tools.load.perf_analyzer import Load
 
 _ARRAY_BYTES = 512 << 20
 _READS = 3

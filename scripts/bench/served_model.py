@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from _client import Connection
-from _layout import BACKEND_SOURCE
-from _report import Failure
 from bench.arms import Prompt
-
-sys.path.append(str(BACKEND_SOURCE))
 from inflight.engines.factory import resolve_engine
 from inflight.engines.spec import WorkerSpec
 from inflight.errors import LoadError
 from inflight.model.parameters import ModelConfig, parse_model_config
 from inflight.request.tokenizer import TextTokenizer
+from inflight_tools.clients.grpc import Connection
+from inflight_tools.common.report import Failure
 
 
 @dataclass(frozen=True, slots=True)

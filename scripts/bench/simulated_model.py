@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from _server import Server, ServerConfig
-from _triton import Triton
+from inflight_tools.server.find import Triton
+from inflight_tools.server.server import Server, ServerConfig
 
 READY_S = 60.0
 

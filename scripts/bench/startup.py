@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-from _layout import ENGINE, REPOSITORY
-from _perf_analyzer import Load
-from _report import run_main
 from bench.measured import spread
 from bench.peer_client import Question
 from bench.peer_inflight import InflightPeer
 from bench.results import write_results
+from inflight_tools.common.layout import ENGINE, REPOSITORY
+from inflight_tools.common.report import run_main
+from inflight_tools.load.perf_analyzer import Load
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

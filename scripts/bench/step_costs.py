@@ -7,15 +7,10 @@ measured on a GPU here.
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from _layout import BACKEND_SOURCE, REPOSITORY
-from _report import Failure
-
-sys.path += [str(BACKEND_SOURCE), str(REPOSITORY)]
 from build_engine import hf_config
 from build_engine.architectures import TENSORRT_LLM
 from build_engine.errors import UserMistake
@@ -25,6 +20,7 @@ from build_engine.planning.gpus import Gpu
 from build_engine.planning.roofline import Parallel
 from build_engine.quantization import RECIPES, Recipe, kv_cache_for
 from inflight.engines.simulated.cost import SimulatedOptions
+from inflight_tools.common.report import Failure
 
 ARCHITECTURES = Path(__file__).with_name("architectures.json")
 BLOCK_SIZE = 32

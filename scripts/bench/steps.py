@@ -18,10 +18,10 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
-from _layout import REPOSITORY
-from _report import run_main
 from bench.measured import spread
 from bench.results import write_results
+from inflight_tools.common.layout import REPOSITORY
+from inflight_tools.common.report import run_main
 
 _PROMPT, _STEPS, _PREFILL = 32, 40, 1000
 _BATCHES = (1, 4, 16, 64)

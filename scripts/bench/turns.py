@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from _report import Failure
 from bench.arms import Arm, Measured, Prompt
 from bench.quiet import CpuTime, wait_until_quiet
+from inflight_tools.common.report import Failure
 
 Supply = Callable[[int], list[Prompt]]  # so many prompts that were never used before
 

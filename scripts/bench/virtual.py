@@ -11,21 +11,17 @@ import heapq
 import itertools
 import math
 import random
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 
-from _layout import BACKEND_SOURCE
-from _lengths import Lengths
-
-sys.path.append(str(BACKEND_SOURCE))
 from inflight.engines.base import EngineInfo, EngineRequest, SamplingParams
 from inflight.engines.simulated.batch import InflightBatch
 from inflight.engines.simulated.cost import SimulatedOptions, capabilities
 from inflight.engines.simulated.tokens import Vocabulary
 from inflight.serving.admission import AdmissionQueue
+from inflight_tools.load.lengths import Lengths
 
 _NO_LIMIT = 1 << 40
 

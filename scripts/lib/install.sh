@@ -98,11 +98,11 @@ make_environment() {
 }
 
 # Everything below uses the environment's Python.
-_python() { run env PYTHONNOUSERSITE=1 "$VENV/bin/python" "$@"; }
+_python() { run env PYTHONNOUSERSITE=1 PYTHONPATH="$ROOT/scripts" "$VENV/bin/python" "$@"; }
 
 _install() { # _install PIP-ARGUMENTS...: a cut-off or failed installation marks the environment as not to be trusted
   : > "$VENV/.incomplete"
-  _python "$ROOT/scripts/_pip.py" install --no-deps "$@" || exit 1
+  _python -m inflight_tools.common.pip install --no-deps "$@" || exit 1
   rm -f "$VENV/.incomplete"
 }
 
@@ -138,7 +138,7 @@ complete_torch() { # the lock has what the CPU build of torch needs; an index th
   echo "      stop here and set INFLIGHT_TORCH_INDEX to the address of PyTorch's own index of CPU builds"
   require_disk 8000
   : > "$VENV/.incomplete"
-  _python "$ROOT/scripts/_pip.py" install --only-binary :all: --constraint "$ROOT/requirements/build.txt" "$(_pin torch)" ||
+  _python -m inflight_tools.common.pip install --only-binary :all: --constraint "$ROOT/requirements/build.txt" "$(_pin torch)" ||
     exit 1
   (cd / && "$VENV/bin/python" -c 'import torch') 2> /dev/null ||
     fail "torch does not import even with its CUDA packages: set INFLIGHT_TORCH_INDEX to an index of CPU builds, remove $VENV and run again."

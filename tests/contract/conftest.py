@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from _server import Server, ServerConfig
+from inflight_tools.server.server import Server, ServerConfig
 from tests.contract.forms import CHAT_TEMPLATE
 from tests.harness.repository import write_model
 from tests.unit.machines.tokenizer_kinds import write_folder

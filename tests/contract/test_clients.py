@@ -16,7 +16,7 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
-from _server import Server
+from inflight_tools.server.server import Server
 from tests.harness.tensors import decode, encode
 
 pytestmark = pytest.mark.server

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from _server import Server
+from inflight_tools.server.server import Server
 from tests.contract.forms import PROMPT, ask, start
 from tests.harness.grpc_client import GrpcClient, Pending, RequestFailed
 from tests.harness.http_client import HttpClient

@@ -1,6 +1,6 @@
 """The contract's model parameters: what each changes, in models that are loaded into the running server.
 
-Which values each takes is in tests/unit/test_config.py; loading and unloading as such is in tests/reliability.
+Which values each takes is in tests/unit/model/test_parameters.py; loading and unloading is in tests/reliability.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from _server import Server, ServerConfig
 from inflight.request.contract import declared_inputs
+from inflight_tools.server.server import Server, ServerConfig
 from tests.contract.conftest import FAST
 from tests.contract.forms import PROMPT, ask
 from tests.harness.grpc_client import GrpcClient, RequestFailed

@@ -11,7 +11,8 @@ from typing import Any
 from inflight import manifest
 
 DOUBLES = Path(__file__).resolve().parent
-PROFILES: dict[str, dict[str, Any]] = json.loads((DOUBLES / "trtllm_double" / "profiles.json").read_text())
+TABLES = DOUBLES.parents[1] / "scripts" / "inflight_tools" / "selfcheck"  # what is known of the installed library
+PROFILES: dict[str, dict[str, Any]] = json.loads((TABLES / "profiles.json").read_text())
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 
 

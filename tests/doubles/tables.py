@@ -19,8 +19,8 @@ from inflight.engines.simulated.cost import SimulatedOptions
 from inflight.engines.simulated.cost import capabilities as simulated_capabilities
 from inflight.engines.vllm import options as vllm_options
 from inflight.model.trtllm_parameters import PARAMETERS
+from inflight_tools.selfcheck.known_vllm import GPU
 from tests.doubles.folders import environment, write_checkpoint, write_engine
-from tests.doubles.vllm_facts import GPU
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = {

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from _layout import CACHE, REPOSITORY
+from inflight_tools.common.layout import CACHE, REPOSITORY
 
 INSTALL = "scripts/install_vllm.sh"
 HEAD = 32

@@ -14,7 +14,7 @@ import grpc
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
-from _answer import Answer, Response
+from inflight_tools.clients.answer import Answer, Response
 from tests.harness.tensors import add_input, outputs
 
 MAX_MESSAGE = 1 << 30

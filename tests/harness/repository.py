@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from _layout import ENGINE
+from inflight_tools.common.layout import ENGINE
 
 _CONFIG = """\
 backend: "inflight"

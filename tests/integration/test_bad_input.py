@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from _server import Server
+from inflight_tools.server.server import Server
 from tests.harness.grpc_client import GrpcClient, RequestFailed
 from tests.harness.http_client import HttpClient
 from tests.harness.tensors import add_input

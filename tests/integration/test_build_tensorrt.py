@@ -15,7 +15,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from _layout import CACHE
 from build_engine import hf_config, source
 from build_engine.errors import BuilderError
 from build_engine.planning.roofline import Parallel
@@ -28,6 +27,7 @@ from build_engine.tensorrt.weights import worst_weight
 from build_engine.verification import stage as verification
 from build_engine.verification.thresholds import too_far
 from inflight.manifest import Verification
+from inflight_tools.common.layout import CACHE
 from tests import tiny_models
 from tests.tiny_models import train_checkpoint, write_checkpoint
 

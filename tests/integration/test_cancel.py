@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from _server import Server
+from inflight_tools.server.server import Server
 from tests.harness.grpc_client import GrpcClient, RequestFailed
 
 pytestmark = pytest.mark.server

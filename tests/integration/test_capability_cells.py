@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from _layout import ENGINE
 from inflight.engines.base import Capability, Engine
 from inflight.engines.openvino.engine import OpenVinoEngine
+from inflight_tools.common.layout import ENGINE
 from tests.doubles.stand_in import collect, request
 from tests.harness.capability_cells import Asker, check_column
 

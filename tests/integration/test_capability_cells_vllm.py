@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from _layout import MODELS
 from inflight.engines.base import Capability, Engine
 from inflight.engines.spec import WorkerSpec
+from inflight_tools.common.layout import MODELS
 from tests.doubles.apart import EngineApart
 from tests.doubles.stand_in import collect, request
 from tests.doubles.vllm import RANK, vllm_python, write_adapter

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from _layout import MODEL_REPOSITORY, REPOSITORY, SERVER
-from _server import Server, ServerConfig
-from _triton import Triton
+from inflight_tools.common.layout import MODEL_REPOSITORY, REPOSITORY, SERVER
+from inflight_tools.server.find import Triton
+from inflight_tools.server.server import Server, ServerConfig
 from tests.conftest import require_installation
 from tests.harness.grpc_client import GrpcClient
 

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from _server import Server, ServerConfig
+from inflight_tools.server.server import Server, ServerConfig
 from tests.harness.grpc_client import GrpcClient, Pending, RequestFailed
 from tests.harness.repository import write_model
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from _layout import ENGINE
-from _server import Server
+from inflight_tools.common.layout import ENGINE
+from inflight_tools.server.server import Server
 from tests.harness.grpc_client import GrpcClient
 from tests.harness.http_client import HttpClient, metric, wait_for_metric
 

@@ -13,7 +13,7 @@ import jsonschema
 import psutil
 import pytest
 
-from _server import Server
+from inflight_tools.server.server import Server
 from tests.harness.grpc_client import GrpcClient, RequestFailed
 from tests.harness.http_client import HttpClient
 from tests.integration.guide_cases import HOSTILE, SCHEMAS

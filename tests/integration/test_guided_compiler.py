@@ -15,11 +15,11 @@ import openvino_genai
 import pytest
 from tokenizers import Tokenizer
 
-from _layout import ENGINE
 from inflight.engines.base import Guide
 from inflight.engines.openvino.guides import CompiledGrammars, OpenVinoCompiler, can_be_guided, structured_output
 from inflight.grammar.nodes import GrammarError
 from inflight.grammar.prepare import network, prepare
+from inflight_tools.common.layout import ENGINE
 from tests.integration.guide_cases import SCHEMAS
 from tests.unit.machines.grammar_walks import accepts
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from _layout import REPOSITORY
-from _processes import command_line, living_pids
+from inflight_tools.common.layout import REPOSITORY
+from inflight_tools.server.processes import command_line, living_pids
 from tests.conftest import MakeServer
 
 pytestmark = pytest.mark.server

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from _layout import ENGINE
-from _server import Server
 from inflight.engines.base import Engine, FinishReason
 from inflight.engines.openvino.engine import OpenVinoEngine
 from inflight.errors import LoadError
+from inflight_tools.common.layout import ENGINE
+from inflight_tools.server.server import Server
 from tests.doubles.stand_in import request
 from tests.harness.grpc_client import GrpcClient
 

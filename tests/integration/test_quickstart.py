@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from _layout import MODELS, REPOSITORY
-from _processes import kill_all, living_pids, marked_pids
-from _server import Ports
-from _shm import regions
+from inflight_tools.common.layout import MODELS, REPOSITORY
+from inflight_tools.server.processes import kill_all, living_pids, marked_pids
+from inflight_tools.server.server import Ports
+from inflight_tools.server.shm import regions
 from tests.conftest import require_installation
 from tests.harness.grpc_client import GrpcClient
 from tests.harness.repository import write_model
@@ -118,7 +118,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def _in_use(region: Path) -> bool:
-    from _processes import holds_any
+    from inflight_tools.server.processes import holds_any
 
     return any(holds_any(pid, {str(region)}) for pid in living_pids())
 

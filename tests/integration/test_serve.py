@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from _layout import REPOSITORY
-from _server import Ports
+from inflight_tools.common.layout import REPOSITORY
+from inflight_tools.server.server import Ports
 from tests.conftest import require_installation
 from tests.harness.grpc_client import GrpcClient, Pending, RequestFailed
 from tests.harness.repository import write_model

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from _layout import REPOSITORY
-from _server import Server
+from inflight_tools.common.layout import REPOSITORY
+from inflight_tools.server.server import Server
 from tests.conftest import MakeServer
 from tests.harness.grpc_client import GrpcClient
 from tests.harness.http_client import wait_for_metric

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as official
 
-from _server import Server
+from inflight_tools.server.server import Server
 from tests.harness.grpc_client import GrpcClient
 from tests.harness.http_client import HttpClient
 from tests.harness.tensors import outputs

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from _layout import ENGINE
+from inflight_tools.common.layout import ENGINE
 from tests.harness.grpc_client import GrpcClient
 
 pytestmark = pytest.mark.server

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from _layout import ENGINE, REPOSITORY
-from _selfcheck_perplexity import of_checkpoint
-from _selfcheck_windows import windows_of
 from build_engine.verification import corpus
 from inflight import manifest
 from inflight.engines.tensorrt_llm.llmapi import load_llm
 from inflight.engines.tensorrt_llm.options import read_options
 from inflight.engines.tensorrt_llm.probe import import_installed, read_config
+from inflight_tools.common.layout import ENGINE, REPOSITORY
+from inflight_tools.selfcheck.perplexity import of_checkpoint
+from inflight_tools.selfcheck.windows import windows_of
 from tests.doubles.folders import engine_config, environment, write_checkpoint, write_engine, write_manifest
 from tests.doubles.stand_in import stand_in
 from tests.doubles.trtllm_double.tokens import perplexity

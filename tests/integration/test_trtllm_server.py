@@ -14,10 +14,10 @@ from typing import Any
 import psutil
 import pytest
 
-import import_config
-from _layout import ENGINE
-from _report import Failure
-from _server import Server, ServerConfig
+from inflight_tools.common.layout import ENGINE
+from inflight_tools.common.report import Failure
+from inflight_tools.server import import_config
+from inflight_tools.server.server import Server, ServerConfig
 from tests.conftest import MakeServer
 from tests.doubles.folders import environment, write_checkpoint, write_engine
 from tests.harness.grpc_client import GrpcClient, RequestFailed

@@ -1,6 +1,6 @@
 """vLLM itself behind the seam: tokens as of transformers, adapters, guides, drafts, and a pool that never runs dry.
 
-The contract and the attacks are in tests/contract_vllm and tests/reliability_vllm.
+The contract and the attacks are in tests/contract/on_vllm and tests/reliability/on_vllm.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from _layout import MODELS
-from _server import Server, ServerConfig
+from inflight_tools.common.layout import MODELS
+from inflight_tools.selfcheck.known_vllm import ARGUMENTS
+from inflight_tools.server.server import Server, ServerConfig
 from tests.doubles.vllm import ALPHA, RANK, cycle, drive, vllm_python, write_adapter, write_chain
-from tests.doubles.vllm_facts import ARGUMENTS
 from tests.harness.grpc_client import GrpcClient, RequestFailed
 from tests.harness.repository import write_model
 from tests.reliability.rig import parse_samples

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from _layout import MODELS
 from inflight.engines.base import Guide
 from inflight.errors import ErrorCode, RequestError
 from inflight.guides.service import Decision, GuideService
+from inflight_tools.common.layout import MODELS
 from tests.doubles.vllm import cycle, drive, vllm_python, write_chain
 from tests.integration.guide_cases import HOSTILE, SCHEMAS
 from tests.unit.machines.tokenizer_kinds import write_folder

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from _layout import MODELS, REPOSITORY
+from inflight_tools.common.layout import MODELS, REPOSITORY
 from tests.doubles.vllm import drive, vllm_python
 
 pytestmark = [pytest.mark.server, pytest.mark.full, pytest.mark.timeout(600)]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from _layout import REPOSITORY
+from inflight_tools.common.layout import REPOSITORY
 from tests.doubles.vllm import OPTIONS, cycle, vllm_python, write_chain
 from tests.unit.machines.tokenizer_kinds import write_folder
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from _layout import CACHE
-from _server import Ports
+from inflight_tools.common.layout import CACHE
+from inflight_tools.server.server import Ports
 
 FOLDER = CACHE / "prometheus"
 CONFIG = """\

@@ -20,11 +20,11 @@ from typing import Any
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-import _shm
-from _processes import holds_any
-from _server import Server, ServerConfig
 from inflight import control
 from inflight.engines.python import RUN_PREFIX
+from inflight_tools.server import shm
+from inflight_tools.server.processes import holds_any
+from inflight_tools.server.server import Server, ServerConfig
 from tests.harness.repository import write_model
 
 READY_TIMEOUT_S = 120.0
@@ -252,7 +252,7 @@ def _as_exported(name: str) -> str:
 
 def regions_of(pids: Iterable[int]) -> set[Path]:
     """The backend's shared-memory regions that these processes hold."""
-    regions = {str(path) for path in _shm.regions()}
+    regions = {str(path) for path in shm.regions()}
     return {Path(name) for pid in pids for name in holds_any(pid, regions)}
 
 

@@ -19,8 +19,8 @@ from typing import Any
 import psutil
 import pytest
 
-from _layout import REPOSITORY
-from _server import Ports
+from inflight_tools.common.layout import REPOSITORY
+from inflight_tools.server.server import Ports
 from tests.harness.repository import write_model
 from tests.reliability.conftest import OpenRig, Report
 from tests.reliability.load import End, Load, drive, make_request, tally

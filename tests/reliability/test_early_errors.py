@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from _server import Server
+from inflight_tools.server.server import Server
 from tests.harness.grpc_client import GrpcClient, RequestFailed
 
 # A server that sends errors at once was ended by both floods of 60 s with 8 clients, after 12 and 23 s, and by one of

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from _fuzz_inputs import Fuzzer
-from fuzz_requests import Attack, summarize
+from inflight_tools.fuzz.inputs import Fuzzer
+from maintain.fuzz_requests import Attack, summarize
 from tests.reliability.conftest import OpenRig, Report
 from tests.reliability.load import drive, make_request
 from tests.reliability.rig import Rig

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from _server import Server
 from inflight import control
+from inflight_tools.server.server import Server
 from tests.reliability.conftest import OpenRig, Report
 from tests.reliability.load import End, Load, drive, make_request, tally
 from tests.reliability.rig import Rig, regions_of, run_folders_of

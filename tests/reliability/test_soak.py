@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-import soak
+from maintain import soak
 from tests.reliability.conftest import OpenRig, Report
 
 pytestmark = pytest.mark.server
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.server
 
 @pytest.mark.timeout(400)
 def test_soak_of_two_minutes(open_rig: OpenRig, report: Report, tmp_path: Path) -> None:
-    """scripts/soak.py; an hour of it by hand (docs/reliability.md)."""
+    """scripts/maintain/soak.py; an hour of it by hand (docs/reliability.md)."""
     parameters: dict[str, Any] = {"engine_options": soak.SIMULATED, "max_tokens_limit": 200}
     rig = open_rig({"llm": parameters})
     result = asyncio.run(soak.soak(rig.server, 120.0, seed=1, count=6))

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
+TABLES = Path(__file__).resolve().parents[3] / "scripts" / "inflight_tools" / "selfcheck"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,5 +57,5 @@ def options(engine: Path | None = None) -> DoubleOptions:
 def profile() -> dict[str, Any]:
     """The release this process pretends to have."""
     name = os.environ.get("TRTLLM_DOUBLE_PROFILE", "1.2")
-    profiles: dict[str, dict[str, Any]] = json.loads((HERE / "profiles.json").read_text())
+    profiles: dict[str, dict[str, Any]] = json.loads((TABLES / "profiles.json").read_text())
     return {"name": name, "drop": [], "rename": {}, "only": None, **profiles[name]}

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from trtllm_double.options import HERE, profile
+from trtllm_double.options import TABLES, profile
 
 
 def fits(value: Any, kind: str, names: Mapping[str, Any], strict: bool) -> bool:
@@ -49,7 +49,7 @@ class Surface:
 
     def __init__(self) -> None:
         chosen = profile()
-        table = json.loads((HERE / "signatures.json").read_text())["releases"][chosen["table"]]
+        table = json.loads((TABLES / "signatures.json").read_text())["releases"][chosen["table"]]
         self._strict: bool = chosen["strict"]
         self._flat: dict[str, Any] = {}  # by last name, for the types of parameters
         self.names: dict[str, Any] = {}

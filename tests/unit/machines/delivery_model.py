@@ -160,7 +160,7 @@ class World(Core):
 
     def __init__(self, **changes: Any) -> None:
         self.clock = FakeClock()
-        modules = ("dispatcher", "delivery", "backend", "observation", "refusals")
+        modules = ("serving.dispatcher", "serving.delivery", "backend", "serving.observation", "serving.refusals")
         self._patches = [mock.patch(f"inflight.{module}.time", self.clock) for module in modules]
         for patch in self._patches:
             patch.start()

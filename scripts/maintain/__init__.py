@@ -1,0 +1,1 @@
+"""What maintainers run: checks of the tests themselves, long runs, generated files, locks."""

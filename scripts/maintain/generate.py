@@ -1,0 +1,190 @@
+#!/usr/bin/env python3
+"""Writes what follows from the code: the shipped config.pbtxt files, docs/requests.md, docs/metrics.md and docs/map.md.
+
+With --check nothing is written and the exit status says whether a file differs; the test suite calls it so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+from inflight.model.parameters import NOTES, ModelConfig
+from inflight.request.contract import INPUTS, JSON_ALIASES, JSON_ONLY, OUTPUTS, declared_inputs
+from inflight.serving.metrics import FAMILIES
+from inflight_tools.common.layout import REPOSITORY
+
+ROOT = REPOSITORY
+_TYPES = {"STRING": "TYPE_STRING", "INT32": "TYPE_INT32", "INT64": "TYPE_INT64", "FP32": "TYPE_FP32"}
+_TYPES |= {"BOOL": "TYPE_BOOL", "UINT64": "TYPE_UINT64", "UINT32": "TYPE_UINT32"}
+
+_FLAT_HEAD = """\
+# Inflight in vLLM's shape: every tensor is [1] or [-1] on the wire.
+# Build the engine into 1/engine with `python -m build_engine build` (see README.md).
+"""
+_BATCHED_HEAD = """\
+# Inflight in TensorRT-LLM's shape: every tensor is [1,1] or [1,-1] on the wire. It serves the engine that `llm` holds,
+# in an engine process of its own; load one of the two where memory is short.
+"""
+_BODY = """\
+backend: "inflight"
+max_batch_size: {batch}
+model_transaction_policy {{ decoupled: true }}
+# One engine process serves all requests; more than one instance is refused.
+instance_group [ {{ count: 1, kind: KIND_MODEL }} ]
+parameters {{ key: "engine_dir" value {{ string_value: "{engine_dir}" }} }}
+# All model parameters: docs/requests.md.
+
+# Written by scripts/maintain/generate.py. The backend completes what follows by itself, so a model of your own does
+# not need it, unless the server runs with --disable-auto-complete-config.
+"""
+
+_ENDS = """\
+| event | streaming | unary |
+|---|---|---|
+| end of sequence, stop string | last delta, finish_reason stop, final | text, stop |
+| max_tokens, context full | length | text, length |
+| deadline while running | last delta, deadline, final | text so far, deadline |
+| deadline while queued | UNAVAILABLE | UNAVAILABLE |
+| client cancels | CANCELLED | CANCELLED |
+| bad value; capability missing | INVALID_ARG; UNSUPPORTED, naming the parameter | same |
+| queue full, draining, engine restarting or lost | UNAVAILABLE, with what to do | same, never part of a text |
+| our bug | INTERNAL with the request's id | same |
+"""
+
+
+def config_text(batch: int, engine_dir: str) -> str:
+    """One complete config.pbtxt."""
+    lines = [_FLAT_HEAD if batch == 0 else _BATCHED_HEAD, _BODY.format(batch=batch, engine_dir=engine_dir)]
+    lines += [
+        f'input {{ name: "{name}" data_type: {_TYPES[kind]} dims: [ {dims} ] optional: true }}\n'
+        for name, kind, dims in declared_inputs()
+    ]
+    lines += [
+        f'output {{ name: "{output.name}" data_type: {_TYPES[output.type]} dims: [ {output.dims} ] }}\n'
+        for output in OUTPUTS
+    ]
+    return "".join(lines)
+
+
+def requests_text() -> str:
+    """docs/requests.md: every row of the contract."""
+    lines = [
+        "# Requests\n\n",
+        "<!-- Written by scripts/maintain/generate.py from the tables of the code. Do not edit. -->\n\n",
+        "Exactly one of `text_input`, `messages` and `input_ids` is required. A value may come as a tensor, inside\n",
+        "`sampling_parameters` (a JSON object; numbers may be strings) or as a request parameter; that is also the\n",
+        "order of precedence. A name and its alias together, an unknown name or a value out of range: INVALID_ARG.\n",
+        "With `max_batch_size: 1` (model `llm_batched`) every shape has a leading 1.\n\n",
+        "## Inputs\n\n| input (alias) | type, dims | default | note |\n|---|---|---|---|\n",
+    ]
+    for item in INPUTS:
+        alias = f" ({', '.join(item.aliases)})" if item.aliases else ""
+        lines.append(f"| {item.name}{alias} | {item.type} [{item.dims}] | {item.default} | {item.note} |\n")
+    others = ", ".join(f"`{name}` (for `{value}`)" for name, value in JSON_ALIASES.items())
+    lines.append(f"\n`sampling_parameters` also takes {others}, {', '.join(f'`{name}`' for name in JSON_ONLY)}.\n")
+    lines.append("\n## Outputs\n\n| output | type, dims | sent with | note |\n|---|---|---|---|\n")
+    lines += [f"| {item.name} | {item.type} [{item.dims}] | {item.when} | {item.note} |\n" for item in OUTPUTS]
+    lines.append("\n## How a request ends\n\n" + _ENDS)
+    lines.append("\n## Model parameters (config.pbtxt)\n\n| parameter | default | note |\n|---|---|---|\n")
+    for field in dataclasses.fields(ModelConfig):
+        default = "{}" if field.name == "engine_options" else _shown(field.default)
+        lines.append(f"| {field.name} | {default} | {NOTES[field.name]} |\n")
+    return "".join(lines)
+
+
+def _shown(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def metrics_text() -> str:
+    """docs/metrics.md: every metric family."""
+    lines = [
+        "# Metrics\n\n",
+        "<!-- Written by scripts/maintain/generate.py from serving/metrics.py. Do not edit. -->\n\n",
+        "On Triton's metrics port, with the labels `model` and `version` besides the one named. Distributions are\n",
+        "exported as `_bucket{le}`, `_sum` and `_count`, which `histogram_quantile` reads.\n\n",
+        "| metric | kind | label | meaning |\n|---|---|---|---|\n",
+    ]
+    for family in FAMILIES:
+        label = f"{family.label}: {', '.join(family.values)}" if family.label else ""
+        lines.append(f"| {family.name} | {family.kind} | {label} | {family.help} |\n")
+    return "".join(lines)
+
+
+_MAP_HEAD = """\
+# Map
+
+<!-- Written by scripts/maintain/generate.py from the first sentence of every module. Do not edit. -->
+
+The way of a request: `model.py` copies it and hands it to `backend.py`; a parse pool makes a `GenerationRequest` and
+token ids (`request/`); `serving/dispatcher.py` admits it (`serving/admission.py`) and tells the engine process
+(`engine_process/link.py` ⇄ `engine_process/worker.py`, `engine_process/frames.py`); outputs come back into the stream's
+inbox, and a sender thread (`serving/delivery.py`) turns everything buffered into one response (`answer/`,
+`triton/io.py`). `engine_process/supervisor.py` keeps the engine process alive.
+
+Rooms lie in layers: backend, triton, serving, guides and answer, request, engine_process, engines, model and grammar.
+A room imports what lies below it; engines know nothing of Triton, sockets or text; `build_engine` shares only
+`manifest.py` with the serving side (import-linter checks it, in pyproject.toml).
+"""
+_MAP_PARTS = (
+    ("python_backend", "Serving: the backend that Triton loads"),
+    ("build_engine", "Building: checkpoints to engines (`python -m build_engine`)"),
+    ("scripts", "Scripts: run, load-test and check"),
+)
+
+
+def map_text() -> str:
+    """docs/map.md: every module with what it is for, in its own words."""
+    lines = [_MAP_HEAD]
+    for part, title in _MAP_PARTS:
+        lines.append(f"\n## {title}\n\n| module | what it is for |\n|---|---|\n")
+        files = [path for pattern in ("*.py", "*.sh") for path in (ROOT / part).rglob(pattern)]
+        for path in sorted(files, key=lambda path: (len(path.relative_to(ROOT).parts), path)):
+            purpose = _purpose(path)
+            if purpose:
+                lines.append(f"| `{path.relative_to(ROOT)}` | {purpose} |\n")
+    return "".join(lines)
+
+
+def _purpose(path: Path) -> str:
+    """The first sentence of a module's docstring, or of a shell script's first comment."""
+    text = path.read_text("utf-8")
+    if path.suffix == ".sh":
+        comments = [line.lstrip("# ").strip() for line in text.splitlines()[1:] if line.startswith("#")]
+        words = " ".join(comments)
+    else:
+        words = " ".join((ast.get_docstring(ast.parse(text)) or "").split("\n\n")[0].split())
+    return words.split(". ")[0].rstrip(".").replace("|", "\\|")
+
+
+def generated() -> dict[Path, str]:
+    """Every generated file and its text."""
+    return {
+        ROOT / "model_repository/llm/config.pbtxt": config_text(0, "engine"),
+        ROOT / "model_repository/llm_batched/config.pbtxt": config_text(1, "../../llm/1/engine"),
+        ROOT / "docs/requests.md": requests_text(),
+        ROOT / "docs/metrics.md": metrics_text(),
+        ROOT / "docs/map.md": map_text(),
+    }
+
+
+def main() -> int:
+    """0 when all files say what the tables say."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; say which files differ")
+    check = parser.parse_args().check
+    differing = [path for path, text in generated().items() if not path.exists() or path.read_text("utf-8") != text]
+    for path in differing:
+        print(f"{'differs' if check else 'wrote'} {path.relative_to(ROOT)}")
+        if not check:
+            path.write_text(generated()[path], encoding="utf-8")
+    return 1 if check and differing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,292 @@
+#!/usr/bin/env python3
+"""Checks the tests themselves: breaks what they are to guard, one thing at a time, and looks whether one of them fails.
+
+Sources and tests are copied into a temporary folder, so nothing here is touched. A mutant that survives,
+or that no longer fits the source, is an error (exit status 1).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+from inflight_tools.common.layout import REPOSITORY
+
+MACHINES = "tests/unit/machines"
+LIMIT_S = 600.0
+# Shrinking a failure takes minutes and says nothing here.
+PLUGIN = """\
+from hypothesis import HealthCheck, Phase, settings
+
+settings.register_profile("mutants", phases=(Phase.explicit, Phase.generate), derandomize=True, database=None,
+                          deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+def pytest_collection():
+    settings.load_profile("mutants")
+"""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Mutant:
+    """One thing broken: `old` is in `file` once, and becomes `new`; one of `tests` has to fail."""
+
+    guard: str  # what it attacks
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+DELIVERY = (f"{MACHINES}/test_delivery_machine.py",)
+STREAM = (f"{MACHINES}/test_stream_machine.py", "tests/unit/answer/test_stream.py", "tests/unit/answer/test_stops.py")
+ADMISSION = (f"{MACHINES}/test_admission_machine.py", "tests/unit/serving/test_admission.py", *DELIVERY)
+
+MUTANTS = (
+    # -- exactly one FINAL, and nothing after it
+    Mutant(
+        "FINAL once",
+        "a stream goes on after its terminal response",
+        "serving/delivery.py",
+        "            live.closed = final\n",
+        "            live.closed = False\n",
+        DELIVERY,
+    ),
+    Mutant(
+        "FINAL once",
+        "an error is no terminal response",
+        "serving/delivery.py",
+        "            live.closed = True\n            self._answer(live, taken.error)\n",
+        "            self._answer(live, taken.error)\n",
+        DELIVERY,
+    ),
+    Mutant(
+        "FINAL once",
+        "a finished stream is taken once more",
+        "answer/stream.py",
+        "        if self.done:\n            return Taken([])\n",
+        "",
+        STREAM,
+    ),
+    Mutant(
+        "FINAL once",
+        "a failed send ends without a word",
+        "serving/delivery.py",
+        "            self._last_words(live)\n",
+        "            live.closed = True\n",
+        DELIVERY,
+    ),
+    Mutant(
+        "FINAL once",
+        "a lost engine's streams are forgotten",
+        "serving/dispatcher.py",
+        "                self._delivery.fail(job.live, error)\n            except",
+        "                pass\n            except",
+        DELIVERY,
+    ),
+    Mutant(
+        "FINAL once",
+        "Triton's sender is kept after the end",
+        "serving/delivery.py",
+        "            live.responder = _GONE\n",
+        "            pass\n",
+        DELIVERY,
+    ),
+    # -- the hold-back
+    Mutant(
+        "hold-back",
+        "nothing is held back",
+        "answer/stops.py",
+        "        keep = self._possible_start(window)\n",
+        "        keep = len(window)\n",
+        STREAM,
+    ),
+    Mutant(
+        "hold-back",
+        "held text is lost at the end",
+        "answer/stops.py",
+        '        held, self.held = self.held, ""\n        return held\n',
+        '        self.held = ""\n        return ""\n',
+        STREAM,
+    ),
+    Mutant(
+        "hold-back",
+        "held text is never released",
+        "answer/stops.py",
+        "        return window[:keep], False\n",
+        '        return "", False\n',
+        STREAM,
+    ),
+    Mutant(
+        "hold-back",
+        "the stop string is emitted",
+        "answer/stops.py",
+        "            return window[:match], True\n",
+        "            return window, True\n",
+        STREAM,
+    ),
+    # -- the reservation
+    Mutant(
+        "reservation",
+        "blocks are not given back",
+        "serving/admission.py",
+        "        self.blocks_used -= reservation.blocks\n",
+        "",
+        ADMISSION,
+    ),
+    Mutant(
+        "reservation",
+        "the worst case forgets the answer",
+        "serving/admission.py",
+        "math.ceil((len(request.token_ids) + sampling.max_tokens) / block_size)",
+        "math.ceil(len(request.token_ids) / block_size)",
+        ADMISSION,
+    ),
+    Mutant(
+        "reservation",
+        "the pool's size is not looked at",
+        "serving/admission.py",
+        "            if self._blocks and self.blocks_used + reservation.blocks > self._blocks:\n",
+        "            if False:\n",
+        ADMISSION,
+    ),
+    Mutant(
+        "reservation",
+        "places are not looked at",
+        "serving/admission.py",
+        "            if self.places_used + reservation.sequences > self._places:\n",
+        "            if False:\n",
+        ADMISSION,
+    ),
+    Mutant(
+        "reservation",
+        "what has ended is not released",
+        "serving/dispatcher.py",
+        "                    self._events.put(functools.partial(self._release, output.request_id))\n",
+        "                    pass\n",
+        DELIVERY,
+    ),
+    Mutant(
+        "reservation",
+        "what is cancelled goes on in the engine",
+        "serving/dispatcher.py",
+        "        else:\n            self._say(frames.Cancel(live.request_id))\n",
+        "",
+        DELIVERY,
+    ),
+    # -- the counters
+    Mutant(
+        "counters",
+        "an end is counted twice",
+        "serving/observation.py",
+        '        metrics.observe("inflight_request_latency_seconds"',
+        '        metrics.add("inflight_requests_total", label="stop")\n'
+        '        metrics.observe("inflight_request_latency_seconds"',
+        DELIVERY,
+    ),
+    Mutant(
+        "counters",
+        "a stream that ends during a flush is counted twice",
+        "serving/observation.py",
+        "tokens_of_ended + now.live_tokens",
+        "self._tokens_of_ended + now.live_tokens",
+        DELIVERY,
+    ),
+    Mutant(
+        "counters",
+        "tokens of ended streams are forgotten",
+        "serving/observation.py",
+        "            self._tokens_of_ended += stream.output_tokens\n",
+        "            pass\n",
+        DELIVERY,
+    ),
+    Mutant(
+        "counters",
+        "buckets are not cumulative",
+        "serving/metrics.py",
+        "                below += count\n",
+        "                below = count\n",
+        DELIVERY,
+    ),
+    Mutant(
+        "counters",
+        "a refusal is not counted",
+        "serving/observation.py",
+        '        self._metrics.add("inflight_requests_total", label=_OUTCOMES[error.code.value])\n',
+        "        pass\n",
+        DELIVERY,
+    ),
+)
+
+
+def copy_repository(target: Path) -> None:
+    """Sources, scripts, tests and settings; no caches and no engine."""
+    ignore = shutil.ignore_patterns("__pycache__", "*.pyc", ".hypothesis", "*_cache")
+    for name in ("python_backend", "scripts", "tests", "build_engine"):
+        shutil.copytree(REPOSITORY / name, target / name, ignore=ignore)
+    shutil.copy(REPOSITORY / "pyproject.toml", target)
+    (target / "mutants_plugin.py").write_text(PLUGIN, encoding="utf-8")
+
+
+def run_tests(folder: Path, tests: tuple[str, ...]) -> tuple[bool, str]:
+    """(whether all pass, the last lines of pytest's output)."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "mutants_plugin", "-p", "no:cacheprovider", *tests]
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    ended = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False
+    )
+    if ended.returncode not in (0, 1):
+        raise RuntimeError(f"pytest ended with status {ended.returncode}: {ended.stdout[-2000:]}{ended.stderr[-2000:]}")
+    return ended.returncode == 0, ended.stdout[-400:]
+
+
+def attack(folder: Path, mutant: Mutant) -> str:
+    """Break one thing, run its tests, mend it; "" when a test failed, as it should, else what is wrong."""
+    file = folder / "python_backend" / "inflight" / mutant.file
+    source = file.read_text(encoding="utf-8")
+    if source.count(mutant.old) != 1:
+        return f"does not fit {mutant.file} any more: bring MUTANTS in scripts/maintain/mutation_check.py up to date"
+    file.write_text(source.replace(mutant.old, mutant.new), encoding="utf-8")
+    try:
+        survived, _ = run_tests(folder, mutant.tests)
+    except subprocess.TimeoutExpired:
+        return ""  # a hang is noticed too
+    finally:
+        file.write_text(source, encoding="utf-8")
+    return "survived: no test noticed it" if survived else ""
+
+
+def main() -> int:
+    """Attack with every mutant, or with those whose guard or name holds a word."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("word", nargs="?", default="", help="only mutants whose description holds this")
+    options = parser.parse_args()
+    chosen = [mutant for mutant in MUTANTS if options.word in f"{mutant.guard}: {mutant.name}"]
+    failures = 0
+    with tempfile.TemporaryDirectory(prefix="inflight-mutants-") as name:
+        folder = Path(name)
+        copy_repository(folder)
+        healthy, output = run_tests(folder, tuple(sorted({test for mutant in chosen for test in mutant.tests})))
+        if not healthy:
+            print(f"error: the tests fail without any mutant: {output}", file=sys.stderr)
+            return 1
+        for mutant in chosen:
+            began = time.monotonic()
+            problem = attack(folder, mutant)
+            failures += bool(problem)
+            verdict = problem or "noticed"
+            print(f"{mutant.guard}: {mutant.name}: {verdict} ({time.monotonic() - began:.0f} s)", flush=True)
+    print(f"{len(chosen) - failures} of {len(chosen)} mutants were noticed")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

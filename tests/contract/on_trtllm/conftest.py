@@ -1,0 +1,71 @@
+"""The contract's own tests once more, on the TensorRT-LLM engine over the stand-in instead of the simulated engine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from inflight_tools.server.server import Server, ServerConfig
+from tests.contract.forms import CHAT_TEMPLATE
+from tests.doubles.folders import environment, write_engine
+from tests.harness.repository import write_model
+from tests.unit.machines.tokenizer_kinds import write_folder
+
+
+@pytest.fixture(scope="package", params=[1, 4], ids=["one rank", "four ranks"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The same models as in tests/contract/conftest.py, each engine on one rank, or on four under a real mpirun."""
+    if request.param > 1 and shutil.which("mpirun") is None:
+        pytest.skip("mpirun is missing: apt-get install openmpi-bin")
+    root = tmp_path_factory.mktemp("contract-trtllm")
+    tokenizer = write_folder(root / "tokenizer", "byte_level", CHAT_TEMPLATE)
+    (tokenizer / "generation_config.json").write_text('{"eos_token_id": 1}')
+    repository = root / "models"
+    for name, double, build, parameters in (
+        ("llm", {"step_ms": 0.2}, {}, {}),
+        ("llm_batched", {"step_ms": 0.2}, {}, {}),
+        ("ends", {"step_ms": 0.2, "eos_every": 5}, {}, {}),  # and then the end token, which counts
+        ("narrow", {"step_ms": 0.2}, {"max_seq_len": 64, "max_input_len": 63}, {}),
+        ("slow", {"step_ms": 20.0}, {}, {"max_running": 1, "max_queue_size": 2}),
+    ):
+        limits = {"max_seq_len": 512, "max_input_len": 511, "max_batch_size": 256, "vocab_size": 403, **build}
+        engine = write_engine(root / name, tokenizer, with_manifest=False, world=request.param, **limits)
+        (engine / "double.json").write_text(json.dumps(double))
+        (engine / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+        write_model(repository, name, parameters, max_batch_size=int(name == "llm_batched"), engine_dir=engine)
+    config = ServerConfig(
+        repository=repository,
+        models=("llm", "llm_batched", "ends", "narrow", "slow"),
+        log=root / "tritonserver.log",
+        drain_timeout_s=0.0,
+        environment=environment(root / "site"),
+    )
+    with Server(config) as running:
+        running.wait_ready(120.0)
+        yield running
+    assert running.processes() == []
+
+
+# What these tests expect to be refused because the simulated engine lacks it, and the words "the simulated engine".
+OTHER_CAPABILITIES = (
+    "test_a_missing_capability",
+    "named_tool_is_refused_by_name",
+    "bad_words=",
+    "beam_width=",
+    "logprobs=",
+    "guided_decoding_guide",
+    "structured_outputs=",
+    "lora_name=",
+)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is about another engine's capabilities."""
+    ours = [item for item in items if item.path.parent.name == "contract_trtllm"]
+    out = [item for item in ours if any(part in item.name for part in OTHER_CAPABILITIES)]
+    if out:
+        config.hook.pytest_deselected(items=out)
+        items[:] = [item for item in items if item not in out]

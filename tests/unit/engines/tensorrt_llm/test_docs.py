@@ -1,0 +1,84 @@
+"""Documents, Dockerfile and compose file say what is so."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.doubles import tables
+from tests.unit.machines.tokenizer_kinds import write_folder
+
+ROOT = Path(__file__).resolve().parents[4]
+DOCUMENT = ROOT / "docs" / "tensorrt_llm.md"
+
+
+def part(mark: str) -> str:
+    text = tables.DOCUMENTS[mark].read_text(encoding="utf-8")
+    begin, end = tables.between(text, mark)
+    return text[begin:end].rstrip("\n")
+
+
+@pytest.mark.fast
+def test_the_table_of_parameters() -> None:
+    assert part("parameters") == tables.parameter_table(), "run python -m tests.doubles.tables --write"
+
+
+@pytest.mark.full
+def test_the_table_of_capabilities(tmp_path: Path) -> None:
+    tokenizer = write_folder(tmp_path / "tokenizer")
+    (tokenizer / "generation_config.json").write_text('{"eos_token_id": 1}')
+    made = tables.tables(tokenizer)["capabilities"]
+    assert part("capabilities") == made, "run python -m tests.doubles.tables --write"
+
+
+@pytest.mark.fast
+def test_every_trap_of_the_list_has_its_test() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    rows = [line for line in text[text.index("## Traps") :].splitlines() if line.startswith("| ")][1:]
+    known = "\n".join(path.read_text() for path in ROOT.glob("tests/**/test_*.py"))
+    assert len(rows) >= 26
+    for row in rows:
+        names = [name.strip() for name in row.split("|")[2].split(",")]
+        assert [name for name in names if f"def {name}(" not in known] == [], row
+
+
+@pytest.mark.fast
+def test_what_was_never_run_says_so() -> None:
+    assert "Never built" in (ROOT / "Dockerfile").read_text().splitlines()[0]
+    assert "Never run" in (ROOT / "compose.yaml").read_text().splitlines()[0]
+    assert "has never run on real hardware" in DOCUMENT.read_text()
+    assert "Nothing on this page was ever run on a GPU by its authors" in (ROOT / "docs" / "gpu.md").read_text()
+
+
+@pytest.mark.fast
+def test_the_steps_of_the_dockerfile() -> None:
+    text = (ROOT / "Dockerfile").read_text()
+    for line in re.findall(r"^COPY (.+)$", text, re.MULTILINE):
+        *sources, _ = line.split()
+        for source in sources:
+            assert (ROOT / source).exists(), source
+    found = re.search(r"grep -Ei '([^']+)'", text)
+    assert found is not None
+    lines = (ROOT / "requirements" / "serve.txt").read_text().splitlines()
+    kept = {line.split("==")[0].lower() for line in lines if re.match(found[1], line, re.IGNORECASE)}
+    assert {"msgspec", "tokenizers", "jinja2", "markupsafe"} <= kept
+    assert not kept & {"numpy", "openvino", "torch"}
+    run = re.search(r"^RUN (.+?)(?=\n\n)", text, re.MULTILINE | re.DOTALL)
+    assert run is not None
+    checked = subprocess.run(["bash", "-n", "-c", run[1].replace("\\\n", " ")], capture_output=True, timeout=20)
+    assert checked.returncode == 0, checked.stderr
+
+
+@pytest.mark.fast
+def test_the_images_of_the_two_lists_agree() -> None:
+    from inflight.engines.tensorrt_llm.checks import IMAGES
+
+    rows = re.findall(
+        r"^\| \**([\d.]+)\** \| \**([\d., to]+)\** \|", (ROOT / "docs" / "gpu.md").read_text(), re.MULTILINE
+    )
+    listed = {".".join(version.split(".")[:2]): images for version, images in rows}
+    for version, image in IMAGES.items():
+        assert image in listed[version]
