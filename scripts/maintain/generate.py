@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes what follows from the code: the shipped config.pbtxt files, docs/requests.md, docs/metrics.md and docs/map.md.
+"""Writes what follows from the code: the shipped config.pbtxt files, docs/requests.md, docs/map.md and tables in pages.
 
 With --check nothing is written and the exit status says whether a file differs; the test suite calls it so.
 """
@@ -101,19 +101,20 @@ def _shown(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def metrics_text() -> str:
-    """docs/metrics.md: every metric family."""
-    lines = [
-        "# Metrics\n\n",
-        "<!-- Written by scripts/maintain/generate.py from serving/metrics.py. Do not edit. -->\n\n",
-        "On Triton's metrics port, with the labels `model` and `version` besides the one named. Distributions are\n",
-        "exported as `_bucket{le}`, `_sum` and `_count`, which `histogram_quantile` reads.\n\n",
-        "| metric | kind | label | meaning |\n|---|---|---|---|\n",
-    ]
+def metrics_table() -> str:
+    """Every metric family, for docs/operating.md."""
+    lines = ["| metric | kind | label | meaning |\n|---|---|---|---|\n"]
     for family in FAMILIES:
         label = f"{family.label}: {', '.join(family.values)}" if family.label else ""
         lines.append(f"| {family.name} | {family.kind} | {label} | {family.help} |\n")
     return "".join(lines)
+
+
+def between(page: Path, mark: str, table: str) -> str:
+    """The page with `table` between its marks `<!-- mark: … -->` and `<!-- /mark -->`."""
+    text = page.read_text("utf-8")
+    begin = text.index("-->\n", text.index(f"<!-- {mark}:")) + len("-->\n")
+    return text[:begin] + table + text[text.index(f"<!-- /{mark} -->") :]
 
 
 _MAP_HEAD = """\
@@ -130,20 +131,25 @@ inbox, and a sender thread (`serving/delivery.py`) turns everything buffered int
 Rooms lie in layers: backend, triton, serving, guides and answer, request, engine_process, engines, model and grammar.
 A room imports what lies below it; engines know nothing of Triton, sockets or text; `build_engine` shares only
 `manifest.py` with the serving side (import-linter checks it, in pyproject.toml).
+
+Not listed here: benchmarks (`scripts/bench`), what maintainers run (`scripts/maintain`) and tests:
+[changing.md](changing.md).
 """
 _MAP_PARTS = (
     ("python_backend", "Serving: the backend that Triton loads"),
     ("build_engine", "Building: checkpoints to engines (`python -m build_engine`)"),
-    ("scripts", "Scripts: run, load-test and check"),
+    ("scripts", "Tools: run, load-test and check"),
 )
+_NOT_THE_PRODUCT = ("scripts/bench", "scripts/maintain")
 
 
 def map_text() -> str:
-    """docs/map.md: every module with what it is for, in its own words."""
+    """docs/map.md: every module of the product with what it is for, in its own words."""
     lines = [_MAP_HEAD]
     for part, title in _MAP_PARTS:
         lines.append(f"\n## {title}\n\n| module | what it is for |\n|---|---|\n")
-        files = [path for pattern in ("*.py", "*.sh") for path in (ROOT / part).rglob(pattern)]
+        found = [path for pattern in ("*.py", "*.sh") for path in (ROOT / part).rglob(pattern)]
+        files = [path for path in found if not str(path.relative_to(ROOT)).startswith(_NOT_THE_PRODUCT)]
         for path in sorted(files, key=lambda path: (len(path.relative_to(ROOT).parts), path)):
             purpose = _purpose(path)
             if purpose:
@@ -168,7 +174,7 @@ def generated() -> dict[Path, str]:
         ROOT / "model_repository/llm/config.pbtxt": config_text(0, "engine"),
         ROOT / "model_repository/llm_batched/config.pbtxt": config_text(1, "../../llm/1/engine"),
         ROOT / "docs/requests.md": requests_text(),
-        ROOT / "docs/metrics.md": metrics_text(),
+        ROOT / "docs/operating.md": between(ROOT / "docs/operating.md", "metrics", metrics_table()),
         ROOT / "docs/map.md": map_text(),
     }
 

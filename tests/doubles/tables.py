@@ -1,4 +1,4 @@
-"""The tables of docs/engines.md and docs/tensorrt_llm.md that follow from the code and the stand-in.
+"""The tables of docs/engines.md and docs/engines/tensorrt_llm.md that follow from the code and the stand-in.
 
 `python -m tests.doubles.tables --write` brings them up to date.
 """
@@ -25,7 +25,7 @@ from tests.doubles.folders import environment, write_checkpoint, write_engine
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = {
     "capabilities": ROOT / "docs" / "engines.md",
-    "parameters": ROOT / "docs" / "tensorrt_llm.md",
+    "parameters": ROOT / "docs" / "engines" / "tensorrt_llm.md",
 }
 ENGINES = ("0.21", "1.0", "1.1", "1.2")
 CHECKPOINTS = ("1.0", "1.1", "1.2", "1.3")

@@ -1,8 +1,8 @@
 """TensorRT-LLM: finds out what the directory is and what is installed, checks that they fit, and makes the engine.
 
-Compiled engines run through the bindings' executor (`tensorrt_llm_executor`), Hugging Face-style checkpoints through
-tensorrt_llm.LLM (`tensorrt_llm_llmapi`). Never run on real hardware by its authors: docs/tensorrt_llm.md says on what
-its correctness rests.
+Compiled engines run through the bindings' executor (`executor`), Hugging Face-style checkpoints through
+tensorrt_llm.LLM (`llmapi`). Never run on real hardware by its authors: docs/engines/tensorrt_llm.md says on what its
+correctness rests.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def _advice(message: str) -> str:
     if "not compatible with this version of tensorrt" in lowered or "incompatible device" in lowered:
         return "compile it again on this machine, in the image that serves it"
     if "mpi" in lowered:
-        return "see docs/tensorrt_llm.md on starting the ranks"
+        return "see docs/engines/tensorrt_llm.md on starting the ranks"
     return "compile it again in the image that serves it"
 
 

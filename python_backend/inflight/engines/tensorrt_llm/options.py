@@ -14,7 +14,7 @@ Launcher = Literal["mpirun", "srun"]
 
 
 class TensorRtLlmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """NVIDIA's names are those of docs/tensorrt_llm.md; they may stand in `engine_options` or as model parameters.
+    """NVIDIA's names are those of docs/engines/tensorrt_llm.md; they are model parameters or in `engine_options`.
 
     Ours: `max_batch_size` and `max_num_tokens` lower the engine's own limits; `max_seq_len` lowers the context.
     `lora_dir` is a folder with one folder per adapter. `stall_timeout_ms`: an engine with work that neither answers nor

@@ -12,7 +12,7 @@ from tests.doubles import tables
 from tests.unit.machines.tokenizer_kinds import write_folder
 
 ROOT = Path(__file__).resolve().parents[4]
-DOCUMENT = ROOT / "docs" / "tensorrt_llm.md"
+DOCUMENT = ROOT / "docs" / "engines" / "tensorrt_llm.md"
 
 
 def part(mark: str) -> str:

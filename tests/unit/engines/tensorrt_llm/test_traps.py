@@ -1,4 +1,4 @@
-"""The known traps of TensorRT-LLM (docs/tensorrt_llm.md lists them): each test fails when its trap is stepped into."""
+"""The known traps of TensorRT-LLM (see docs/engines/tensorrt_llm.md): each test fails when one is stepped into."""
 
 from __future__ import annotations
 
