@@ -49,6 +49,7 @@ class Mutant:
 DELIVERY = (f"{MACHINES}/test_delivery_machine.py",)
 STREAM = (f"{MACHINES}/test_stream_machine.py", "tests/unit/answer/test_stream.py", "tests/unit/answer/test_stops.py")
 ADMISSION = (f"{MACHINES}/test_admission_machine.py", "tests/unit/serving/test_admission.py", *DELIVERY)
+GUIDES = ("tests/unit/guides/test_service.py",)
 
 MUTANTS = (
     # -- exactly one FINAL, and nothing after it
@@ -223,6 +224,15 @@ MUTANTS = (
         '        self._metrics.add("inflight_requests_total", label=_OUTCOMES[error.code.value])\n',
         "        pass\n",
         DELIVERY,
+    ),
+    # -- one client's trouble is no other's
+    Mutant(
+        "neighbours",
+        "who waits for a guide is told what holds for another",
+        "guides/service.py",
+        "        _tell(left, Decision(error=cancelled()))\n",
+        "        _tell([*left, *(waiting if left else [])], Decision(error=cancelled()))\n",
+        GUIDES,
     ),
 )
 

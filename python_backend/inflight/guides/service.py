@@ -19,7 +19,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from inflight.engines.base import EngineInfo, Guide
 from inflight.errors import RequestError, cancelled, invalid, unavailable, unsupported
@@ -70,12 +70,13 @@ class Decision:
         return self.guide
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class _Asker:
-    """Who waits for a check."""
+    """Who waits for a check, and since when (monotonic)."""
 
     done: Callable[[Decision], None]
     gone: Callable[[], bool]
+    since: float
 
 
 class NewGuide(Exception):
@@ -154,7 +155,7 @@ class GuideService:
         self._known: collections.OrderedDict[bytes, tuple[Decision, int]] = collections.OrderedDict()
         self._known_bytes = 0
         self._asking: dict[bytes, list[_Asker]] = {}
-        self._queue: queue.SimpleQueue[tuple[bytes, Guide, float] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[bytes, Guide] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stopped = False
@@ -193,7 +194,7 @@ class GuideService:
         whether nobody waits for it any more; it is not asked after `done`.
         """
         key = _key(guide)
-        asker = _Asker(done, gone)
+        asker = _Asker(done, gone, time.monotonic())
         with self._lock:
             if self._stopped:
                 refusal = "the model is being unloaded; send the request to another server"
@@ -207,7 +208,7 @@ class GuideService:
                 if self._thread is None:
                     self._thread = threading.Thread(target=self._run, name="inflight-guides", daemon=True)
                     self._thread.start()
-                self._queue.put((key, guide, time.monotonic()))
+                self._queue.put((key, guide))
                 return
         done(Decision(error=unavailable(refusal)))
 
@@ -228,9 +229,11 @@ class GuideService:
             asked = self._queue.get()
             if asked is None:
                 break
-            key, guide, since = asked
+            key, guide = asked
+            if not self._is_wanted(key):
+                continue
             try:
-                decision, keep = self._drop(key, since) or self._decide(guide)
+                decision, keep = self._decide(guide)
             except Exception:
                 log.exception("checking a guide failed")
                 decision, keep = Decision(error=unavailable("the guide could not be checked; try again")), False
@@ -242,15 +245,24 @@ class GuideService:
         for key in left:
             self._answer(key, Decision(error=refusal), False)
 
-    def _drop(self, key: bytes, since: float) -> tuple[Decision, bool] | None:
-        """What is said without a check: to those who left, or have waited too long. None: the guide is checked."""
+    def _is_wanted(self, key: bytes) -> bool:
+        """Whether anybody waits for this check. Who has left, or has waited too long, is told so here, each by what
+        holds for itself: others may join at any time, and wait on.
+        """
         with self._lock:
             askers = list(self._asking[key])
-        if all(asker.gone() for asker in askers):
-            return Decision(error=cancelled()), False
-        if time.monotonic() - since > self._limits.patience_s:
-            return Decision(error=unavailable("too many new guides are being checked; try again in a moment")), False
-        return None
+        left = {asker for asker in askers if _has_left(asker)}
+        latest = time.monotonic() - self._limits.patience_s
+        late = {asker for asker in askers if asker.since < latest} - left
+        with self._lock:
+            waiting = [asker for asker in self._asking[key] if asker not in left and asker not in late]
+            if waiting:
+                self._asking[key] = waiting
+            else:
+                del self._asking[key]
+        _tell(left, Decision(error=cancelled()))
+        _tell(late, Decision(error=unavailable("too many new guides are being checked; try again in a moment")))
+        return bool(waiting)
 
     def _answer(self, key: bytes, decision: Decision, keep: bool) -> None:
         with self._lock:
@@ -262,11 +274,7 @@ class GuideService:
                     _, (_, freed) = self._known.popitem(last=False)
                     self._known_bytes -= freed
             waiting = self._asking.pop(key, [])
-        for asker in waiting:
-            try:
-                asker.done(decision)
-            except Exception:
-                log.exception("a request could not go on after its guide was checked")
+        _tell(waiting, decision)
 
     def _decide(self, guide: Guide) -> tuple[Decision, bool]:
         """The decision, and whether it holds for good."""
@@ -325,6 +333,23 @@ class GuideService:
         if process is not None:
             with contextlib.suppress(OSError):
                 process.close()
+
+
+def _has_left(asker: _Asker) -> bool:
+    try:
+        return asker.gone()
+    except Exception:
+        log.exception("asking whether a client has left failed")
+        return False
+
+
+def _tell(askers: Iterable[_Asker], decision: Decision) -> None:
+    """Call them back; one's trouble is no other's."""
+    for asker in askers:
+        try:
+            asker.done(decision)
+        except Exception:
+            log.exception("a request could not go on after its guide was checked")
 
 
 def _key(guide: Guide) -> bytes:

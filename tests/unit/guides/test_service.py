@@ -254,6 +254,50 @@ def test_who_has_waited_too_long_is_told_to_come_back(fake: type[FakeProcess]) -
     assert error(answers[-1]).code is ErrorCode.UNAVAILABLE
 
 
+@pytest.mark.parametrize("first_has", ["left", "waited too long"])
+def test_who_joins_while_another_is_asked_waits_on(fake: type[FakeProcess], first_has: str) -> None:
+    """The question to the first one takes a while; in it a second request comes with the same new guide."""
+    limits = GuideLimits(patience_s=0.005 if first_has == "waited too long" else 10.0)
+    service = GuideService("openvino", "nowhere", limits)
+    first: queue.Queue[Decision] = queue.Queue()
+    second: queue.Queue[Decision] = queue.Queue()
+
+    def gone() -> bool:
+        time.sleep(0.01)
+        service.ask(Guide("regex", "a"), second.put)
+        return first_has == "left"
+
+    service.ask(Guide("regex", "a"), first.put, gone)
+    told = error(first.get(timeout=20.0))
+    assert told.code is (ErrorCode.CANCELLED if first_has == "left" else ErrorCode.UNAVAILABLE)
+    assert second.get(timeout=20.0).guide == Guide("ebnf_grammar", "root ::= a")
+    service.stop()
+
+
+def test_each_is_judged_by_its_own_patience(fake: type[FakeProcess], gate: threading.Event) -> None:
+    service = GuideService("openvino", "nowhere", GuideLimits(patience_s=0.3))
+    answers: list[queue.Queue[Decision]] = [queue.Queue() for _ in range(3)]
+    service.ask(Guide("regex", "first"), answers[0].put)
+    service.ask(Guide("regex", "shared"), answers[1].put)
+    time.sleep(0.35)
+    service.ask(Guide("regex", "shared"), answers[2].put)
+    gate.set()
+    decisions = [each.get(timeout=20.0) for each in answers]
+    service.stop()
+    assert error(decisions[1]).code is ErrorCode.UNAVAILABLE
+    assert [decision.error is None for decision in decisions] == [True, False, True]
+
+
+def test_a_question_that_fails_is_no_answer(service: GuideService, gate: threading.Event) -> None:
+    def gone() -> bool:
+        raise RuntimeError("no connection")
+
+    answers: queue.Queue[Decision] = queue.Queue()
+    service.ask(Guide("regex", "a"), answers.put, gone)
+    gate.set()
+    assert answers.get(timeout=20.0).guide is not None
+
+
 def test_the_memory_of_verdicts_is_bounded(service: GuideService) -> None:
     for number in range(9):
         ask(service, str(number))
