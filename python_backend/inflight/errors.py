@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 
 class ErrorCode(enum.Enum):
-    """Triton's error codes, as far as Inflight answers with them (design.md §4)."""
+    """Triton's error codes, as far as Inflight answers with them (docs/requests.md)."""
 
     INVALID_ARG = "invalid_arg"
     UNSUPPORTED = "unsupported"

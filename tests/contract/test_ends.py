@@ -1,4 +1,4 @@
-"""How a request ends: one row of design.md §4's table after the other, streaming and whole."""
+"""How a request ends: one row of docs/requests.md's table after the other, streaming and whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine seam: what every engine promises, and the messages it speaks (contract, design.md §5).
+"""The engine seam: what every engine promises, and the messages it speaks (contract).
 
 All types are msgspec structs, because they travel between two processes as msgpack (`frames.py`).
 """

@@ -1,7 +1,7 @@
 """Guides of requests: checked before the engine sees them, each at the cost of its own request.
 
     parse pool ──known? the verdict──▶ on its way
-               ──new?   thread inflight-guides ⇄ process guide_worker ──▶ back into the pool
+               ──new?   thread inflight-guides ⇄ process guides.worker ──▶ back into the pool
 
 What a guide may be is decided in three steps. Here: limits that cost nothing (`check_limits`), and combinations that no
 engine can honour (`check_combination`). In the process: the guide becomes a grammar with one way to read every text

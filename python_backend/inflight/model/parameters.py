@@ -19,7 +19,7 @@ TRITON_OWN = frozenset({"EXECUTION_ENV_PATH", "FORCE_CPU_ONLY_INPUT_TENSORS"})
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """What config.pbtxt says about one model. Field names are the parameter names (contract, design.md §4).
+    """What config.pbtxt says about one model. Field names are the parameter names (contract, docs/requests.md).
 
     Times ending in `_ms` are milliseconds, in `_s` seconds. A 0 means "no limit of mine" where the comment says so.
     """

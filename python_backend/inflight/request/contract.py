@@ -1,4 +1,4 @@
-"""The model's tensors as data: every input and output that clients may rely on (design.md §4).
+"""The model's tensors as data: every input and output that clients may rely on (docs/requests.md).
 
 `auto_complete_config`, the request parser, the shipped `config.pbtxt` and `docs/requests.md` all read these two
 tables, so that they cannot disagree.

@@ -1,4 +1,4 @@
-"""Model parameters of config.pbtxt. The names are the contract's (design.md §4), written out here."""
+"""Model parameters of config.pbtxt. The names are the contract's, written out here."""
 
 from __future__ import annotations
 

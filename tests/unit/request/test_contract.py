@@ -1,4 +1,4 @@
-"""The contract's tables against design.md §4, written out here: a lost name or another type breaks clients."""
+"""The contract's tables against its names, written out here: a lost name or another type breaks clients."""
 
 from __future__ import annotations
 
