@@ -59,12 +59,16 @@ class TritonPythonModel:
             warmups = triton_config.warmup_requests(model_config)
             self._backend = Backend(parse_model_config(parameters), folder, warmups)
             self._backend.start()
+            try:
+                self._control = open_control(args["model_name"], self._backend)
+            except LoadError:
+                self._backend.stop()
+                raise
         except LoadError as error:
             raise pb_utils.TritonModelException(f"model {args['model_name']} cannot be loaded: {error}") from None
         sink = triton_metrics.make_sink(args["model_name"], args["model_version"])
         if sink is not None:
             self._backend.export_metrics(sink)
-        self._control = open_control(args["model_name"], self._backend)
 
     def execute(self, requests: list[Any]) -> None:
         """Copy the inputs, take the sender, drop the request, return."""

@@ -1,8 +1,8 @@
 """A socket for operators: status, and an orderly drain.
 
-Each loaded model listens on an AF_UNIX socket in a 0700 folder (`INFLIGHT_CONTROL_DIR`, else one per user under the
-temporary folder). A request is one line of JSON, the answer another. `python -m inflight.control drain` speaks to every
-model of this user and is made for a container's preStop hook; `scripts/serve.py` uses the same functions.
+Each loaded model listens on an AF_UNIX socket in a 0700 folder (`control_folder.py`). A request is one line of JSON,
+the answer another. `python -m inflight.control drain` speaks to every model of this user, in whichever folder it
+listens (`candidate_folders`), and is made for a container's preStop hook; `scripts/serve.py` uses the same functions.
 
 Threads `inflight-control` and `inflight-control_N`, started and stopped by `ControlServer`.
 """
@@ -10,49 +10,92 @@ Threads `inflight-control` and `inflight-control_N`, started and stopped by `Con
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
+import hashlib
 import json
 import logging
 import os
+import re
 import socket
-import stat
 import struct
 import sys
-import tempfile
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
+
+from inflight.control_folder import candidate_folders, control_dir
+from inflight.engine_process import unix_path
+from inflight.errors import LoadError
+
+__all__ = ["ControlServer", "ask", "ask_all", "candidate_folders", "control_dir", "open_control"]
 
 log = logging.getLogger("inflight.control")
 
 MAX_LINE_BYTES = 4096
 ACCEPT_WAIT_S = 0.25
 ANSWER_WAIT_S = 10.0  # beyond the drain's own time
+STARTING_S = 10.0  # a socket younger than this on which nobody listens may be just about to
+MAX_NAME = 60  # characters of a model's name in that of its socket
+MAX_NAMESAKES = 16
 Command = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
-def control_dir() -> Path:
-    """The folder of the control sockets; made 0700. Raises OSError when it belongs to somebody else."""
-    named = os.environ.get("INFLIGHT_CONTROL_DIR")
-    folder = Path(named) if named else Path(tempfile.gettempdir()) / f"inflight-control-{os.getuid()}"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = folder.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
-        raise PermissionError(f"{folder} must be a folder of this user that nobody else can enter (mode 0700)")
-    return folder
+def _plain_name(name: str) -> str:
+    """The model's name as part of a file's. A long name is cut, and told from others by its digest."""
+    plain = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
+    if plain != name or len(plain) > MAX_NAME:
+        plain = f"{plain[:MAX_NAME]}~{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
+    return plain
+
+
+def _listen(name: str) -> tuple[socket.socket, Path]:
+    """A listening socket of a name that no living model has. Raises OSError."""
+    folder, plain, process = control_dir(), _plain_name(name), os.getpid()
+    for place in range(MAX_NAMESAKES):  # a process of another PID namespace may have the same id
+        path = folder / f"{plain}{f'~{place}' if place else ''}-{process}.sock"
+        if _is_abandoned(path):
+            path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with unix_path.address(path) as address:
+                listener.bind(address)
+            listener.listen(4)
+        except OSError as error:
+            listener.close()
+            if error.errno != errno.EADDRINUSE:
+                raise
+        else:
+            return listener, path
+    raise FileExistsError(f"{folder} has {MAX_NAMESAKES} sockets already that are called {plain}-{process}")
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether nobody listens on it any more. One that was made a moment ago may be just about to."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection, unix_path.address(path) as address:
+            connection.settimeout(ACCEPT_WAIT_S)
+            connection.connect(address)
+    except ConnectionRefusedError:
+        with contextlib.suppress(OSError):
+            return time.time() - path.lstat().st_mtime > STARTING_S
+    except OSError:
+        pass
+    return False
 
 
 class ControlServer:
     """Answers commands about one model."""
 
     def __init__(self, name: str, commands: Mapping[str, Command]) -> None:
+        """Listen for commands about the model `name`. Raises OSError."""
+        self._name = name
         self._commands = commands
-        self._path = control_dir() / f"{name}-{os.getpid()}.sock"
-        self._path.unlink(missing_ok=True)
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.bind(str(self._path))
-        self._socket.listen(4)
+        self._complained = False
+        self._socket, self._path = _listen(name)
         self._socket.settimeout(ACCEPT_WAIT_S)
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="inflight-control")  # status is answered during a drain
@@ -76,10 +119,28 @@ class ControlServer:
             try:
                 connection, _ = self._socket.accept()
             except TimeoutError:
+                self._put_back()
                 continue
             except OSError:
                 return
             self._pool.submit(self._serve, connection)
+
+    def _put_back(self) -> None:
+        """Listen anew where the socket is gone: the user's runtime folder goes with the last session, and there are
+        programs that empty temporary folders.
+        """
+        if self._path.exists():
+            return
+        try:
+            listener, self._path = _listen(self._name)
+        except OSError as error:
+            if not self._complained:
+                log.error("the control socket is gone and cannot be made again (%s)", error)
+            self._complained = True
+            return
+        self._socket.close()
+        self._socket, self._complained = listener, False
+        self._socket.settimeout(ACCEPT_WAIT_S)
 
     def _serve(self, connection: socket.socket) -> None:
         with connection:
@@ -90,10 +151,11 @@ class ControlServer:
 
     def _answer(self, connection: socket.socket) -> None:
         connection.settimeout(2.0)
-        _, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        if user not in (0, os.getuid()):
+        if _peer(connection)[1] not in (0, os.getuid()):
             return
         request = _read_line(connection)
+        if request is None:  # it only looked whether somebody listens
+            return
         command = self._commands.get(str(request.get("command")))
         answer = command(request) if command else {"error": f"unknown command; known are {', '.join(self._commands)}"}
         connection.sendall(json.dumps(answer).encode() + b"\n")
@@ -112,8 +174,8 @@ class Operable(Protocol):
         """End the engine in order."""
 
 
-def open_control(name: str, backend: Operable) -> ControlServer | None:
-    """Start the control socket of one model; a server that cannot have one runs without."""
+def open_control(name: str, backend: Operable) -> ControlServer:
+    """Start the control socket of one model. Raises `LoadError`: a server that could not be drained is none."""
 
     def drain(request: Mapping[str, Any]) -> dict[str, Any]:
         timeout = request.get("timeout_ms")
@@ -125,43 +187,69 @@ def open_control(name: str, backend: Operable) -> ControlServer | None:
     try:
         server = ControlServer(name, {"status": lambda _: backend.status(), "drain": drain})
     except OSError as error:
-        log.warning("no control socket (%s): drain and status are not available", error)
-        return None
+        raise LoadError(
+            f"its control socket, which drain and status need, cannot be made ({error}); remove what is in the way, or "
+            "name another folder in the environment variable INFLIGHT_CONTROL_DIR."
+        ) from None
     server.start()
     return server
 
 
-def _read_line(connection: socket.socket) -> dict[str, Any]:
+def _peer(connection: socket.socket) -> tuple[int, int]:
+    """(process id, 0 where it is not visible from here; user id) of the other end."""
+    process, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return process, user
+
+
+def _read_line(connection: socket.socket) -> dict[str, Any] | None:
+    """One JSON object; None when the other end left without a word."""
     data = b""
     while not data.endswith(b"\n") and len(data) < MAX_LINE_BYTES:
         piece = connection.recv(MAX_LINE_BYTES)
         if not piece:
             break
         data += piece
+    if not data:
+        return None
     content = json.loads(data)
     if not isinstance(content, dict):
         raise ValueError("a control message must be a JSON object")
     return content
 
 
-def ask(path: Path, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
-    """One command to one socket. Raises OSError when nobody answers, ValueError for nonsense."""
+def ask(
+    path: Path, request: Mapping[str, Any], timeout_s: float, only: Collection[int] | None = None
+) -> dict[str, Any]:
+    """One command to one socket; with `only`, to none but a model in one of these processes.
+
+    The kernel says who listens: the process id in the socket's name may be that of another PID namespace. Raises
+    OSError when nobody answers (ProcessLookupError when another process would), ValueError for nonsense.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(timeout_s)
-        connection.connect(str(path))
+        with unix_path.address(path) as address:
+            connection.connect(address)
+        if only is not None and _peer(connection)[0] not in only:
+            raise ProcessLookupError(f"{path.name} is another process's")
         connection.sendall(json.dumps(dict(request)).encode() + b"\n")
-        return _read_line(connection)
+        answer = _read_line(connection)
+        if answer is None:
+            raise ValueError("no answer")
+        return answer
 
 
 def ask_all(request: Mapping[str, Any], timeout_s: float) -> dict[str, dict[str, Any]]:
-    """The same to every model of this user, at the same time; sockets that nobody owns any more are removed."""
-    paths = sorted(control_dir().glob("*.sock"))
+    """The same to every model that this user may speak to, at the same time; sockets that nobody owns any more are
+    removed.
+    """
+    paths = [path for folder in candidate_folders() for path in sorted(folder.glob("*.sock"))]
 
     def one(path: Path) -> tuple[str, dict[str, Any]]:
         try:
             return path.stem, ask(path, request, timeout_s)
         except ConnectionRefusedError:
-            path.unlink(missing_ok=True)
+            if _is_abandoned(path):
+                path.unlink(missing_ok=True)
             return path.stem, {}
         except (OSError, ValueError) as error:
             return path.stem, {"error": str(error) or "no answer"}
@@ -185,7 +273,7 @@ def main(arguments: list[str]) -> int:
     for name, answer in answers.items():
         print(json.dumps({"model": name, **answer}))
     if not answers:
-        print("no model of this user is running (or INFLIGHT_CONTROL_DIR differs)", file=sys.stderr)
+        print("no model that this user may speak to is running", file=sys.stderr)
     return 1 if any("error" in answer for answer in answers.values()) else 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from inflight import control
 
@@ -20,22 +21,18 @@ def drain_models(
     wanted = set(stub_pids)
     answers: dict[str, dict[str, object]] = {}
 
-    def ask(name: str) -> None:
+    def ask(path: Path) -> None:
         try:
             request = {"command": "drain", "timeout_ms": int(timeout_s * 1000), "stop": True}
-            answers[name] = control.ask(folder / f"{name}.sock", request, timeout_s + control.ANSWER_WAIT_S)
+            answers[path.stem] = control.ask(path, request, timeout_s + control.ANSWER_WAIT_S, only=wanted)
+        except (ProcessLookupError, ConnectionRefusedError):  # another server's, or left by one that is gone
+            return
         except (OSError, ValueError) as error:
-            answers[name] = {"error": str(error) or "no answer"}
+            answers[path.stem] = {"error": str(error) or "no answer"}
 
-    try:
-        folder = control.control_dir()
-    except OSError:
-        return {}
-    # A socket is called <model>-<process id>.sock.
-    names = [
-        path.stem for path in folder.glob("*.sock") if path.stem.rpartition("-")[2] in {str(pid) for pid in wanted}
-    ]
-    threads = [threading.Thread(target=ask, args=(name,), name=f"drain-{name}", daemon=True) for name in names]
+    folders = control.candidate_folders(everywhere=True) if wanted else []
+    paths = [path for folder in folders for path in folder.glob("*.sock")]
+    threads = [threading.Thread(target=ask, args=(path,), name=f"drain-{path.stem}", daemon=True) for path in paths]
     for thread in threads:
         thread.start()
     give_up = time.monotonic() + timeout_s + control.ANSWER_WAIT_S

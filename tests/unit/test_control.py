@@ -1,0 +1,240 @@
+"""The control sockets: where they lie, who finds them, and that none is taken from a living model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inflight import control, control_folder
+from inflight.errors import LoadError
+from inflight_tools.server.drain import drain_models
+
+NOBODY = 65534
+PACKAGES = str(Path(control.__file__).resolve().parents[1])
+
+
+class Model:
+    """What `open_control` needs of a backend."""
+
+    def __init__(self) -> None:
+        self.drained = 0
+
+    def status(self) -> dict[str, Any]:
+        return {"health": "ready"}
+
+    def drain(self, timeout_ms: int | None) -> dict[str, Any]:
+        self.drained += 1
+        return {"left": 0}
+
+    def retire(self) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """This test's own temporary folder, and no runtime folder."""
+    for name in ("INFLIGHT_CONTROL_DIR", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(control_folder.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(control_folder, "RUN_USERS", tmp_path / "run" / "user")
+
+
+def private(folder: Path) -> Path:
+    folder.mkdir(mode=0o700, parents=True)
+    return folder
+
+
+def ask_from_elsewhere(*arguments: str, **environment: str) -> list[dict[str, Any]]:
+    """`python -m inflight.control` as an operator's shell runs it, with hardly anything in its environment."""
+    done = subprocess.run(
+        [sys.executable, "-m", "inflight.control", *arguments],
+        env={"PYTHONPATH": PACKAGES, **environment},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+    )
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def listening(model: str = "llm", **environment: str) -> subprocess.Popen[str]:
+    """A process that listens as a stub does, under a stub's name."""
+    program = (
+        "import sys, time; from inflight.control import ControlServer; "
+        f"s = ControlServer({model!r}, {{'status': lambda _: {{'health': 'ready'}}}}); s.start(); "
+        "print(s._path, flush=True); time.sleep(300)"
+    )
+    return subprocess.Popen(
+        [control_folder.STUB, "-c", program],
+        executable=sys.executable,
+        env={"PYTHONPATH": PACKAGES, **environment},
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+    )
+
+
+@pytest.fixture
+def stub(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    process = listening(TMPDIR=str(private(tmp_path / "of the server")), HOME=str(tmp_path))
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_the_users_runtime_folder_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert control.control_dir() == tmp_path / f"inflight-control-{os.getuid()}"
+    standard = private(tmp_path / "run" / "user" / str(os.getuid()))
+    assert control.control_dir() == standard / "inflight-control"
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(private(tmp_path / "runtime")))
+    assert control.control_dir() == tmp_path / "runtime" / "inflight-control"
+    monkeypatch.setenv("INFLIGHT_CONTROL_DIR", str(tmp_path / "named"))
+    assert control.control_dir() == tmp_path / "named"
+    for folder in (tmp_path / "named", tmp_path / "runtime" / "inflight-control", standard / "inflight-control"):
+        assert folder.stat().st_mode & 0o777 == 0o700
+    assert control.candidate_folders() == [tmp_path / "named"]
+    assert set(control.candidate_folders(everywhere=True)) >= {
+        tmp_path / "named",
+        tmp_path / "runtime" / "inflight-control",
+        standard / "inflight-control",
+        tmp_path / f"inflight-control-{os.getuid()}",
+    }
+
+
+def test_a_runtime_folder_that_is_not_there_or_open_to_others_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "none"))
+    assert control.control_dir().parent == tmp_path
+    open_folder = private(tmp_path / "open")
+    open_folder.chmod(0o755)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(open_folder))
+    assert control.control_dir().parent == tmp_path
+
+
+def test_a_folder_that_others_can_enter_refuses_the_load(tmp_path: Path) -> None:
+    taken = private(tmp_path / f"inflight-control-{os.getuid()}")
+    taken.chmod(0o777)
+    with pytest.raises(LoadError, match="INFLIGHT_CONTROL_DIR"):
+        control.open_control("llm", Model())
+    assert taken not in control.candidate_folders()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make a folder that is another user's")
+def test_a_folder_of_another_user_refuses_the_load(tmp_path: Path) -> None:
+    taken = private(tmp_path / f"inflight-control-{os.getuid()}")
+    os.chown(taken, NOBODY, NOBODY)
+    with pytest.raises(LoadError, match="not a folder of this user"):
+        control.open_control("llm", Model())
+    assert taken not in control.candidate_folders()
+
+
+@pytest.mark.parametrize("name", ["m" * 255, "modèle"])
+def test_long_names_in_a_deep_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("INFLIGHT_CONTROL_DIR", str(tmp_path / ("d" * 120)))
+    servers = [control.open_control(model, Model()) for model in (name, name + "x"[len(name) == 255 :])]
+    try:
+        answers = control.ask_all({"command": "status"}, 10.0)
+        assert [answer["health"] for answer in answers.values()] == ["ready"] * 2
+    finally:
+        for server in servers:
+            server.stop(5.0)
+    assert not list((tmp_path / ("d" * 120)).iterdir())
+
+
+def test_an_operator_with_another_environment_finds_the_model(stub: subprocess.Popen[str]) -> None:
+    assert stub.stdout is not None
+    path = Path(stub.stdout.readline().strip())
+    (answer,) = (answer for answer in ask_from_elsewhere("status") if answer["model"] == path.stem)
+    assert answer["health"] == "ready"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root speaks to the models of other users")
+def test_root_finds_the_models_of_every_user(tmp_path: Path) -> None:
+    def as_nobody() -> None:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+
+    program = (
+        "import time; from inflight.control import ControlServer; "
+        "s = ControlServer('of-nobody', {'status': lambda _: {'health': 'ready'}}); s.start(); "
+        "print(s._path, flush=True); time.sleep(300)"
+    )
+    shared = tmp_path / "packages"
+    shutil.copytree(Path(control.__file__).parent, shared / "inflight", ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(folder.stat().st_mode | 0o055)
+    with subprocess.Popen(
+        ["/usr/bin/env", "python3", "-c", program],
+        env={"PYTHONPATH": str(shared), "PATH": os.defpath},
+        cwd="/",
+        preexec_fn=as_nobody,
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+    ) as process:
+        assert process.stdout is not None
+        path = Path(process.stdout.readline().strip())
+        try:
+            assert path.parent == Path(f"/tmp/inflight-control-{NOBODY}")
+            assert path.stem in {answer["model"] for answer in ask_from_elsewhere("status")}
+        finally:
+            process.kill()
+            process.wait(10)
+            path.unlink(missing_ok=True)
+            path.parent.rmdir()
+
+
+def test_a_socket_of_a_living_model_is_never_taken(stub: subprocess.Popen[str], tmp_path: Path) -> None:
+    """In another PID namespace a model may run in a process with our id."""
+    assert stub.stdout is not None
+    theirs = Path(stub.stdout.readline().strip())
+    path = control.control_dir() / f"llm-{os.getpid()}.sock"
+    theirs.rename(path)
+    model = Model()
+    server = control.open_control("llm", model)
+    try:
+        assert server._path != path
+        assert control.ask(path, {"command": "status"}, 5.0) == {"health": "ready"}
+        assert list(drain_models([os.getpid()], 1.0)) == [server._path.stem]
+        assert model.drained == 1
+    finally:
+        server.stop(5.0)
+    assert path.exists()
+
+
+def test_a_socket_that_nobody_owns_any_more_is_removed(
+    stub: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INFLIGHT_CONTROL_DIR", str(tmp_path / "control"))
+    assert stub.stdout is not None
+    theirs = Path(stub.stdout.readline().strip())
+    stub.kill()
+    stub.wait(10)
+    left = control.control_dir() / f"llm-{os.getpid()}.sock"
+    theirs.rename(left)
+    assert control.ask_all({"command": "status"}, 5.0) == {}
+    assert left.exists()  # it is young: somebody may be about to listen
+    os.utime(left, (time.time() - 60, time.time() - 60))
+    assert control.ask_all({"command": "status"}, 5.0) == {}
+    assert not left.exists()
+
+
+def test_a_socket_whose_folder_was_removed_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INFLIGHT_CONTROL_DIR", str(tmp_path / "control"))
+    server = control.open_control("llm", Model())
+    try:
+        shutil.rmtree(control.control_dir())
+        give_up = time.monotonic() + 10.0
+        while not list(control.control_dir().glob("*.sock")) and time.monotonic() < give_up:
+            time.sleep(0.05)
+        assert [answer["health"] for answer in control.ask_all({"command": "status"}, 10.0).values()] == ["ready"]
+    finally:
+        server.stop(5.0)
