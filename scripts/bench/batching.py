@@ -27,7 +27,7 @@ from typing import Any
 
 import msgspec
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench import calibration, step_costs
 from bench.virtual import Arrival, Outcome, Policy, Replica, percentile, poisson
 from build_engine import svg

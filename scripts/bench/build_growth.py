@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from build_engine import svg
 from inflight_tools.common.layout import BACKEND_SOURCE, REPOSITORY
 from inflight_tools.common.report import Failure, run_main

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench import step_costs
 from bench.virtual import Arrival, Policy, Replica
 from inflight.engines.base import EngineRequest, SamplingParams

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.step_costs import Efficiency, Replica, architecture, describe, engine_options, options_for, recipe_named
 from bench.virtual import Policy, percentile, poisson
 from bench.virtual import Replica as Simulation

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice, pairwise
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.results import write_results
 from bench.simulated_model import serving
 from inflight.engines.base import EngineRequest, SamplingParams

@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.quiet import wait_until_quiet
 from inflight.engines.base import EngineRequest, Guide, SamplingParams
 from inflight.engines.openvino.engine import OpenVinoEngine

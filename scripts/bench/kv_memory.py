@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench import step_costs
 from bench.virtual import Moment, Policy, Replica, poisson
 from build_engine.planning import model_size

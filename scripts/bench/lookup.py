@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.measured import spread, watched
 from bench.peer_client import Question, infer_request
 from bench.peer_inflight import MODEL, InflightPeer

@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.peer_client import Question
 from bench.peer_figures import Ratio, Record, Row, compact, figures, ratios, rows
 from bench.peer_inflight import InflightPeer, built_engine

@@ -1,6 +1,7 @@
 """What the scripts and the command `inflight` are made of, by role: common, server, clients, load, fuzz, selfcheck.
 
-In a checkout nothing has to be installed for it: the packages that lie in the same repository are found too.
+In a checkout nothing has to be installed for it: the packages that lie in the same repository are found, before any
+that are installed.
 """
 
 from __future__ import annotations
@@ -10,4 +11,4 @@ from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parents[2]
 if (_ROOT / "python_backend" / "model.py").is_file():
-    sys.path += [path for path in (str(_ROOT / "python_backend"), str(_ROOT)) if path not in sys.path]
+    sys.path[:0] = [str(_ROOT / "python_backend"), str(_ROOT)]

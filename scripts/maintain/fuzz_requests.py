@@ -23,7 +23,7 @@ import aiohttp
 import grpc.aio
 from tritonclient.grpc import service_pb2_grpc
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from inflight_tools.fuzz.inputs import Case, Fuzzer
 
 SILENT = "silent"

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import argparse
 import ast
-import dataclasses
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
-from inflight.model.parameters import NOTES, ModelConfig
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from inflight.model.parameters import model_parameters
 from inflight.request.contract import INPUTS, JSON_ALIASES, JSON_ONLY, OUTPUTS, declared_inputs
 from inflight.serving.metrics import FAMILIES
 from inflight_tools.common.layout import REPOSITORY
@@ -91,9 +90,8 @@ def requests_text() -> str:
     lines += [f"| {item.name} | {item.type} [{item.dims}] | {item.when} | {item.note} |\n" for item in OUTPUTS]
     lines.append("\n## How a request ends\n\n" + _ENDS)
     lines.append("\n## Model parameters (config.pbtxt)\n\n| parameter | default | note |\n|---|---|---|\n")
-    for field in dataclasses.fields(ModelConfig):
-        default = "{}" if field.name == "engine_options" else _shown(field.default)
-        lines.append(f"| {field.name} | {default} | {NOTES[field.name]} |\n")
+    for parameter in model_parameters().values():
+        lines.append(f"| {parameter.name} | {_shown(parameter.default)} | {parameter.note} |\n")
     return "".join(lines)
 
 

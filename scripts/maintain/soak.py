@@ -25,7 +25,7 @@ from typing import Any
 
 import psutil
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from build_engine import svg
 from inflight import control
 from inflight_tools.clients.soak import CLIENTS, Clients, canary

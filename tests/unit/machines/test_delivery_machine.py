@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from inflight.answer.stream import Stream
-from inflight.model.parameters import BATCHING_STRATEGIES
+from inflight.model.parameters import model_parameters
 from tests.unit.machines.delivery_model import World
 from tests.unit.machines.strategies import budget
 
@@ -48,10 +48,16 @@ def poison(stream: Stream) -> None:
     stream.append = append  # type: ignore[method-assign, assignment]
 
 
+STRATEGIES = model_parameters()["batching_strategy"].choices
+
+
 class DeliveryMachine(RuleBasedStateMachine):
     """Each rule is one turn of one thread, or something that the outside world does."""
 
-    @initialize(strategy=st.sampled_from(BATCHING_STRATEGIES), drain_ms=st.sampled_from([None, None, 0, 40, 2000]))
+    @initialize(
+        strategy=st.sampled_from(model_parameters()["batching_strategy"].choices),
+        drain_ms=st.sampled_from([None, None, 0, 40, 2000]),
+    )
     def begin(self, strategy: str, drain_ms: int | None) -> None:
         self.world = World(batching_strategy=strategy)
         self.drain_ms = drain_ms  # how it ends: with a drain of that limit, or by itself

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
 
 from inflight.errors import LoadError
-from inflight.model.parameters import ModelConfig, parse_model_config
+from inflight.model.parameters import ModelConfig, model_parameters, parse_model_config
 
 pytestmark = pytest.mark.fast
 
@@ -44,7 +43,7 @@ def test_every_parameter_of_the_contract_is_read(name: str, text: str, value: An
     config = parse_model_config({name: text})
     assert getattr(config, name) == value
     assert getattr(ModelConfig(), name) != value, "the example must differ from the default to prove anything"
-    others = {field.name for field in dataclasses.fields(ModelConfig)} - {name}
+    others = set(model_parameters()) - {name}
     assert all(getattr(config, other) == getattr(ModelConfig(), other) for other in others)
 
 
@@ -57,7 +56,7 @@ def test_a_bad_value_fails_the_load_with_the_name_of_its_parameter(name: str, te
 
 
 def test_the_code_knows_no_parameter_that_the_contract_lacks() -> None:
-    assert {field.name for field in dataclasses.fields(ModelConfig)} == {row[0] for row in CONTRACT}
+    assert set(model_parameters()) == {row[0] for row in CONTRACT}
 
 
 def test_nothing_configured_gives_the_documented_defaults() -> None:
@@ -94,5 +93,5 @@ def test_surrounding_spaces_do_not_matter() -> None:
 
 
 def test_a_configuration_cannot_be_changed_after_the_load() -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         ModelConfig().max_running = 1  # type: ignore[misc]
