@@ -20,7 +20,7 @@ from inflight.answer.stream import Stream
 from inflight.engine_process import frames
 from inflight.engine_process.link import EngineLink
 from inflight.engine_process.supervisor import Health, Supervisor
-from inflight.engines.base import EngineInfo, EngineRequest, EngineStats
+from inflight.engines.base import EngineInfo, EngineRequest
 from inflight.engines.factory import resolve_engine
 from inflight.engines.python import ask, choose_python, python_executable
 from inflight.engines.spec import WorkerSpec
@@ -37,7 +37,7 @@ from inflight.serving.cancellation import CancellationPoller
 from inflight.serving.delivery import Delivery, LiveStream, Responder
 from inflight.serving.dispatcher import Dispatcher
 from inflight.serving.metrics import Flusher, Metrics, Sink
-from inflight.serving.observation import Observation, Snapshot
+from inflight.serving.observation import EngineLives, Observation, Snapshot
 
 log = logging.getLogger("inflight.backend")
 
@@ -77,7 +77,7 @@ class Backend:
         self._accepted_lock = threading.Lock()
         self._ids = itertools.count(1)
         self._draining = False
-        self._stats = EngineStats()
+        self._lives = EngineLives()
         metrics = Metrics()
         self._observation = Observation(metrics, self._snapshot)
         self._flusher = Flusher(self._observation.flush, config.metrics_interval_ms / 1000)
@@ -264,16 +264,17 @@ class Backend:
         if self._detokenizers is None or self._info is None or self._info.vocab_size != info.vocab_size:
             self._detokenizers = DetokenizerFactory(self._tokenizer.library, info.vocab_size)
         self._info = info
+        self._lives.began()
         self._dispatcher.engine_up(link, info)
 
     def on_engine_down(self, reason: str) -> None:
         """The engine is gone."""
-        self._stats = EngineStats()
+        self._lives.ended()
         self._dispatcher.engine_down(reason)
 
     def on_outputs(self, message: frames.Outputs) -> None:
         """One iteration."""
-        self._stats = message.stats
+        self._lives.said(message.stats)
         self._dispatcher.on_outputs(message)
         self._delivery.pace()
 
@@ -289,7 +290,7 @@ class Backend:
         streams = [live.stream for live in self._live_streams() if live.counted]
         return Snapshot(
             info=self._info,
-            stats=self._stats,
+            stats=self._lives.stats(),
             up=supervisor.health is Health.READY,
             restarts=supervisor.restarts,
             waiting=dispatcher.waiting,

@@ -225,6 +225,14 @@ MUTANTS = (
         "        pass\n",
         DELIVERY,
     ),
+    Mutant(
+        "counters",
+        "an engine's totals are lost with it",
+        "serving/observation.py",
+        "self._past, self._now, self._alive = _totals(self._past, self._now), EngineStats(), False",
+        "self._now, self._alive = EngineStats(), False",
+        ("tests/unit/serving/test_engine_lives.py",),
+    ),
     # -- one client's trouble is no other's
     Mutant(
         "neighbours",

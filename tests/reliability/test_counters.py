@@ -196,6 +196,37 @@ def test_an_engine_loss(rig: Rig, report: Report) -> None:
     )
 
 
+def test_counters_of_the_engine_go_on_in_its_next_life(open_rig: OpenRig, report: Report) -> None:
+    """20 equal prompts, the engine killed, 10 more: every prompt but the first of each life is a prefix hit."""
+    options = {"step_ms": 0.1, "prefill_us_per_token": 0.0, "draft_tokens": 3, "block_size": 32}
+    rig = open_rig({"llm": {"engine_options": options, "metrics_interval_ms": 100}})
+    prompt, reused = [7] * 200, 192  # whole blocks of the prompt
+
+    def ask(times: int) -> None:
+        async def work(load: Load) -> list[End]:
+            return [await load.run(make_request(input_ids=prompt, max_tokens=24)) for _ in range(times)]
+
+        ends: list[End] = drive(rig.grpc, work)
+        assert {end.how for end in ends} == {"length"}, tally(ends)
+
+    def counted() -> tuple[float, float, float]:
+        found = rig.flushed(interval_s=0.1)
+        hits = found["inflight_prefix_cache_hit_tokens_total", ""]
+        drafted, accepted = (found["inflight_speculative_tokens_total", kind] for kind in ("draft", "accepted"))
+        return hits, drafted, accepted
+
+    ask(20)
+    hits, drafted, accepted = counted()
+    assert hits == 19 * reused
+    assert 0 < accepted < drafted
+    rig.signal_engine(signal.SIGKILL)
+    rig.until_healthy(restarts=1)
+    assert counted() == (hits, drafted, accepted)
+    ask(10)
+    assert counted() == (hits + 9 * reused, drafted * 1.5, accepted * 1.5)
+    report(f"prefix hits {hits:.0f} and {9 * reused} more, drafts {drafted:.0f} and half as many: over a kill")
+
+
 @pytest.mark.full
 def test_a_real_prometheus(rig: Rig, report: Report, tmp_path: Any) -> None:
     """It scrapes the page, `histogram_quantile` answers, and its linter has nothing against our families."""

@@ -118,7 +118,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     blocks_max: int = 0
     reused_tokens_total: int | None = None
     step_seconds: float = 0.0
-    draft_tokens_total: int | None = 0
+    draft_tokens_total: int | None = None
     accepted_tokens_total: int = 0
 
 

@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Callable
 
+import msgspec
+
 from inflight.answer.stream import Stream
 from inflight.engines.base import Capability, EngineInfo, EngineStats
 from inflight.errors import ErrorCode, RequestError
@@ -27,6 +29,60 @@ class Snapshot:
     running: int
     blocks_reserved: int
     live_tokens: int
+
+
+class EngineLives:
+    """What the engine says of itself, with its totals over all its lives: every engine process counts from 0.
+
+    A life's last word is what counts of it; a word that comes after its end, from a link that is about to be closed,
+    is not heard. Any thread.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._past = EngineStats()
+        self._now = EngineStats()
+        self._alive = False
+
+    def began(self) -> None:
+        """An engine is ready."""
+        with self._lock:
+            self._alive = True
+
+    def said(self, stats: EngineStats) -> None:
+        """The engine's latest statistics."""
+        with self._lock:
+            if self._alive:
+                self._now = stats
+
+    def ended(self) -> None:
+        """The engine is gone, and with it all that it held."""
+        with self._lock:
+            self._past, self._now, self._alive = _totals(self._past, self._now), EngineStats(), False
+
+    def stats(self) -> EngineStats:
+        """The living engine's statistics, with the totals of all lives."""
+        with self._lock:
+            sums, now = _totals(self._past, self._now), self._now
+        return msgspec.structs.replace(
+            now,
+            reused_tokens_total=sums.reused_tokens_total,
+            draft_tokens_total=sums.draft_tokens_total,
+            accepted_tokens_total=sums.accepted_tokens_total,
+        )
+
+
+def _totals(one: EngineStats, other: EngineStats) -> EngineStats:
+    return EngineStats(
+        reused_tokens_total=_sum(one.reused_tokens_total, other.reused_tokens_total),
+        draft_tokens_total=_sum(one.draft_tokens_total, other.draft_tokens_total),
+        accepted_tokens_total=one.accepted_tokens_total + other.accepted_tokens_total,
+    )
+
+
+def _sum(one: int | None, other: int | None) -> int | None:
+    """Of what is known."""
+    return other if one is None else one if other is None else one + other
 
 
 class Observation:

@@ -94,7 +94,7 @@ class ExecutorEngine:
         self._stall_timeout = stall_timeout_s
         self._live: dict[int, _Live] = {}  # by TensorRT-LLM's id
         self._own_id: dict[int, int] = {}  # ours → TensorRT-LLM's, while any sequence goes on
-        self._stats = EngineStats(reused_tokens_total=0)
+        self._stats = EngineStats(reused_tokens_total=0, draft_tokens_total=0)
         self._asked_stats = self._progress = time.monotonic()
         self._draft_tokens = self._accepted_tokens = 0
 
