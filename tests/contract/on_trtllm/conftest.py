@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,8 @@ from tests.contract.forms import CHAT_TEMPLATE
 from tests.doubles.folders import environment, write_engine
 from tests.harness.repository import write_model
 from tests.unit.machines.tokenizer_kinds import write_folder
+
+HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="package", params=[1, 4], ids=["one rank", "four ranks"])
@@ -64,7 +67,7 @@ OTHER_CAPABILITIES = (
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is about another engine's capabilities."""
-    ours = [item for item in items if item.path.parent.name == "contract_trtllm"]
+    ours = [item for item in items if item.path.parent == HERE]
     out = [item for item in ours if any(part in item.name for part in OTHER_CAPABILITIES)]
     if out:
         config.hook.pytest_deselected(items=out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,8 @@ from tests.contract.forms import CHAT_TEMPLATE
 from tests.doubles.vllm import cycle, ending, model_parameters, write_chain
 from tests.harness.repository import write_model
 from tests.unit.machines.tokenizer_kinds import write_folder
+
+HERE = Path(__file__).parent
 
 READY_TIMEOUT_S = 280.0  # five engines load
 
@@ -63,7 +66,7 @@ OTHER_CAPABILITIES = (
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is about another engine's capabilities; the rest is long: five engines load."""
-    ours = [item for item in items if item.path.parent.name == "contract_vllm"]
+    ours = [item for item in items if item.path.parent == HERE]
     for item in ours:
         item.add_marker(pytest.mark.full)
         item.add_marker(pytest.mark.timeout(600))

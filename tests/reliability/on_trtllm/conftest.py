@@ -15,6 +15,8 @@ from tests.doubles.folders import environment, write_engine
 from tests.reliability.conftest import control_folder, report  # noqa: F401
 from tests.reliability.rig import OpenRig, Parameters, rigs
 
+HERE = Path(__file__).parent
+
 LONGEST = 8192
 BLOCK = 32
 LONG = ("test_load_and_unload_again", "test_a_server_killed_hard", "test_a_warm_up")
@@ -57,7 +59,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     tier ci short.
     """
     for item in items:
-        if item.path.parent.name == "reliability_trtllm" and item.name.startswith(LONG):
+        if item.path.parent == HERE and item.name.startswith(LONG):
             item.add_marker(pytest.mark.full)
     out = [item for item in items if "four ranks" in item.name and "SIGSTOP" in item.name]
     if out:

@@ -16,6 +16,8 @@ from tests.reliability.conftest import OpenRig, control_folder, report  # noqa: 
 from tests.reliability.rig import Rig
 from tests.unit.machines.tokenizer_kinds import write_folder
 
+HERE = Path(__file__).parent
+
 LAYERS_PER_MS = 3
 LONGEST = 8192
 
@@ -60,6 +62,6 @@ def translate(folder: Path, model: Mapping[str, Any]) -> dict[str, Any]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """All of it is long: engines load, and load again."""
     for item in items:
-        if item.path.parent.name == "reliability_vllm":
+        if item.path.parent == HERE:
             item.add_marker(pytest.mark.full)
             item.add_marker(pytest.mark.timeout(600))
