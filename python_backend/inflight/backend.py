@@ -20,7 +20,7 @@ from inflight.answer.stream import Stream
 from inflight.engine_process import frames
 from inflight.engine_process.link import EngineLink
 from inflight.engine_process.supervisor import Health, Supervisor
-from inflight.engines.base import EngineInfo, EngineRequest
+from inflight.engines.base import EngineInfo, EngineRequest, Guide
 from inflight.engines.factory import resolve_engine
 from inflight.engines.python import ask, choose_python, python_executable
 from inflight.engines.spec import WorkerSpec
@@ -29,10 +29,11 @@ from inflight.guides.service import Decision, GuideService, NewGuide, check_comb
 from inflight.model.parameters import ModelConfig
 from inflight.request.chat_template import load_chat_template
 from inflight.request.defaults import read_generation_defaults
-from inflight.request.parse import RawRequest, parse_request
+from inflight.request.parse import RawRequest, early_deadline_ms, parse_request
 from inflight.request.prompt import PromptBuilder, check_capabilities, engine_request
 from inflight.request.tokenizer import TextTokenizer
 from inflight.serving.admission import AdmissionQueue
+from inflight.serving.arrival import Arrival
 from inflight.serving.cancellation import CancellationPoller
 from inflight.serving.delivery import Delivery, LiveStream, Responder
 from inflight.serving.dispatcher import Dispatcher
@@ -72,6 +73,7 @@ class Backend:
         self._defaults = read_generation_defaults(folder)
         self._detokenizers: DetokenizerFactory | None = None
         self._info: EngineInfo | None = None
+        self._arrivals: set[Arrival] = set()  # what has arrived and is no stream yet
         self._live: dict[int, LiveStream] = {}
         self._accepted = 0
         self._accepted_lock = threading.Lock()
@@ -86,7 +88,7 @@ class Backend:
         self._guides = GuideService(self._engine, str(folder), python=python)
         self._delivery = Delivery(config.sender_threads, metrics, self._live)
         self._dispatcher = Dispatcher(self._delivery, self._make_queue)
-        self._poller = CancellationPoller(self._live_streams, self._delivery.poll_cancelled)
+        self._poller = CancellationPoller(self._open_requests, self._poll_cancelled)
         self._supervisor = Supervisor(
             WorkerSpec(self._engine, str(folder), dict(config.engine_options), config.max_running, python),
             self,
@@ -120,7 +122,7 @@ class Backend:
     def stop(self) -> None:
         """End every request that is left, then the engine and all threads."""
         self._draining = True
-        self._dispatcher.close(unavailable("the model is being unloaded; send the request to another server"))
+        self._close(unavailable("the model is being unloaded; send the request to another server"))
         self._guides.stop()  # who waits for a guide goes back into the pool
         self._pool.shutdown(wait=True)  # what is being parsed comes out as streams, which end with the rest
         self._wait_for_none(LEFTOVER_S)
@@ -130,6 +132,12 @@ class Backend:
         self._dispatcher.stop(JOIN_S)
         self._delivery.stop(JOIN_S)
         self._flusher.stop(JOIN_S)
+
+    def _close(self, error: RequestError) -> None:
+        """End everything, whatever it waits for."""
+        self._dispatcher.close(error)
+        for arrival in self._arrivals.copy():
+            arrival.end(error)
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
@@ -147,21 +155,28 @@ class Backend:
             return
         with self._accepted_lock:
             self._accepted += 1
-        self._enqueue(raw, responder, time.monotonic_ns(), warmup, None)
+        deadline_ms = early_deadline_ms(raw, self._config)
+        arrival = Arrival(raw.request_id, responder, self.refuse, time.monotonic_ns(), deadline_ms, warmup)
+        self._arrivals.add(arrival)
+        if arrival.deadline is not None:
+            self._dispatcher.watch(arrival, arrival.deadline)
+        self._enqueue(raw, arrival, None)
 
-    def _enqueue(
-        self, raw: RawRequest, responder: Responder, arrival_ns: int, warmup: bool, decision: Decision | None
-    ) -> None:
+    def _enqueue(self, raw: RawRequest, arrival: Arrival, decision: Decision | None) -> None:
         """Hand over to the parse pool: a request that has arrived, or one whose guide has been checked."""
         try:
-            self._pool.submit(self._prepare, raw, responder, arrival_ns, warmup, decision)
+            self._pool.submit(self._prepare, raw, arrival, decision)
         except RuntimeError:  # the pool is shut down
-            self._forget()
-            self.refuse(
-                responder,
-                unavailable("the model is being unloaded; send the request to another server"),
-                raw.request_id,
-            )
+            self._leave(arrival, unavailable("the model is being unloaded; send the request to another server"))
+
+    def _leave(self, arrival: Arrival, error: RequestError) -> None:
+        """It does not become a stream: answer it, unless it was answered before, and let it go."""
+        arrival.end(error)
+        self._let_go(arrival)
+
+    def _let_go(self, arrival: Arrival) -> None:
+        self._arrivals.discard(arrival)
+        self._forget()
 
     def _refusal(self) -> RequestError | None:
         if self._draining:
@@ -177,35 +192,45 @@ class Backend:
             return unavailable(f"the queue is full ({self._accepted} requests are under way); try again in a moment")
         return None
 
-    def _prepare(
-        self, raw: RawRequest, responder: Responder, arrival_ns: int, warmup: bool, decision: Decision | None
-    ) -> None:
+    def _prepare(self, raw: RawRequest, arrival: Arrival, decision: Decision | None) -> None:
         """Parse, tokenize and hand over to the dispatcher. Runs in the parse pool, which never waits for a guide."""
+        if arrival.closed:
+            self._let_go(arrival)
+            return
         try:
-            live, request = self._make(raw, responder, arrival_ns, decision)
+            live, request = self._make(raw, arrival, decision)
         except NewGuide as new:
-            self._guides.ask(
-                new.guide,
-                lambda found: self._enqueue(raw, responder, arrival_ns, warmup, found),
-                gone=responder.is_cancelled,
-            )
+            self._wait_for_guide(raw, arrival, new.guide)
+            return
+        except _Ended:
+            self._let_go(arrival)
             return
         except RequestError as error:
-            self._forget()
-            self.refuse(responder, error, raw.request_id)
+            self._leave(arrival, error)
             return
         except Exception:
             log.exception("request %s: parsing failed", raw.request_id)
-            self._forget()
-            self.refuse(responder, internal(raw.request_id), raw.request_id)
+            self._leave(arrival, internal(raw.request_id))
             return
-        live.counted = not warmup
+        live.counted = not arrival.warmup
         self._live[live.request_id] = live
+        self._arrivals.discard(arrival)
         self._dispatcher.submit(live, request)
 
-    def _make(
-        self, raw: RawRequest, responder: Responder, arrival_ns: int, decision: Decision | None
-    ) -> tuple[LiveStream, EngineRequest]:
+    def _wait_for_guide(self, raw: RawRequest, arrival: Arrival, guide: Guide) -> None:
+        """It comes back into the pool with its decision; if it ends before, it is let go at once."""
+        arrival.waits = "its guide was checked"
+        withdraw = self._guides.ask(
+            guide, lambda found: self._enqueue(raw, arrival, found), gone=arrival.poll_cancelled
+        )
+
+        def left() -> None:
+            if withdraw():
+                self._let_go(arrival)
+
+        arrival.when_left(left)
+
+    def _make(self, raw: RawRequest, arrival: Arrival, decision: Decision | None) -> tuple[LiveStream, EngineRequest]:
         info, detokenizers = self._info, self._detokenizers
         assert info is not None
         assert detokenizers is not None
@@ -224,13 +249,16 @@ class Backend:
             lambda: detokenizers.make(request.skip_special_tokens, context),
             self._token_text,
             raw.request_id,
-            arrival_ns,
+            arrival.arrival_ns,
         )
+        responder = arrival.hand_over()
+        if responder is None:
+            raise _Ended
         live = LiveStream(for_engine.request_id, stream, responder)
         live.on_abandon = self._dispatcher.abandon
         live.on_closed = self._closed
         if request.deadline_ms:
-            live.deadline = arrival_ns / 1e9 + request.deadline_ms / 1000
+            live.deadline = arrival.arrival_ns / 1e9 + request.deadline_ms / 1000
         return live, for_engine
 
     def _token_text(self, token_id: int) -> str:
@@ -256,6 +284,15 @@ class Backend:
 
     def _live_streams(self) -> list[LiveStream]:
         return list(self._live.values())
+
+    def _open_requests(self) -> list[LiveStream | Arrival]:
+        """Everything without an end."""
+        return [*self._arrivals.copy(), *self._live_streams()]
+
+    def _poll_cancelled(self, request: LiveStream | Arrival) -> bool:
+        if isinstance(request, Arrival):
+            return request.poll_cancelled()
+        return self._delivery.poll_cancelled(request)
 
     # -- what the engine says (`supervisor.Observer`) ------------------------------------------------------------------
 
@@ -321,7 +358,7 @@ class Backend:
         self._wait_for_none(limit / 1000)
         left = self._accepted
         if left:
-            self._dispatcher.close(unavailable("the server is draining; send the request to another server"))
+            self._close(unavailable("the server is draining; send the request to another server"))
             self._wait_for_none(LEFTOVER_S)
         return {"drained": True, "finished": at_start - left, "ended": left, "left": self._accepted}
 
@@ -345,6 +382,10 @@ class Backend:
             config.batching_strategy,
             config.batching_max_wait_ms / 1000,
         )
+
+
+class _Ended(Exception):
+    """The request was answered while it was prepared."""
 
 
 def _warmup(raw: RawRequest) -> RawRequest:

@@ -48,7 +48,7 @@ _ENDS = """\
 | end of sequence, stop string | last delta, finish_reason stop, final | text, stop |
 | max_tokens, context full | length | text, length |
 | deadline while running | last delta, deadline, final | text so far, deadline |
-| deadline while queued | UNAVAILABLE | UNAVAILABLE |
+| deadline before that: while parsed, while its guide is checked, while queued | UNAVAILABLE | UNAVAILABLE |
 | client cancels | CANCELLED | CANCELLED |
 | bad value; capability missing | INVALID_ARG; UNSUPPORTED, naming the parameter | same |
 | queue full, draining, engine restarting or lost | UNAVAILABLE, with what to do | same, never part of a text |

@@ -50,6 +50,7 @@ DELIVERY = (f"{MACHINES}/test_delivery_machine.py",)
 STREAM = (f"{MACHINES}/test_stream_machine.py", "tests/unit/answer/test_stream.py", "tests/unit/answer/test_stops.py")
 ADMISSION = (f"{MACHINES}/test_admission_machine.py", "tests/unit/serving/test_admission.py", *DELIVERY)
 GUIDES = ("tests/unit/guides/test_service.py",)
+ARRIVAL = ("tests/unit/serving/test_arrival.py",)
 
 MUTANTS = (
     # -- exactly one FINAL, and nothing after it
@@ -241,6 +242,23 @@ MUTANTS = (
         "        _tell(left, Decision(error=cancelled()))\n",
         "        _tell([*left, *(waiting if left else [])], Decision(error=cancelled()))\n",
         GUIDES,
+    ),
+    # -- from its arrival on
+    Mutant(
+        "deadline",
+        "it is looked at only once a request is queued",
+        "backend.py",
+        "            self._dispatcher.watch(arrival, arrival.deadline)\n",
+        "            pass\n",
+        ARRIVAL,
+    ),
+    Mutant(
+        "deadline",
+        "nobody asks whether a client has left before its request is queued",
+        "backend.py",
+        "        return [*self._arrivals.copy(), *self._live_streams()]\n",
+        "        return [*self._live_streams()]\n",
+        ARRIVAL,
     ),
 )
 

@@ -189,9 +189,12 @@ class GuideService:
         check_limits(guide)
         return None
 
-    def ask(self, guide: Guide, done: Callable[[Decision], None], gone: Callable[[], bool] = lambda: False) -> None:
+    def ask(
+        self, guide: Guide, done: Callable[[Decision], None], gone: Callable[[], bool] = lambda: False
+    ) -> Callable[[], bool]:
         """Have a guide checked. `done` is called once, soon or on the service's thread; it must not block. `gone` says
-        whether nobody waits for it any more; it is not asked after `done`.
+        whether nobody waits for it any more; it is not asked after `done`. What is given back withdraws the question:
+        true when it was still open, and `done` will not be called.
         """
         key = _key(guide)
         asker = _Asker(done, gone, time.monotonic())
@@ -200,7 +203,7 @@ class GuideService:
                 refusal = "the model is being unloaded; send the request to another server"
             elif key in self._asking:
                 self._asking[key].append(asker)
-                return
+                return lambda: self._withdraw(key, asker)
             elif len(self._asking) > self._limits.waiting:
                 refusal = f"{len(self._asking)} new guides are waiting for their check; try again in a moment"
             else:
@@ -209,8 +212,17 @@ class GuideService:
                     self._thread = threading.Thread(target=self._run, name="inflight-guides", daemon=True)
                     self._thread.start()
                 self._queue.put((key, guide))
-                return
+                return lambda: self._withdraw(key, asker)
         done(Decision(error=unavailable(refusal)))
+        return lambda: False
+
+    def _withdraw(self, key: bytes, asker: _Asker) -> bool:
+        with self._lock:
+            askers = self._asking.get(key, [])
+            if asker not in askers:
+                return False
+            askers.remove(asker)  # a list that is empty now keeps its place in the queue, and ends there unchecked
+            return True
 
     def stop(self) -> None:
         """Answer who waits, and end the process."""

@@ -10,28 +10,30 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable
-
-from inflight.serving.delivery import LiveStream
+from typing import Generic, TypeVar
 
 log = logging.getLogger("inflight.cancellation")
 
 QUESTIONS_PER_CORE = 50  # a second: a question costs about 200 µs over stub and server, so this is 1 % of the cores
 MOST_QUESTIONS = 1000
-LONGEST_ROUND_S = 8.0  # more questions than that where there are so many streams that a round would take longer
-ROUND_S = 0.05  # the least time between two questions about the same stream
-IDLE_S = 0.1  # how often to look whether there are streams at all
+LONGEST_ROUND_S = 8.0  # more questions than that where there are so many requests that a round would take longer
+ROUND_S = 0.05  # the least time between two questions about the same request
+IDLE_S = 0.1  # how often to look whether there are requests at all
+
+Asked = TypeVar("Asked")
 
 
-def questions_per_second(streams: int, cores: int) -> float:
-    """The budget for that many streams."""
-    return min(MOST_QUESTIONS, max(QUESTIONS_PER_CORE * cores, streams / LONGEST_ROUND_S))
+def questions_per_second(requests: int, cores: int) -> float:
+    """The budget for that many requests."""
+    return min(MOST_QUESTIONS, max(QUESTIONS_PER_CORE * cores, requests / LONGEST_ROUND_S))
 
 
-class CancellationPoller:
-    """Goes round all live streams; n of them on two cores are asked every max(50 ms, n × 10 ms), at most 8 s."""
+class CancellationPoller(Generic[Asked]):
+    """Goes round all requests; n of them on two cores are asked every max(50 ms, n × 10 ms), at most 8 s."""
 
-    def __init__(self, streams: Callable[[], Iterable[LiveStream]], ask: Callable[[LiveStream], bool]) -> None:
-        self._streams = streams
+    def __init__(self, requests: Callable[[], Iterable[Asked]], ask: Callable[[Asked], bool]) -> None:
+        """`ask` ends a request whose client has left, and says whether it did."""
+        self._requests = requests
         self._ask = ask
         self._cores = len(os.sched_getaffinity(0))
         self._stop = threading.Event()
@@ -54,17 +56,17 @@ class CancellationPoller:
     def _run(self) -> None:
         while not self._stop.is_set():
             began = time.monotonic()
-            streams = list(self._streams())
-            per_second = questions_per_second(len(streams), self._cores)
+            requests = list(self._requests())
+            per_second = questions_per_second(len(requests), self._cores)
             in_vain = 0
-            for live in streams:
+            for request in requests:
                 try:
-                    # Whoever has left is rarely alone: a question that ends a stream is not on the budget.
-                    in_vain += not self._ask(live)
+                    # Whoever has left is rarely alone: a question that ends a request is not on the budget.
+                    in_vain += not self._ask(request)
                 except Exception:
                     in_vain += 1
-                    log.exception("request %s: asking whether it is cancelled failed", live.stream.request_id)
+                    log.exception("asking whether a client has left failed")
                 ahead = in_vain / per_second - (time.monotonic() - began)
                 if ahead > 0.002 and self._stop.wait(ahead):
                     return
-            self._stop.wait(max(ROUND_S - (time.monotonic() - began), 0.001) if streams else IDLE_S)
+            self._stop.wait(max(ROUND_S - (time.monotonic() - began), 0.001) if requests else IDLE_S)

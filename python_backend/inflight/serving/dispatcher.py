@@ -7,8 +7,6 @@ Everybody else posts events (a request arrived, one was cancelled, one left the 
 from __future__ import annotations
 
 import functools
-import heapq
-import itertools
 import logging
 import queue
 import threading
@@ -20,6 +18,8 @@ from inflight.engine_process.link import EngineLink, LinkLost
 from inflight.engines.base import EngineInfo, EngineRequest
 from inflight.errors import ErrorCode, RequestError, invalid, unavailable
 from inflight.serving.admission import AdmissionQueue
+from inflight.serving.arrival import Arrival
+from inflight.serving.deadlines import Deadlines
 from inflight.serving.delivery import Delivery, LiveStream
 
 log = logging.getLogger("inflight.dispatcher")
@@ -50,8 +50,7 @@ class Dispatcher:
         self._queue: AdmissionQueue | None = None
         self._link: EngineLink | None = None
         self._closed: RequestError | None = None
-        self._deadlines: list[tuple[float, int, LiveStream]] = []
-        self._order = itertools.count()
+        self._deadlines: Deadlines[LiveStream | Arrival] = Deadlines()
         self._thread = threading.Thread(target=self._run, name="inflight-dispatch", daemon=True)
 
     def start(self) -> None:
@@ -79,6 +78,10 @@ class Dispatcher:
         return self._queue.blocks_used if self._queue is not None else 0
 
     # -- events ------------------------------------------------------------------------------------------------------
+
+    def watch(self, arrival: Arrival, deadline: float) -> None:
+        """A request that is no stream yet is to end at `deadline` (monotonic), whatever it waits for."""
+        self._events.put(lambda: self._deadlines.add(deadline, arrival))
 
     def submit(self, live: LiveStream, request: EngineRequest) -> None:
         """A new request with its prompt ready."""
@@ -148,8 +151,9 @@ class Dispatcher:
     def _wait_s(self) -> float:
         now = time.monotonic()
         wait = IDLE_WAIT_S
-        if self._deadlines:
-            wait = min(wait, max(0.0, self._deadlines[0][0] - now))
+        deadline = self._deadlines.next()
+        if deadline is not None:
+            wait = min(wait, max(0.0, deadline - now))
         if self._queue is not None:
             soon = self._queue.next_wakeup(now)
             wait = wait if soon is None else min(wait, soon)
@@ -167,10 +171,7 @@ class Dispatcher:
             return
         self._jobs[request.request_id] = _Job(live, request)
         if live.deadline is not None:
-            if len(self._deadlines) > 2 * len(self._jobs) + 64:  # do not let ended streams pile up
-                self._deadlines = [entry for entry in self._deadlines if not entry[2].closed]
-                heapq.heapify(self._deadlines)
-            heapq.heappush(self._deadlines, (live.deadline, next(self._order), live))
+            self._deadlines.add(live.deadline, live)
         if live.closed:  # cancelled before it came here, or while we were at it
             self._abandon(live)
 
@@ -218,19 +219,23 @@ class Dispatcher:
         self._release(message.request_id)
 
     def _expire(self) -> None:
-        """End what has passed its deadline: the queued with an error, the running with the text they have."""
-        now = time.monotonic()
-        while self._deadlines and self._deadlines[0][0] <= now:
-            live = heapq.heappop(self._deadlines)[2]
-            if live.closed or live.request_id not in self._jobs or self._queue is None:
-                continue
-            if self._queue.withdraw(live.request_id):
-                del self._jobs[live.request_id]
-                self._delivery.fail(
-                    live, unavailable("the deadline passed while the request was queued; raise deadline_ms")
-                )
+        """End what has passed its deadline: the running with the text they have, all others with an error."""
+        for item in self._deadlines.due(time.monotonic()):
+            if isinstance(item, Arrival):
+                item.end_by_deadline()
             else:
-                self._delivery.end_by_deadline(live)
+                self._expire_stream(item)
+
+    def _expire_stream(self, live: LiveStream) -> None:
+        if live.request_id not in self._jobs or self._queue is None:
+            return
+        if self._queue.withdraw(live.request_id):
+            del self._jobs[live.request_id]
+            self._delivery.fail(
+                live, unavailable("the deadline passed while the request was queued; raise deadline_ms")
+            )
+        else:
+            self._delivery.end_by_deadline(live)
 
     def _engine_up(self, link: EngineLink, info: EngineInfo) -> None:
         self._queue = self._make_queue(info)

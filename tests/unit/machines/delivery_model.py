@@ -123,6 +123,7 @@ class Core:
         for name in ("under_way", "running", "waiting", "blocks_reserved"):
             assert status[name] == 0, status
         assert not self.backend._live
+        assert not self.backend._arrivals
         assert not self.dispatcher._jobs
         assert not self.engine.requests
         kept = sum(reference() is not None for reference in self.responders)
@@ -234,10 +235,10 @@ class World(Core):
             self.backend.on_refused(frames.Refused(request_id, "is too much", parameter))
 
     def poller_thread(self) -> None:
-        """One round over all streams."""
-        for live in self.live():
+        """One round over all requests."""
+        for request in self.backend._open_requests():
             try:
-                self.delivery.poll_cancelled(live)
+                self.backend._poll_cancelled(request)
             except Exception:  # noqa: BLE001 — as `CancellationPoller._run` does
                 continue
 
