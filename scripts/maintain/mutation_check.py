@@ -184,6 +184,14 @@ MUTANTS = (
         "",
         DELIVERY,
     ),
+    Mutant(
+        "reservation",
+        "a sequence that we ended is left to the engine when the last one ends by itself",
+        "answer/stream.py",
+        "        goes_on = not all(sequence.is_over for sequence in self._sequences)\n",
+        "        goes_on = not self._sequences[-1].is_over\n",
+        STREAM,
+    ),
     # -- the counters
     Mutant(
         "counters",

@@ -50,8 +50,8 @@ class Timing:
 
 @dataclasses.dataclass(slots=True)
 class Taken:
-    """What `Stream.take` gave. `error` ends the stream instead of a final reply; `abandon` means: stop the engine's
-    work.
+    """What `Stream.take` gave. `error` ends the stream instead of a final reply; `abandon` comes with the end of a
+    stream of which the engine has a sequence under way, whatever that end is: stop the engine's work.
     """
 
     replies: list[Reply]
@@ -64,7 +64,19 @@ class Taken:
 class _Sequence:
     """Buffers and sums of one sequence."""
 
-    __slots__ = ("cumulative", "done", "finish", "ids", "logprobs", "pending", "reported", "score", "text", "top")
+    __slots__ = (
+        "cumulative",
+        "done",
+        "finish",
+        "ids",
+        "is_over",
+        "logprobs",
+        "pending",
+        "reported",
+        "score",
+        "text",
+        "top",
+    )
 
     def __init__(self, text: SequenceText) -> None:
         self.text = text
@@ -75,6 +87,7 @@ class _Sequence:
         self.reported = False  # its finish reason is in a reply
         self.finish: FinishReason | None = None
         self.done = False
+        self.is_over = False  # the engine has ended it; a sequence can be done before (a stop string, a deadline)
         self.cumulative = 0.0
         self.score: float | None = None
 
@@ -106,7 +119,6 @@ class Stream:
         for sequence in self._sequences:
             sequence.pending = prompt.echo
         self._error: RequestError | None = None
-        self._abandon = False
 
     @property
     def ended(self) -> bool:
@@ -117,11 +129,15 @@ class Stream:
         """Take one engine output. Outputs after the end of a sequence are ignored."""
         if self.done or self._error is not None:
             return
-        if output.error is not None or not 0 <= output.sequence_index < len(self._sequences):
+        if not 0 <= output.sequence_index < len(self._sequences):
             self._error = internal(self.request_id)
             return
         sequence = self._sequences[output.sequence_index]
+        sequence.is_over |= output.finish is not None or output.error is not None
         if sequence.done:
+            return
+        if output.error is not None:
+            self._error = internal(self.request_id)
             return
         if output.token_ids:
             if not self.timing.first_token_ns:
@@ -147,7 +163,6 @@ class Stream:
             sequence.top += output.top_logprobs[:used]
         if pushed.stopped:
             sequence.finish, sequence.done = FinishReason.STOP, True
-            self._abandon = output.finish is None and all(item.done for item in self._sequences)
 
     def fail(self, error: RequestError) -> None:
         """End with an error. The first one wins; a stream that has ended keeps its end."""
@@ -164,7 +179,6 @@ class Stream:
             if not sequence.done:
                 sequence.pending += sequence.text.finish()
                 sequence.finish, sequence.done = FinishReason.DEADLINE, True
-        self._abandon = True
 
     def take(self) -> Taken:
         """Everything that may be sent now. After a result with `done` every later call gives nothing."""
@@ -174,8 +188,8 @@ class Stream:
             self.done, self.outcome = True, self._error.code.value
             return Taken([], done=True, error=self._error, abandon=True)
         ended = all(sequence.done for sequence in self._sequences)
-        taken = Taken([], done=ended, abandon=self._abandon)
-        self._abandon = False
+        goes_on = not all(sequence.is_over for sequence in self._sequences)
+        taken = Taken([], done=ended, abandon=ended and goes_on)
         if self.request.stream:
             for place in range(len(self._sequences)):
                 reply = self._delta(place)

@@ -113,6 +113,38 @@ def test_the_engine_goes_on_while_another_sequence_needs_it() -> None:
     assert taken.replies[-1].indices == [1]
 
 
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize("last_by_itself", [True, False])
+def test_a_sequence_that_we_ended_is_not_left_to_the_engine(streamed: bool, last_by_itself: bool) -> None:
+    """Whichever way the last of several sequences ends, the one that a stop string ended is still computed."""
+    stream = make_stream(streamed, 2, ["dog"])
+    stream.append(EngineOutput(1, 0, ids("a dog")), 9)
+    last = ids("the end") if last_by_itself else ids("the dog")
+    stream.append(EngineOutput(1, 1, last, FinishReason.LENGTH), 9)
+    taken = stream.take()
+    assert (taken.done, taken.abandon) == (True, True)
+
+
+def test_a_sequence_that_the_engine_ended_as_well_needs_no_cancel() -> None:
+    stream = make_stream(True, 2, ["dog"])
+    stream.append(EngineOutput(1, 0, ids("a dog")), 9)
+    stream.append(EngineOutput(1, 0, [], FinishReason.LENGTH), 9)
+    assert not stream.take().done
+    stream.append(EngineOutput(1, 1, ids("the end"), FinishReason.LENGTH), 9)
+    taken = stream.take()
+    assert (taken.done, taken.abandon) == (True, False)
+
+
+def test_what_the_engine_says_of_a_sequence_that_has_ended_harms_no_other() -> None:
+    stream = make_stream(True, 2, ["dog"])
+    stream.append(EngineOutput(1, 0, ids("a dog")), 9)
+    stream.append(EngineOutput(1, 0, [], error="it could not be computed"), 9)
+    stream.append(EngineOutput(1, 1, ids("the end"), FinishReason.LENGTH), 9)
+    taken = stream.take()
+    assert taken.error is None
+    assert [reply.finishes for reply in taken.replies] == [["stop"], ["length"]]
+
+
 def test_a_unary_answer_waits_for_all_its_sequences() -> None:
     stream = make_stream(False, 2, [])
     stream.append(EngineOutput(1, 1, ids("b"), FinishReason.LENGTH), 9)

@@ -108,14 +108,16 @@ class FakeEngine:
         assert sum(need.blocks for need in needs) <= self.info.blocks_total, "the KV pool can run dry"
         assert sum(need.sequences for need in needs) <= self.info.max_running, "more sequences than places"
 
-    def step(self, pace: Callable[[int], int]) -> frames.Outputs:
-        """One iteration. `pace(request id)`: 0 makes nothing for it, 1 one token, 2 its end by end-of-sequence."""
+    def step(self, pace: Callable[[int, int], int]) -> frames.Outputs:
+        """One iteration. `pace(request id, sequence)`: 0 makes nothing for it, 1 one token, 2 its end by
+        end-of-sequence.
+        """
         outputs = []
         for request_id, index in list(self.made):
             if request_id in self.cancelled:
                 outputs.append(EngineOutput(request_id, index, [], FinishReason.CANCELLED))
                 self._leave(request_id, index)
-            elif how := pace(request_id):
+            elif how := pace(request_id, index):
                 outputs.append(self._token(request_id, index, how))
         return frames.pack_outputs(outputs, self.stats())
 

@@ -169,7 +169,7 @@ class World(Core):
         self._refusals = self.delivery.refusals._queue
         self.pool = FakePool()
         self.backend._pool = self.pool  # type: ignore[assignment]
-        self.pending_steps: list[Callable[[int], int]] = []  # what the engine does while somebody is inside Triton
+        self.pending_steps: list[Callable[[int, int], int]] = []  # what the engine does while somebody is inside Triton
 
     def close(self) -> None:
         """Undo the patches."""
@@ -219,7 +219,7 @@ class World(Core):
         self.delivery._serve(live)
         return True
 
-    def engine_steps(self, pace: Callable[[int], int]) -> None:
+    def engine_steps(self, pace: Callable[[int, int], int]) -> None:
         """One iteration, and the reader thread that hears of it."""
         if not self.engine.lost:
             message = self.engine.step(pace)
@@ -268,7 +268,7 @@ class World(Core):
         """The engine was told of every request that it has and that nobody waits for any more."""
         self.pending_steps.clear()
         for _ in range(400):
-            if not (self.sender_thread() | self.dispatcher_thread()):
+            if not (self.sender_thread() | self.dispatcher_thread()) and self.dispatcher._events.empty():
                 break
         if not self.engine.lost:
             nobodys = self.engine.requests.keys() - self.backend._live.keys() - self.engine.cancelled
@@ -281,7 +281,7 @@ class World(Core):
             while self.pool.work:
                 self.parse_thread()
             busy = self.dispatcher_thread()
-            self.engine_steps(lambda _: 1)
+            self.engine_steps(lambda *_: 1)
             busy = self.sender_thread() or busy or bool(self.engine.made) or bool(self.dispatcher.waiting)
             self.poller_thread()
             self.clock.now += 0.05
@@ -302,7 +302,7 @@ class World(Core):
     def everybody(self) -> None:
         """One turn of every thread."""
         self.parse_thread()
-        self.engine_steps(lambda request_id: request_id % 2)  # half of them never end by themselves
+        self.engine_steps(lambda request_id, _: request_id % 2)  # half of them never end by themselves
         for _ in range(3):
             self.dispatcher_thread()
             self.sender_thread()

@@ -96,8 +96,8 @@ class Client:
         self.abandoned = 0
         self.last: Reply | None = None
 
-    def take(self) -> Taken:
-        """One visit of a sender."""
+    def take(self, under_way: bool) -> Taken:
+        """One visit of a sender; `under_way`: the engine has not ended every sequence of what has arrived."""
         was_done = self.stream.done
         taken = self.stream.take()
         if was_done:
@@ -105,6 +105,11 @@ class Client:
             assert not taken.done, "a second terminal response"
             assert taken.error is None, "an error after the terminal response"
             assert not taken.abandon
+        elif taken.done:
+            assert taken.abandon or not under_way, "the engine goes on for nobody"
+            assert under_way or taken.error is not None or not taken.abandon, "a cancel of what has ended"
+        else:
+            assert not taken.abandon, "the engine is stopped while somebody waits"
         self.terminals += taken.done
         self.abandoned += taken.abandon
         self.errors += taken.error is not None

@@ -35,8 +35,9 @@ TURNS = st.lists(st.sampled_from(THREADS), max_size=12)
 PACES = st.lists(st.sampled_from([0, 1, 1, 2]), min_size=1, max_size=4)
 
 
-def pace_of(choices: Sequence[int]) -> Callable[[int], int]:
-    return lambda request_id: choices[request_id % len(choices)]
+def pace_of(choices: Sequence[int]) -> Callable[[int, int], int]:
+    """The sequences of a request need not go at one pace."""
+    return lambda request_id, index: choices[(request_id + index) % len(choices)]
 
 
 def poison(stream: Stream) -> None:
@@ -141,6 +142,10 @@ class DeliveryMachine(RuleBasedStateMachine):
     @rule(meanwhile=st.integers(0, 6))
     def the_metrics_are_flushed(self, meanwhile: int) -> None:
         self.world.flush(meanwhile)
+
+    @rule()
+    def nothing_is_computed_for_nobody(self) -> None:
+        self.world.check_cancelled()
 
     # -- what must hold ------------------------------------------------------------------------------------------------
 

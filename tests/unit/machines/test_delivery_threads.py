@@ -71,7 +71,7 @@ class Threads(Core):
                     engine.obey(message)  # type: ignore[attr-defined]
             engine = self.engine
             if not engine.lost:
-                iteration = engine.step(lambda _: chance.choice((0, 1, 1, 1, 2)))
+                iteration = engine.step(lambda *_: chance.choice((0, 1, 1, 1, 2)))
                 if iteration.outputs or iteration.ids:
                     self.backend.on_outputs(iteration)
             time.sleep(0.0002)

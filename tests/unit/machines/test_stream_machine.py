@@ -55,13 +55,17 @@ class AnswerMachine(RuleBasedStateMachine):
             client.stream.append(script.output(index, start, end), self.clock)
         self.arrived[index] = end
 
+    def under_way(self) -> bool:
+        """Whether the engine works on any of the sequences."""
+        return any(place < len(script.token_ids) for place, script in zip(self.arrived, self.scripts, strict=True))
+
     @rule()
     def a_sender_comes(self) -> None:
-        self.streamed.take()
+        self.streamed.take(self.under_way())
 
     @rule()
     def a_sender_comes_to_the_unary_answer(self) -> None:
-        self.unary.take()
+        self.unary.take(self.under_way())
 
     @precondition(lambda self: not self.failed and self.deadline_at is None)
     @rule(cause=st.sampled_from([cancelled(), unavailable("the engine was lost")]))
@@ -93,10 +97,10 @@ class AnswerMachine(RuleBasedStateMachine):
                 for client in (self.streamed, self.unary):
                     client.stream.append(script.output(index, start, len(script.token_ids)), self.clock)
         for client in (self.streamed, self.unary):
-            client.take()
+            client.take(under_way=False)
             assert client.stream.done
             assert client.terminals == 1
-            client.take()
+            client.take(under_way=False)
         if self.failed and not all(ended_before):
             self.check_failure()
         elif not self.failed:
