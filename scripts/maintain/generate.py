@@ -23,7 +23,7 @@ _TYPES |= {"BOOL": "TYPE_BOOL", "UINT64": "TYPE_UINT64", "UINT32": "TYPE_UINT32"
 
 _FLAT_HEAD = """\
 # Inflight in vLLM's shape: every tensor is [1] or [-1] on the wire.
-# Build the engine into 1/engine with `python -m build_engine build` (see README.md).
+# Build the engine into 1/engine with `python -m build_engine build` (see docs/building.md).
 """
 _BATCHED_HEAD = """\
 # Inflight in TensorRT-LLM's shape: every tensor is [1,1] or [1,-1] on the wire. It serves the engine that `llm` holds,
@@ -53,6 +53,50 @@ _ENDS = """\
 | bad value; capability missing | INVALID_ARG; UNSUPPORTED, naming the parameter | same |
 | queue full, draining, engine restarting or lost | UNAVAILABLE, with what to do | same, never part of a text |
 | our bug | INTERNAL with the request's id | same |
+"""
+
+
+_PYTHON_CLIENT = """
+## From Python
+
+Over a gRPC stream, with `pip install "tritonclient[grpc]"`:
+
+```python
+import queue
+
+import numpy as np
+import tritonclient.grpc as grpc
+
+
+def tensor(name, value, datatype, dtype):
+    item = grpc.InferInput(name, [1], datatype)
+    item.set_data_from_numpy(np.array([value], dtype=dtype))
+    return item
+
+
+answers = queue.Queue()
+with grpc.InferenceServerClient("localhost:8001") as client:
+    client.start_stream(lambda result, error: answers.put((result, error)))
+    client.async_stream_infer(
+        "llm",
+        [
+            tensor("text_input", "Once upon a time", "BYTES", object),
+            tensor("stream", True, "BOOL", bool),
+            tensor("max_tokens", 32, "INT32", np.int32),
+        ],
+        enable_empty_final_response=True,
+    )
+    while True:
+        result, error = answers.get(timeout=60)
+        if error is not None:
+            raise error
+        text = result.as_numpy("text_output")
+        if text is not None:
+            print(text[0].decode(), end="", flush=True)
+        if result.get_response().parameters["triton_final_response"].bool_param:
+            break
+print()
+```
 """
 
 
@@ -92,6 +136,7 @@ def requests_text() -> str:
     lines.append("\n## Model parameters (config.pbtxt)\n\n| parameter | default | note |\n|---|---|---|\n")
     for parameter in model_parameters().values():
         lines.append(f"| {parameter.name} | {_shown(parameter.default)} | {parameter.note} |\n")
+    lines.append(_PYTHON_CLIENT)
     return "".join(lines)
 
 

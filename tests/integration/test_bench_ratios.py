@@ -40,5 +40,5 @@ def test_merging_delivers_several_times_what_one_response_per_token_does(tmp_pat
 def test_most_of_the_engine_reaches_the_client(tmp_path: Path) -> None:
     """The goal is 0.97 of the bare engine's tokens/s."""
     options = ("--concurrency", "8", "--repeats", "1", "--quiet", "1", "--max-tokens", "48")
-    (row,) = results("overhead.py", tmp_path / "overhead.json", *options)["comparison"]
+    (row,) = results("bench/overhead.py", tmp_path / "overhead.json", *options)["comparison"]
     assert row["ratio"] > 0.6
