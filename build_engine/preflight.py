@@ -46,13 +46,13 @@ def available_memory() -> int:
     """Bytes that can still be allocated: the smaller of the kernel's MemAvailable and the cgroup's rest."""
     available = _meminfo("MemAvailable") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8").strip()
         if limit != "max":
-            used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+            used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="utf-8"))
             inactive = next(
                 (
                     int(line.split()[1])
-                    for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines()
+                    for line in Path("/sys/fs/cgroup/memory.stat").read_text(encoding="utf-8").splitlines()
                     if line.startswith("inactive_file ")
                 ),
                 0,
@@ -65,7 +65,7 @@ def available_memory() -> int:
 
 def _meminfo(key: str) -> int | None:
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
+        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
             if line.startswith(f"{key}:"):
                 return int(line.split()[1]) * 1024
     except (OSError, ValueError):

@@ -34,7 +34,7 @@ class Report:
     """Sends progress to the parent at most ten times a second; ``warn`` is shown to the user."""
 
     def __init__(self, descriptor: int) -> None:
-        self._file = os.fdopen(descriptor, "w", buffering=1)
+        self._file = os.fdopen(descriptor, "w", buffering=1, encoding="utf-8")
         self._sent = 0.0
 
     def __call__(self, fraction: float | None, note: str = "") -> None:

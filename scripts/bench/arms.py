@@ -182,7 +182,8 @@ class BareWorker:
             env={**os.environ, "PYTHONPATH": scripts},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             # A session of its own: the kernel wakes stopped members of a group whose shell has gone.
             start_new_session=True,
             preexec_fn=end_with_parent,

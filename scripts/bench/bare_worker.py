@@ -107,7 +107,7 @@ def run_engine(engine: OpenVinoEngine, prompts: list[list[int]], concurrency: in
 
 def main(spec_text: str) -> None:
     """Serve until standard input ends."""
-    answers = os.fdopen(os.dup(1), "w")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever a library prints goes to standard error
     engine = create_engine(WorkerSpec.from_json(json.loads(spec_text)))
     if not isinstance(engine, OpenVinoEngine):

@@ -46,7 +46,8 @@ def run(*words: object) -> None:
         [sys.executable, *map(str, words)],
         env=environment,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         timeout=LIMIT_S,
         check=False,
     )

@@ -59,7 +59,9 @@ class LlamaCppPeer(ProcessPeer):
 
     def describe(self) -> dict[str, str]:
         """See `Peer`."""
-        done = subprocess.run([str(self._program), "--version"], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [str(self._program), "--version"], capture_output=True, encoding="utf-8", errors="replace", check=False
+        )
         lines = (done.stdout + done.stderr).splitlines()
         return {
             "version": next((line for line in lines if line.startswith("version")), "unknown"),

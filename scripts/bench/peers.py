@@ -274,7 +274,9 @@ def write(options: argparse.Namespace, peers: Sequence[Peer], records: Sequence[
         "records": [record.to_json() for record in records],
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(content, separators=(",", ":")).replace('{"run"', '\n{"run"') + "\n")
+    options.output.write_text(
+        json.dumps(content, separators=(",", ":")).replace('{"run"', '\n{"run"') + "\n", encoding="utf-8"
+    )
     for name, drawing in charts(made).items():
         (options.output.parent / name).write_text(drawing, encoding="utf-8")
     return tables(made, compared)

@@ -21,7 +21,7 @@ def trials(model: str, target: str) -> dict[str, Any]:
     path = FOLDER / f"{model}-{target}.json"
     if not path.is_file():
         return {}
-    return {trial["recipe"]: trial for trial in json.loads(path.read_text())}
+    return {trial["recipe"]: trial for trial in json.loads(path.read_text(encoding="utf-8"))}
 
 
 def quality(trial: dict[str, Any] | None) -> str:

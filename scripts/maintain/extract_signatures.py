@@ -275,7 +275,7 @@ def find_constants(checkout: Path, known: dict[str, Any]) -> dict[str, Any]:
     for header in HEADERS:
         path = checkout / header
         if path.is_file():
-            for name, value in re.findall(r"\b(kDefault\w+)\s*=\s*([\d.']+)f?\s*;", path.read_text()):
+            for name, value in re.findall(r"\b(kDefault\w+)\s*=\s*([\d.']+)f?\s*;", path.read_text(encoding="utf-8")):
                 number = value.replace("'", "")
                 constants[name] = float(number) if "." in number else int(number)
     return constants
@@ -288,7 +288,11 @@ def extract(checkout: Path, known_constants: dict[str, Any]) -> dict[str, Any]:
         raise ExtractionError(
             f"{checkout} has none of {' and '.join(FOLDERS)}: is it TensorRT-LLM, before the removal?"
         )
-    texts = {name: without_comments((folder / name).read_text()) for name in FILES if (folder / name).is_file()}
+    texts = {
+        name: without_comments((folder / name).read_text(encoding="utf-8"))
+        for name in FILES
+        if (folder / name).is_file()
+    }
     constants = find_constants(checkout, known_constants)
     enums: dict[str, dict[str, str]] = {}
     for text in texts.values():
@@ -306,7 +310,12 @@ def extract(checkout: Path, known_constants: dict[str, Any]) -> dict[str, Any]:
 def commit_of(checkout: Path) -> str:
     """The checkout's commit, or an empty string outside of git."""
     found = subprocess.run(
-        ["git", "-C", str(checkout), "rev-parse", "HEAD"], capture_output=True, text=True, check=False, timeout=30
+        ["git", "-C", str(checkout), "rev-parse", "HEAD"],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+        timeout=30,
     )
     return found.stdout.strip() if found.returncode == 0 else ""
 
@@ -319,7 +328,7 @@ def main() -> int:
     parser.add_argument("--source", help="what to record as the source; default: the checkout's commit")
     parser.add_argument("--write", type=Path, help="the table to bring up to date")
     options = parser.parse_args()
-    table = json.loads(options.write.read_text()) if options.write and options.write.is_file() else {}
+    table = json.loads(options.write.read_text(encoding="utf-8")) if options.write and options.write.is_file() else {}
     constants = {name: entry["value"] for name, entry in table.get("constants", {}).items()}
     try:
         surface = extract(options.checkout, constants)
@@ -332,7 +341,7 @@ def main() -> int:
         return 0
     before = table.get("releases", {}).get(options.release)
     table.setdefault("releases", {})[options.release] = surface
-    options.write.write_text(json.dumps(table, indent=1) + "\n")
+    options.write.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     print(f"{options.release}: {len(surface['classes'])} classes, {'unchanged' if before == surface else 'changed'}")
     return 0
 

@@ -285,7 +285,14 @@ def run_tests(folder: Path, tests: tuple[str, ...]) -> tuple[bool, str]:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "mutants_plugin", "-p", "no:cacheprovider", *tests]
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     ended = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False
+        command,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=LIMIT_S,
+        check=False,
     )
     if ended.returncode not in (0, 1):
         raise RuntimeError(f"pytest ended with status {ended.returncode}: {ended.stdout[-2000:]}{ended.stderr[-2000:]}")

@@ -145,11 +145,11 @@ def write_chain(
 
 def _plain_tokens(path: Path) -> None:
     """Special tokens as plain text: transformers 5 refuses them as objects that do not say what they are."""
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     plain = {
         name: value["content"] for name, value in content.items() if isinstance(value, dict) and "content" in value
     }
-    path.write_text(json.dumps({**content, **plain, "tokenizer_class": "PreTrainedTokenizerFast"}))
+    path.write_text(json.dumps({**content, **plain, "tokenizer_class": "PreTrainedTokenizerFast"}), encoding="utf-8")
 
 
 def _random(random: np.random.Generator, rows: int, columns: int) -> Any:

@@ -23,7 +23,7 @@ def results(script: str, output: Path, *options: str) -> dict[str, Any]:
     command = [sys.executable, str(REPOSITORY / "scripts" / script), *options, "--output", str(output)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    content: dict[str, Any] = json.loads(output.read_text())
+    content: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
     return content
 
 

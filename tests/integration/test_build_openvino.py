@@ -277,7 +277,7 @@ def wait_for_child(parent: int, directory: Path) -> int:
     """Wait until the build has a stage process and a hidden output directory; return the stage's process id."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text(encoding="utf-8").split()
         if children and any(path.name.startswith(".engine.building-") for path in directory.iterdir()):
             time.sleep(0.5)
             return int(children[0])

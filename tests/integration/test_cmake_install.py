@@ -60,7 +60,7 @@ def test_a_server_serves_from_an_empty_prefix(prefix: Path, tmp_path: Path) -> N
         server.wait_ready(120)
         (stub,) = server.stub_pids()
         assert Path(f"/proc/{stub}/exe").resolve() == backends / "python" / "triton_python_backend_stub"
-        maps = Path(f"/proc/{stub}/maps").read_text()
+        maps = Path(f"/proc/{stub}/maps").read_text(encoding="utf-8")
         assert str(SERVER) not in maps  # it lives off the prefix alone
         with GrpcClient(server.grpc_url) as client:
             answer = client.generate("The capital of France is", max_tokens=8)

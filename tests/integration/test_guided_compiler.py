@@ -35,7 +35,7 @@ def compiler() -> Iterator[OpenVinoCompiler]:
 
 
 def rss_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * 4096
 
 
 def schema_of(number: int) -> str:

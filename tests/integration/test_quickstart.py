@@ -95,7 +95,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         while not over.wait(0.1):
             for pid in [pid for run in runs for pid in marked_pids(_MARK, run.mark)]:
                 with contextlib.suppress(OSError):
-                    maps = Path(f"/proc/{pid}/maps").read_text()
+                    maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8")
                     mapped.update(str(region) for region in regions() if str(region) in maps)
 
     watcher = threading.Thread(target=watch, daemon=True)

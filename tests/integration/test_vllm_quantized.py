@@ -61,7 +61,7 @@ def test_fp8_computes_what_verify_predicts_or_is_refused_where_the_cpu_lacks_it(
     """FP8 with one scale for all needs AMX in vLLM's CPU build."""
     found = drive("perplexity", str(fp8))
     print(found)
-    if "amx_tile" in Path("/proc/cpuinfo").read_text().split():
+    if "amx_tile" in Path("/proc/cpuinfo").read_text(encoding="utf-8").split():
         assert found["perplexity"] == pytest.approx(verified(fp8)["perplexity"], rel=AS_ROUNDED)
     else:
         assert found["refused"] == (

@@ -46,10 +46,10 @@ class EngineProcess:
         self._received: collections.deque[bytes] = collections.deque()  # whole frames that nobody has taken yet
 
     def _prepare(self) -> StatePage:
-        (self._folder / "spec.json").write_text(json.dumps(self._spec.to_json()))
+        (self._folder / "spec.json").write_text(json.dumps(self._spec.to_json()), encoding="utf-8")
         token_file = self._folder / "token"
         token_file.touch(mode=0o600)
-        token_file.write_text(self._token)
+        token_file.write_text(self._token, encoding="utf-8")
         self._listener.bind(str(self._folder / "engine.sock"))
         self._listener.listen(4)
         self._listener.settimeout(POLL_S)

@@ -35,11 +35,11 @@ def main(run_dir: Path) -> int:
     """0 after an orderly end, 1 when the engine could not be loaded or broke."""
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which then closes us in order
-    spec = WorkerSpec.from_json(json.loads((run_dir / "spec.json").read_text()))
+    spec = WorkerSpec.from_json(json.loads((run_dir / "spec.json").read_text(encoding="utf-8")))
     page = StatePage(run_dir / "state", create=False)
     page.write(WorkerState.STARTING, time.monotonic_ns())
     token_file = run_dir / "token"
-    token = token_file.read_text()
+    token = token_file.read_text(encoding="utf-8")
     token_file.unlink()
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)

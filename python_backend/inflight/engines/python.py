@@ -106,7 +106,8 @@ def ask(python: str, packages: list[str]) -> PythonFacts:
             cwd="/",  # a folder named like a package would be taken for it
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=ASK_TIMEOUT_S,
             check=True,
         )

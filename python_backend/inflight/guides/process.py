@@ -105,7 +105,7 @@ class GuideProcess:
     def _computed_s(self) -> float:
         """Processor time of the process and its threads so far."""
         try:
-            after_name = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+            after_name = Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         except OSError:
             return 0.0
         return (int(after_name[11]) + int(after_name[12])) / _TICKS

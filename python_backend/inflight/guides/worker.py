@@ -118,7 +118,7 @@ class _NoCompiler:
 
 
 def _limit_memory(spare_bytes: int) -> None:
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
     limit = pages * resource.getpagesize() + spare_bytes
     with contextlib.suppress(ValueError, OSError):  # a harder limit from outside stays
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -133,7 +133,7 @@ def _limit_cpu() -> None:
 
 
 def _rss_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * resource.getpagesize()
 
 
 if __name__ == "__main__":

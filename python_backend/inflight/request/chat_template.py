@@ -159,14 +159,14 @@ def load_chat_template(folder: Path, override: Path | None, special_tokens: Mapp
     """
     if override is not None:
         try:
-            return ChatTemplate(override.read_text(), special_tokens)
+            return ChatTemplate(override.read_text(encoding="utf-8"), special_tokens)
         except (OSError, UnicodeDecodeError):
             raise LoadError(
                 f"cannot read the file that model parameter chat_template names ({override.name})."
             ) from None
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return ChatTemplate(file.read_text(), special_tokens)
+        return ChatTemplate(file.read_text(encoding="utf-8"), special_tokens)
     source = read_json_object(folder, "tokenizer_config.json").get("chat_template")
     if isinstance(source, list):  # several named templates: the one called "default"
         source = next((item.get("template") for item in source if item.get("name") == "default"), None)

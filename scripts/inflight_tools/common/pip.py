@@ -79,7 +79,7 @@ def run_pip(arguments: Sequence[str], what: str, expected: int = 0) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            text=True,
+            encoding="utf-8",
             errors="replace",
         ) as pip,
     ):

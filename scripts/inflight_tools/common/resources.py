@@ -91,7 +91,12 @@ class Sampler:
             return None, None
         try:
             answer = subprocess.run(
-                [self._nvidia_smi, *_GPU_QUERY], capture_output=True, text=True, timeout=5, check=True
+                [self._nvidia_smi, *_GPU_QUERY],
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=5,
+                check=True,
             )
             rows = [[float(value) for value in line.split(",")] for line in answer.stdout.splitlines() if line.strip()]
         except (OSError, subprocess.SubprocessError, ValueError):

@@ -145,16 +145,16 @@ def main() -> int:
     output = Path(sys.argv[1])
     package = importlib.import_module("tensorrt_llm")
     bindings = importlib.import_module("tensorrt_llm.bindings.executor")
-    profiles = json.loads((TABLE / "profiles.json").read_text())
+    profiles = json.loads((TABLE / "profiles.json").read_text(encoding="utf-8"))
     chosen_name = profile_for(str(package.__version__), profiles)
     chosen = profiles[chosen_name]
-    table = json.loads((TABLE / "signatures.json").read_text())["releases"][chosen["table"]]
+    table = json.loads((TABLE / "signatures.json").read_text(encoding="utf-8"))["releases"][chosen["table"]]
     findings = [*compare(bindings, chosen, table), *strictness(bindings, chosen["strict"])]
     checked = sum(len(init) for entry in table["classes"].values() for init in entry["init"])
     checked += sum(len(entry["attributes"]) + len(entry["methods"]) for entry in table["classes"].values())
     checked += sum(len(values) for values in table["enums"].values())
     report = {"version": str(package.__version__), "profile": chosen_name, "checked": checked, "findings": findings}
-    output.write_text(json.dumps(report, indent=1))
+    output.write_text(json.dumps(report, indent=1), encoding="utf-8")
     return 0
 
 

@@ -107,7 +107,7 @@ def machine() -> dict[str, str]:
     found = {"python": platform.python_version(), "system": platform.platform(), "cores": str(os.cpu_count())}
     query = ["nvidia-smi", "--query-gpu=name,compute_cap,driver_version,memory.total", "--format=csv,noheader"]
     if shutil.which("nvidia-smi"):
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=60, check=False)
+        answer = subprocess.run(query, capture_output=True, encoding="utf-8", errors="replace", timeout=60, check=False)
         found["gpus"] = answer.stdout.strip().replace("\n", "; ")
     else:
         found["gpus"] = "no nvidia-smi here"
@@ -133,7 +133,8 @@ def serve(report: EngineReport, options: argparse.Namespace, setup: Setup) -> No
     )
     (repository / "llm" / "config.pbtxt").write_text(
         'backend: "inflight"\nmax_batch_size: 0\nmodel_transaction_policy { decoupled: true }\n'
-        "instance_group [ { count: 1, kind: KIND_MODEL } ]\n" + parameters
+        "instance_group [ { count: 1, kind: KIND_MODEL } ]\n" + parameters,
+        encoding="utf-8",
     )
     with Server(ServerConfig(repository=repository, log=output / f"server-{report.name}.log")) as server:
         try:
@@ -152,7 +153,7 @@ def serve(report: EngineReport, options: argparse.Namespace, setup: Setup) -> No
 
 def capabilities_of(log: Path) -> frozenset[str]:
     """What the engine said it can do when it was ready; the supervisor logs it. Without it: what every engine can."""
-    for line in log.read_text(errors="replace").splitlines():
+    for line in log.read_text(errors="replace", encoding="utf-8").splitlines():
         if "capabilities:" in line:
             return frozenset(word.strip() for word in line.partition("capabilities:")[2].split(","))
     return frozenset({"parallel_sampling", "logprobs", "bad_words", "guided_json"})
@@ -182,7 +183,9 @@ def agreement(served: Served, model: Path, engine: Path) -> dict[str, Any]:
     except Failure as failure:
         return {"problem": str(failure)}
     manifest = engine / "engine.json"
-    predicted = (json.loads(manifest.read_text()).get("verification") or {}) if manifest.is_file() else {}
+    predicted = (
+        (json.loads(manifest.read_text(encoding="utf-8")).get("verification") or {}) if manifest.is_file() else {}
+    )
     return {"measured": share, "positions": asked, "predicted": predicted.get("greedy_agreement")}
 
 

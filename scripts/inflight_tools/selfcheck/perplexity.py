@@ -122,10 +122,10 @@ def main() -> int:
     try:
         found = measure(folder)
     except Exception as error:  # noqa: BLE001 — the C++ core raises of all kinds, and whatever it is goes into the report
-        output.write_text(json.dumps({"problem": f"{type(error).__name__}: {error}"}))
+        output.write_text(json.dumps({"problem": f"{type(error).__name__}: {error}"}), encoding="utf-8")
         return 1
     if found is not None:
-        output.write_text(json.dumps(found))
+        output.write_text(json.dumps(found), encoding="utf-8")
     return 0
 
 

@@ -102,7 +102,7 @@ class Report:
         engines = [{**asdict(each), "ok": each.ok, "faults": list(each.faults())} for each in self.engines]
         content = {"ok": self.ok, "package": self.package, "machine": self.machine}
         content |= {"facts": self.facts, "engines": engines}
-        (output / "report.json").write_text(json.dumps(content, indent=1) + "\n")
+        (output / "report.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         (output / "report.md").write_text(markdown(self), encoding="utf-8")
 
 

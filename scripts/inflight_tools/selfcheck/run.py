@@ -20,7 +20,15 @@ def child_environment() -> dict[str, str]:
 def run(command: Sequence[str], limit_s: float, environment: Mapping[str, str] | None = None) -> str:
     """Why the command failed, the last line of its standard error; empty when it did not."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False, env=environment)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=limit_s,
+            check=False,
+            env=environment,
+        )
     except subprocess.TimeoutExpired:
         return f"took longer than {limit_s:g} s"
     lines = done.stderr.strip().splitlines()
@@ -36,7 +44,7 @@ def result_of(
     if not target.is_file():
         return {"problem": problem or "nothing was written"}
     try:
-        found: dict[str, Any] = json.loads(target.read_text())
+        found: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
     except ValueError as error:
         return {"problem": f"{target.name} cannot be read: {error}"}
     return {"problem": problem} if problem and "problem" not in found else found

@@ -72,7 +72,7 @@ def bench(setup: Setup, report: EngineReport) -> dict[str, Any]:
     dataset, target = output / "bench.jsonl", output / f"bench-{report.name}.json"
     texts = islice(prompts("bench", PROMPT_TOKENS), REQUESTS)  # about a token a word
     rows = [{"task_id": number, "prompt": text, "output_tokens": ANSWER_TOKENS} for number, text in enumerate(texts)]
-    dataset.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dataset.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     try:
         compiled = ranks_of(engine) > 0
     except LoadError as error:

@@ -40,7 +40,7 @@ def child(setup: Setup, what: str, name: str, spec: Mapping[str, Any], limit_s: 
     """What `vllm_child` finds, under vLLM's Python."""
     python = setup.python or python_executable()
     given, target = setup.output / f"{what}{name}-spec.json", setup.output / f"{what}{name}.json"
-    given.write_text(json.dumps({"options": dict(setup.options), **spec}))
+    given.write_text(json.dumps({"options": dict(setup.options), **spec}), encoding="utf-8")
     environment = foreign_environment(Path(python), None)
     environment["PYTHONPATH"] = os.pathsep.join(str(path) for path in (BACKEND_SOURCE, REPOSITORY, SCRIPTS))
     command = [python, "-m", "inflight_tools.selfcheck.vllm_child", what, str(given), str(target)]

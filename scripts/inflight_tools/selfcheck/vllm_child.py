@@ -146,7 +146,7 @@ def cpu_bandwidth(cores: int) -> float:
 
 def main() -> int:
     """Write what was found, or the reason why nothing was."""
-    what, spec, output = sys.argv[1], json.loads(Path(sys.argv[2]).read_text()), Path(sys.argv[3])
+    what, spec, output = sys.argv[1], json.loads(Path(sys.argv[2]).read_text(encoding="utf-8")), Path(sys.argv[3])
     try:
         installed = import_vllm(environment(read_options(spec["options"])))
         if what == "facts":
@@ -156,9 +156,9 @@ def main() -> int:
         else:
             found = (perplexity if what == "perplexity" else bench)(spec, installed)
     except Exception as error:  # noqa: BLE001 — vLLM raises of all kinds, and whatever it is goes into the report
-        output.write_text(json.dumps({"problem": f"{type(error).__name__}: {error}"}))
+        output.write_text(json.dumps({"problem": f"{type(error).__name__}: {error}"}), encoding="utf-8")
         return 1
-    output.write_text(json.dumps(found))
+    output.write_text(json.dumps(found), encoding="utf-8")
     return 0
 
 

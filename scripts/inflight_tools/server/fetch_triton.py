@@ -173,7 +173,9 @@ def write_program(path: Path, text: str) -> None:
 def missing_libraries(program: Path, library_path: str) -> list[str]:
     """The shared libraries that `program` would not find, by the loader's own account."""
     environment = {**os.environ, "LD_TRACE_LOADED_OBJECTS": "1", "LD_LIBRARY_PATH": library_path}
-    listing = subprocess.run([program], env=environment, capture_output=True, text=True, timeout=60, check=False)
+    listing = subprocess.run(
+        [program], env=environment, capture_output=True, encoding="utf-8", errors="replace", timeout=60, check=False
+    )
     return re.findall(r"^\s*(\S+) => not found", listing.stdout, flags=re.MULTILINE)
 
 

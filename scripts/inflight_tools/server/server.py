@@ -52,7 +52,7 @@ def _is_free(host: str, port: int) -> bool:
 
 def _first_ephemeral_port() -> int:
     try:
-        return int(_EPHEMERAL.read_text().split()[0])
+        return int(_EPHEMERAL.read_text(encoding="utf-8").split()[0])
     except (OSError, ValueError):
         return 32768  # Linux's default
 

@@ -181,7 +181,7 @@ def test_a_stopped_compile_ends_the_compiler(built: Path, tmp_path: Path, progra
     children: list[str] = []
     deadline = time.monotonic() + 20
     while not children and time.monotonic() < deadline:
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()
         time.sleep(0.05)
     time.sleep(0.3)
     process.send_signal(signal.SIGTERM)

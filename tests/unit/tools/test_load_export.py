@@ -40,7 +40,7 @@ def entry(sent: int, *responses: tuple[int, Any], asked: dict[str, Any] | None =
 def write(path: Path, *entries: dict[str, Any]) -> Path:
     """An export of one experiment."""
     experiment = {"experiment": {"mode": "concurrency", "value": 1}, "requests": list(entries), "window_boundaries": []}
-    path.write_text(json.dumps({"experiments": [experiment], "version": "2.51.0"}))
+    path.write_text(json.dumps({"experiments": [experiment], "version": "2.51.0"}), encoding="utf-8")
     return path
 
 

@@ -75,12 +75,12 @@ def test_the_command_line_asks_for_a_decoupled_stream_and_counts_requests(progra
     body = GOOD + 'open(sys.argv[0] + ".line", "w").write(" ".join(sys.argv[1:]))'
     path = program(body)
     run(path, Load(rate=2.5))
-    line = Path(f"{path}.line").read_text()
+    line = Path(f"{path}.line").read_text(encoding="utf-8")
     for part in ("-i grpc", "--async --streaming", "--request-count 3", "--request-rate-range 2.5"):
         assert part in line
     assert "--request-distribution poisson" in line
     run(path, Load(concurrency=7))
-    assert "--concurrency-range 7" in Path(f"{path}.line").read_text()
+    assert "--concurrency-range 7" in Path(f"{path}.line").read_text(encoding="utf-8")
 
 
 def test_an_empty_export_is_tried_again(program: Callable[[str], Path], tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def test_a_chat_is_one_message_after_the_system_message() -> None:
 
 
 def test_the_prompt_may_come_from_standard_input_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"two\nlines \xff")))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"two\nlines \xff"), encoding="utf-8"))
     assert stream.inputs_of(stream.parse([]))["text_input"] == b"two\nlines \xff"
 
 
@@ -155,7 +155,7 @@ def test_contradictions_are_one_sentence(line: list[str], sentence: str) -> None
 
 
 def test_a_chat_message_has_to_be_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ab\xff")))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ab\xff"), encoding="utf-8"))
     with pytest.raises(Failure, match=r"not UTF-8 text \(byte 2 is wrong\)"):
         stream.inputs_of(stream.parse(["--chat"]))
 

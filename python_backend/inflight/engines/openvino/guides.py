@@ -56,7 +56,7 @@ class OpenVinoCompiler:
 
     def __init__(self, folder: Path) -> None:
         """Raises `GrammarError` when this model's tokenizer cannot be guided."""
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         self._next_id = 0
         self.broken = False  # a grammar has failed: OpenVINO's pipeline is of no use after that
         with _probe_folder(folder, int(config["vocab_size"]), with_tokenizer=True) as probe:

@@ -138,7 +138,9 @@ def visible_gpus() -> list[Gpu] | None:
         return None
     query = [program, "--query-gpu=index,uuid,name,compute_cap,memory.free", "--format=csv,noheader,nounits"]
     try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=SMI_TIMEOUT_S, check=True).stdout
+        answer = subprocess.run(
+            query, capture_output=True, encoding="utf-8", errors="replace", timeout=SMI_TIMEOUT_S, check=True
+        ).stdout
         rows = [[cell.strip() for cell in row] for row in csv.reader(answer.splitlines()) if row]
         found = {(row[0], row[1]): Gpu(row[2], row[3], int(row[4]) << 20) for row in rows}
     except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:

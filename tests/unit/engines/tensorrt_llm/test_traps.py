@@ -222,7 +222,7 @@ def test_a_misspelt_attribute_is_silent_on_executor_config(install: Install) -> 
         bindings.KvCacheConfig().enable_blok_reuse = True
     import inflight.engines.tensorrt_llm.config as ours
 
-    source = Path(ours.__file__).read_text()
+    source = Path(ours.__file__).read_text(encoding="utf-8")
     assert "configuration." not in source
 
 
