@@ -12,7 +12,7 @@ FROM ${BASE}
 COPY requirements/serve.txt /opt/inflight/requirements/
 # What serving needs beside TensorRT-LLM. OpenVINO stays out: this image is for GPUs. The image's own numpy, torch and
 # TensorRT-LLM are never touched.
-RUN grep -Ei '^(msgspec|tokenizers|jinja2|markupsafe|llguidance)==' /opt/inflight/requirements/serve.txt > /tmp/serve.txt \
+RUN grep -Ei '^(msgspec|tokenizers|jinja2|markupsafe)==' /opt/inflight/requirements/serve.txt > /tmp/serve.txt \
     && python3 -m pip install --no-cache-dir --no-deps -r /tmp/serve.txt \
     && python3 -c "import msgspec, tokenizers, jinja2, numpy" \
     && rm /tmp/serve.txt

@@ -67,3 +67,19 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`" (did you mean max_tokens?)"`, or an empty string when nothing is near."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" (did you mean {near[0]}?)" if near else ""
+
+
+def spoken_lines(message: object) -> list[str]:
+    """The lines of another library's message that say something; where none does, the name of its type."""
+    lines = [line.strip() for line in str(message).splitlines() if line.strip()]
+    return lines or [type(message).__name__]
+
+
+def first_line(message: object, limit: int = 300) -> str:
+    """What an error says, where its first line says it."""
+    return spoken_lines(message)[0][:limit]
+
+
+def last_line(message: object, limit: int = 300) -> str:
+    """What an error says, where a trace of places stands before it."""
+    return spoken_lines(message)[-1][:limit]

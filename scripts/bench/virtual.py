@@ -203,7 +203,7 @@ class Replica:
                     stats = engine.stats()
                     tokens = engine.context_tokens
                     used, reserved = stats.blocks_used, queue.blocks_used
-                    self._moments.append(Moment(clock.seconds, took, stats.running, tokens, used, reserved))
+                    self._moments.append(Moment(clock.seconds, took, queue.running, tokens, used, reserved))
                 continue
             soon = queue.next_wakeup(now)
             nexts = [upcoming[1].at] if upcoming is not None else []

@@ -117,7 +117,7 @@ def test_a_cancelled_answer_leaves_nothing_behind(guessing: Engine, tokenizer: T
             guessing.step(0.0)
         guessing.cancel(number)
         assert to_the_end(guessing, number)[2] is FinishReason.CANCELLED
-        assert guessing.stats().running == 0
+        assert guessing.stats().blocks_used == 0
     assert take(guessing, prompt, max_tokens=32, stop_token_ids=())[0] == whole
 
 

@@ -89,7 +89,6 @@ class _Sequence:
         self.done = False
         self.is_over = False  # the engine has ended it; a sequence can be done before (a stop string, a deadline)
         self.cumulative = 0.0
-        self.score: float | None = None
 
 
 class Stream:
@@ -146,7 +145,7 @@ class Stream:
             self._push(sequence, output)
         if output.finish is not None and not sequence.done:
             sequence.pending += sequence.text.finish()
-            sequence.finish, sequence.done, sequence.score = output.finish, True, output.score
+            sequence.finish, sequence.done = output.finish, True
 
     def _push(self, sequence: _Sequence, output: EngineOutput) -> None:
         ids = output.token_ids

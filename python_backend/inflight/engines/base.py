@@ -33,6 +33,9 @@ class Capability(enum.Enum):
     NEVER_PREEMPTS = "never_preempts"
 
 
+GUIDED = frozenset({Capability.GUIDED_JSON, Capability.GUIDED_REGEX, Capability.GUIDED_EBNF, Capability.GUIDED_CHOICE})
+
+
 class FinishReason(enum.Enum):
     """Why a sequence ended, in the words of the contract."""
 
@@ -95,8 +98,7 @@ class EngineOutput(msgspec.Struct, array_like=True, omit_defaults=True):
     """What one step gave one sequence.
 
     `token_ids` are new tokens only. A `finish` or an `error` makes it the sequence's one terminal output. `logprobs`
-    has one value per new token; `top_logprobs` one {token id: log-probability} per new token. `score` is a beam's
-    final score.
+    has one value per new token; `top_logprobs` one {token id: log-probability} per new token.
     """
 
     request_id: int
@@ -106,18 +108,14 @@ class EngineOutput(msgspec.Struct, array_like=True, omit_defaults=True):
     error: str | None = None
     logprobs: list[float] | None = None
     top_logprobs: list[dict[int, float]] | None = None
-    score: float | None = None
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """A snapshot. Blocks are KV-cache blocks; counts with `total` only grow. None: the engine does not know."""
 
-    running: int = 0
-    waiting: int = 0
     blocks_used: int = 0
     blocks_max: int = 0
     reused_tokens_total: int | None = None
-    step_seconds: float = 0.0
     draft_tokens_total: int | None = None
     accepted_tokens_total: int = 0
 

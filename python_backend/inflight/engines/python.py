@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from inflight.errors import LoadError
+from inflight.errors import LoadError, last_line
 
 ASK_TIMEOUT_S = 60.0
 LEAST_VERSION = (3, 10)
@@ -113,12 +113,11 @@ def ask(python: str, packages: list[str]) -> PythonFacts:
         )
         version, found = json.loads(done.stdout)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        stated = getattr(error, "stderr", None) or str(error)
-        last = str(stated).strip().splitlines()[-1:] or [type(error).__name__]
+        stated = getattr(error, "stderr", None) or error
         what = "the server's own Python" if own else "the program that model parameter engine_python names"
         raise LoadError(
-            f"{what} does not answer as Python does ({last[0][:200]}); name the bin/python of the engine's environment "
-            "with engine_python."
+            f"{what} does not answer as Python does ({last_line(stated, 200)}); name the bin/python of the engine's "
+            "environment with engine_python."
         ) from None
     return PythonFacts((version[0], version[1]), found)
 

@@ -42,7 +42,6 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "vllm.sampling_params.RequestOutputKind": ("DELTA",),
     "vllm.sampling_params.SamplingParams": ("_bad_words_token_ids",),
-    "vllm.v1.core.sched.scheduler.Scheduler": ("get_request_counts",),
     "vllm.v1.core.kv_cache_manager.KVCacheManager": ("usage",),
     "vllm.v1.metrics.loggers.StatLoggerBase": ("record", "log_engine_initialized"),
 }

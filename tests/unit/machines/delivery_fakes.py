@@ -144,7 +144,7 @@ class FakeEngine:
 
     def stats(self) -> EngineStats:
         """As the engine would say them."""
-        return EngineStats(running=len(self.requests), blocks_used=len(self.made), blocks_max=self.info.blocks_total)
+        return EngineStats(blocks_used=len(self.made), blocks_max=self.info.blocks_total)
 
 
 class FakePool:

@@ -20,6 +20,7 @@ import openvino
 import openvino_genai
 
 from inflight.engines.base import (
+    GUIDED,
     Capability,
     EngineInfo,
     EngineOutput,
@@ -38,7 +39,7 @@ from inflight.engines.openvino.sequence import (
     second_token,
     with_followers,
 )
-from inflight.errors import LoadError
+from inflight.errors import LoadError, last_line
 from inflight.manifest import Manifest, ManifestError, check
 from inflight.model.files import read_json_object, stop_token_ids
 
@@ -63,7 +64,6 @@ _CAPABILITIES = frozenset(
         Capability.NEVER_PREEMPTS,
     }
 )
-_GUIDED = frozenset({Capability.GUIDED_JSON, Capability.GUIDED_REGEX, Capability.GUIDED_EBNF, Capability.GUIDED_CHOICE})
 
 
 class OpenVinoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -157,8 +157,7 @@ class OpenVinoEngine:
                 )
             return openvino_genai.ContinuousBatchingPipeline(str(folder), scheduler, "CPU", properties)
         except RuntimeError as error:
-            last = str(error).strip().splitlines()[-1]
-            raise LoadError(f"OpenVINO cannot load this engine ({last}); build it again.") from None
+            raise LoadError(f"OpenVINO cannot load this engine ({last_line(error)}); build it again.") from None
 
     def add(self, request: EngineRequest) -> None:
         sampling = request.sampling
@@ -184,7 +183,7 @@ class OpenVinoEngine:
             self._submit(first)
         except (RuntimeError, ValueError, TypeError) as error:
             del self._of_request[request.request_id]
-            raise EngineRefusal(_last_line(error)) from None
+            raise EngineRefusal(last_line(error)) from None
 
     def _needs_primer(self, length: int) -> bool:
         """Whether the prompt would be computed differently the first time and when it comes again.
@@ -308,7 +307,7 @@ class OpenVinoEngine:
             finish = _FINISH.get(beam.finish_reason, FinishReason.STOP)
             logprobs = list(beam.generated_log_probs) if sequence.config.logprobs > 0 else None
             ids = list(beam.generated_ids)
-            outputs.append(EngineOutput(sequence.request_id, index, ids, finish, logprobs=logprobs, score=beam.score))
+            outputs.append(EngineOutput(sequence.request_id, index, ids, finish, logprobs=logprobs))
         for index in range(len(beams), wanted):  # every sequence ends, found or not
             outputs.append(EngineOutput(sequence.request_id, index, [], FinishReason.STOP))
         self._end(own_id, sequence)
@@ -325,7 +324,6 @@ class OpenVinoEngine:
     def stats(self) -> EngineStats:
         used = sum(-(-sequence.length // BLOCK_SIZE) for sequence in self._sequences.values())
         return EngineStats(
-            running=len(self._sequences),
             blocks_used=used,
             blocks_max=self.info.blocks_total,
             draft_tokens_total=None,  # OpenVINO tells nobody how many it has guessed
@@ -352,7 +350,7 @@ def read_options(values: Mapping[str, Any]) -> OpenVinoOptions:
 
 def capabilities(options: OpenVinoOptions, guided: bool) -> frozenset[Capability]:
     """What the engine can do; `guided`: the folder has what guides need."""
-    able = _CAPABILITIES | _GUIDED if guided else _CAPABILITIES
+    able = _CAPABILITIES | GUIDED if guided else _CAPABILITIES
     return able | {Capability.SPECULATIVE} if options.speculative else able
 
 
@@ -380,9 +378,3 @@ def _kv_bytes_per_token(config: Mapping[str, Any], precision: str) -> int:
     if per_head is None:
         raise LoadError(f"engine_options: kv_precision must be u8, f16, bf16 or f32, but is {precision!r}.")
     return int(config["num_hidden_layers"]) * 2 * kv_heads * per_head
-
-
-def _last_line(error: Exception) -> str:
-    """The part of an OpenVINO error that says something: its last line, without file and line."""
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -25,6 +25,7 @@ from openvino import opset13 as ops
 from openvino.op.util import Variable, VariableInfo
 
 from inflight.engines.base import Guide
+from inflight.errors import last_line
 from inflight.grammar.nodes import GrammarError
 from inflight.grammar.prepare import prepare
 
@@ -164,8 +165,7 @@ def _write(pipeline: Any, request_id: int, config: Any) -> None:
 
 def _sentence(message: str) -> str:
     """The last line of an OpenVINO error without places in its source."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return _SOURCE_PLACE.sub("", lines[-1])[:300] if lines else "the compiler gives no reason"
+    return _SOURCE_PLACE.sub("", last_line(message)) if message.strip() else "the compiler gives no reason"
 
 
 def probe_model(vocab_size: int) -> openvino.Model:

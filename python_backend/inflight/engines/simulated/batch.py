@@ -39,7 +39,7 @@ class InflightBatch:
         self._reserved = 0  # blocks, of running sequences
         self._context = 0  # tokens of all decoding sequences
         self._reused = self._drafted = self._accepted = 0
-        self._due = self._step_seconds = 0.0
+        self._due = 0.0
 
     def add(self, request: EngineRequest) -> None:
         """Take a request. Raises `EngineRefusal` when it can never fit into the KV blocks."""
@@ -117,12 +117,9 @@ class InflightBatch:
     def stats(self) -> EngineStats:
         """A snapshot; blocks that are only kept for reuse are not counted as used."""
         return EngineStats(
-            running=len(self._reading) + len(self._steady) + len(self._varied),
-            waiting=len(self._waiting),
             blocks_used=self._pool.used,
             blocks_max=self.options.blocks,
             reused_tokens_total=self._reused,
-            step_seconds=self._step_seconds,
             draft_tokens_total=self._drafted,
             accepted_tokens_total=self._accepted,
         )
@@ -224,9 +221,8 @@ class InflightBatch:
 
     def _pay(self, work: Work) -> None:
         """Let the modelled time of this step pass."""
-        self._step_seconds = self._seconds(work, self._context)
         now = self._clock.now()
-        self._due = max(self._due, now) + self._step_seconds
+        self._due = max(self._due, now) + self._seconds(work, self._context)
         self._clock.sleep(max(0.0, self._due - now))
 
     def _decode_steady(self) -> list[EngineOutput]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from inflight.engines.base import Capability, Engine, EngineInfo
+from inflight.engines.base import GUIDED, Capability, Engine, EngineInfo
 from inflight.engines.tensorrt_llm.checks import (
     check_checkpoint,
     check_draft,
@@ -58,7 +58,6 @@ ALWAYS = frozenset(
         Capability.MIN_P,
     }
 )
-GUIDED = frozenset({Capability.GUIDED_JSON, Capability.GUIDED_REGEX, Capability.GUIDED_EBNF, Capability.GUIDED_CHOICE})
 
 
 def create(folder: Path, values: Mapping[str, Any], max_running: int) -> Engine:

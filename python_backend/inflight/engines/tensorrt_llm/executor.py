@@ -221,7 +221,7 @@ class ExecutorEngine:
             logprobs = list(result.log_probs[0][-len(ids) :]) if ids and result.log_probs else []
         before = live.made.get(index, 0)
         live.made[index] = before + len(ids)
-        hit = self._watched_stop(live, ids, before)
+        hit = live.stops.first_watched(ids, before, live.request.sampling.min_tokens)
         if hit:
             self._finish(live, index, FinishReason.STOP, ids[:hit], logprobs and logprobs[:hit], outputs)
             if live.done and not live.cancelled:
@@ -249,23 +249,13 @@ class ExecutorEngine:
         if logprobs is not None and result.cum_log_probs and result.log_probs is not None:
             logprobs.append(min(0.0, float(result.cum_log_probs[0]) - float(sum(result.log_probs[0]))))
 
-    @staticmethod
-    def _watched_stop(live: _Live, ids: list[int], before: int) -> int:
-        """How many of `ids` count up to and with a stop token that only we look for; 0 without one."""
-        if live.stops.watched:
-            for place, token in enumerate(ids, 1):
-                if token in live.stops.watched and before + place > live.request.sampling.min_tokens:
-                    return place
-        return 0
-
     def _beams(self, live: _Live, result: Any, outputs: list[EngineOutput]) -> None:
         """Beams come once, whole, best first."""
         wants = live.request.sampling.logprobs >= 0
         for index, ids in enumerate(result.output_token_ids[: live.sequences]):
             logprobs = list(result.log_probs[index])[: len(ids)] if wants and result.log_probs else None
-            score = float(result.cum_log_probs[index]) if result.cum_log_probs else None
             reason = self._reason(live, result.finish_reasons, index, len(ids))
-            self._finish(live, index, reason, list(ids), logprobs, outputs, score)
+            self._finish(live, index, reason, list(ids), logprobs, outputs)
 
     @staticmethod
     def _reason(live: _Live, reasons: Any, index: int, made: int) -> FinishReason:
@@ -285,13 +275,12 @@ class ExecutorEngine:
         ids: list[int],
         logprobs: list[float] | None,
         outputs: list[EngineOutput],
-        score: float | None = None,
     ) -> None:
         """The one terminal output of a sequence; does nothing when it has had it."""
         if index in live.ended:
             return
         live.ended.add(index)
-        outputs.append(EngineOutput(live.request.request_id, index, ids, reason, logprobs=logprobs, score=score))
+        outputs.append(EngineOutput(live.request.request_id, index, ids, reason, logprobs=logprobs))
         if live.done:
             self._own_id.pop(live.request.request_id, None)
 
@@ -339,19 +328,16 @@ class ExecutorEngine:
         cache = last.kv_cache_stats
         reused = int(cache.reused_blocks) * (int(cache.tokens_per_block) or self._tokens_per_block) if cache else 0
         self._stats = EngineStats(
-            running=int(last.num_active_requests),
-            waiting=int(last.num_queued_requests),
             blocks_used=int(cache.used_num_blocks) if cache else 0,
             blocks_max=int(cache.max_num_blocks) if cache else 0,
             reused_tokens_total=max(reused, self._stats.reused_tokens_total or 0),
-            step_seconds=float(last.iter_latency_ms) / 1000,
             draft_tokens_total=self._draft_tokens,
             accepted_tokens_total=self._accepted_tokens,
         )
 
 
 def _idle(last: EngineStats) -> EngineStats:
-    """Without work nothing iterates, so the last iteration's running requests are gone."""
+    """Without work nothing iterates, so the last iteration's blocks are free again."""
     return EngineStats(
         blocks_max=last.blocks_max,
         reused_tokens_total=last.reused_tokens_total,

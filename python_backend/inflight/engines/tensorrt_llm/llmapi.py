@@ -22,6 +22,7 @@ from typing import Any
 
 from inflight.engines.adapters import adapter_folder
 from inflight.engines.base import (
+    GUIDED,
     Capability,
     EngineInfo,
     EngineOutput,
@@ -117,7 +118,6 @@ class LlmEngine:
             Capability.PARALLEL_SAMPLING,
             Capability.NEVER_PREEMPTS,
         }
-        guided = {Capability.GUIDED_JSON, Capability.GUIDED_REGEX, Capability.GUIDED_EBNF, Capability.GUIDED_CHOICE}
         wanted = {
             Capability.BEAM_SEARCH: options.max_beam_width > 1,
             Capability.PREFIX_CACHE: options.enable_kv_cache_reuse is not False,
@@ -129,7 +129,7 @@ class LlmEngine:
         found |= {capability for capability, has in wanted.items() if has}
         if options.batch_scheduler_policy != "guaranteed_no_evict":
             found.discard(Capability.NEVER_PREEMPTS)
-        return frozenset(found | (guided if options.guided_decoding_backend != "none" else set()))
+        return frozenset(found | (GUIDED if options.guided_decoding_backend != "none" else frozenset()))
 
     # -- the seam ----------------------------------------------------------------------------------------------------
 
@@ -240,14 +240,7 @@ class LlmEngine:
         reason = _FINISH.get(finish) if finish is not None else None
         before = live.made.get(index, 0)
         live.made[index] = before + len(ids)
-        stop = next(
-            (
-                place
-                for place, token in enumerate(ids, 1)
-                if token in live.stops.watched and before + place > live.request.sampling.min_tokens
-            ),
-            0,
-        )
+        stop = live.stops.first_watched(ids, before, live.request.sampling.min_tokens)
         if stop:
             ids, logprobs, reason = ids[:stop], logprobs and logprobs[:stop], FinishReason.STOP
         if not ids and reason is None:
@@ -284,14 +277,10 @@ class LlmEngine:
             found = self._llm.get_stats(timeout=0.001)
             if found:
                 cache = found[-1].get("kvCacheStats") or {}
-                running = int(found[-1].get("numActiveRequests", len(self._live)))
                 self._stats = EngineStats(
-                    running=running,
-                    waiting=int(found[-1].get("numQueuedRequests", 0)),
                     blocks_used=int(cache.get("usedNumBlocks", 0)),
                     blocks_max=int(cache.get("maxNumBlocks", 0)),
                     reused_tokens_total=int(cache.get("reusedBlocks", 0)) * int(cache.get("tokensPerBlock", 32)),
-                    step_seconds=float(found[-1].get("iterLatencyMS", 0.0)) / 1000,
                 )
 
 

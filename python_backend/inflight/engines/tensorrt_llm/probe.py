@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from inflight.errors import LoadError
+from inflight.errors import LoadError, spoken_lines
 
 log = logging.getLogger("inflight.engine_worker")
 
@@ -194,7 +194,7 @@ def import_installed() -> Installed:
 
 def first_line(error: BaseException, limit: int = 300) -> str:
     """What an error of TensorRT-LLM says, without its prefixes, source positions and stack."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    text = spoken_lines(error)[0]
     for prefix in ("[TensorRT-LLM][ERROR]", "[TensorRT-LLM]", "Assertion failed:"):
         text = text.removeprefix(prefix).strip()
     return text.partition(" (/")[0][:limit].rstrip(".")

@@ -6,9 +6,11 @@ import dataclasses
 import hashlib
 import importlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from inflight.engines.base import EngineRefusal, EngineRequest, Guide, SamplingParams
+from inflight.errors import last_line
 
 GUIDE_TYPES = {"json": "JSON", "json_schema": "JSON_SCHEMA", "regex": "REGEX", "ebnf_grammar": "EBNF_GRAMMAR"}
 
@@ -22,6 +24,13 @@ class Stops:
     end_id: int | None
     words: tuple[int, ...]
     watched: frozenset[int]
+
+    def first_watched(self, ids: Sequence[int], before: int, min_tokens: int) -> int:
+        """How many of `ids` count up to and with the first stop token that only we look for; 0 without one. `before`
+        tokens of the sequence were there already; none of the first `min_tokens` ends it.
+        """
+        places = enumerate(ids, before + 1)
+        return next((count - before for count, token in places if token in self.watched and count > min_tokens), 0)
 
 
 def split_stops(sampling: SamplingParams, own: tuple[int, ...]) -> Stops:
@@ -153,10 +162,7 @@ def _compile(guide: Guide) -> None:
     try:
         getattr(grammars, make)(guide.text)
     except Exception as error:  # noqa: BLE001 — it raises what its C++ core does
-        text = str(error).strip().splitlines()
-        raise EngineRefusal(
-            f"cannot be compiled: {text[-1][:200] if text else error!r}", "guided_decoding_guide"
-        ) from None
+        raise EngineRefusal(f"cannot be compiled: {last_line(error, 200)}", "guided_decoding_guide") from None
 
 
 def llm_sampling_params(api: Any, request: EngineRequest, stops: Stops) -> Any:

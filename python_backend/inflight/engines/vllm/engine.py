@@ -18,6 +18,7 @@ from typing import Any
 
 from inflight.engines.adapters import adapter_folder
 from inflight.engines.base import (
+    GUIDED,
     Capability,
     EngineInfo,
     EngineOutput,
@@ -52,7 +53,6 @@ log = logging.getLogger("inflight.engine_worker")
 PAUSE_S = 0.001  # between steps that had nothing to do: requests wait for their grammar
 QUICK_STEP_S = 0.0005
 WARM_UP_S = 300.0
-GUIDED = frozenset({Capability.GUIDED_JSON, Capability.GUIDED_REGEX, Capability.GUIDED_EBNF, Capability.GUIDED_CHOICE})
 
 _FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abort": FinishReason.CANCELLED}
 
@@ -93,7 +93,6 @@ class VllmEngine:
         self._of_request: dict[int, list[_Sequence]] = {}  # those that have not ended
         self._ended: list[EngineOutput] = []  # terminal outputs of cancelled sequences, for the next step
         self._reused_tokens = 0
-        self._step_seconds = 0.0
         self.info = self._describe(folder, places(max_running, facts))
         self._warm_up()
         names = ", ".join(sorted(capability.value for capability in self.info.capabilities))
@@ -206,10 +205,7 @@ class VllmEngine:
             sequence = self._sequences.get(result.request_id)
             if sequence is not None:
                 self._take(sequence, result, outputs)
-        took = time.monotonic() - began
-        if outputs:
-            self._step_seconds = took
-        elif took < QUICK_STEP_S:
+        if not outputs and time.monotonic() - began < QUICK_STEP_S:
             time.sleep(min(timeout_s, PAUSE_S))
         return outputs
 
@@ -242,15 +238,11 @@ class VllmEngine:
             del self._of_request[sequence.request.request_id]
 
     def stats(self) -> EngineStats:
-        running, waiting = self._scheduler.get_request_counts()
         total = self.info.blocks_total
         return EngineStats(
-            running=running,
-            waiting=waiting,
             blocks_used=min(round(self._scheduler.kv_cache_manager.usage * total), total),
             blocks_max=total,
             reused_tokens_total=self._reused_tokens,
-            step_seconds=self._step_seconds,
             draft_tokens_total=self._drafts.drafted if self._drafts else 0,
             accepted_tokens_total=self._drafts.accepted if self._drafts else 0,
         )

@@ -11,6 +11,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+from inflight.errors import last_line
 from inflight.grammar.nodes import GrammarError
 from inflight.model.files import read_json_object
 
@@ -37,7 +38,7 @@ class XgrammarCompiler:
             # Nothing is kept: vLLM keeps what it compiles itself, and a guide comes here once.
             self._compiler = xgrammar.GrammarCompiler(known, max_threads=THREADS, cache_enabled=False)
         except Exception as error:  # noqa: BLE001 — a tokenizer can be wrong in many ways
-            raise GrammarError(f"cannot be used with this model's tokenizer ({_line(error)})") from None
+            raise GrammarError(f"cannot be used with this model's tokenizer ({last_line(error)})") from None
 
     def compile(self, grammar: str) -> None:
         """Raises `GrammarError` with the compiler's own sentence, `MemoryError` when room runs out."""
@@ -48,13 +49,8 @@ class XgrammarCompiler:
         except Exception as error:  # noqa: BLE001 — the compiler's errors have types of its bindings
             if "bad_alloc" in str(error):
                 raise MemoryError from None
-            raise GrammarError(f"does not compile: {_line(error)}") from None
+            raise GrammarError(f"does not compile: {last_line(error)}") from None
 
     def close(self) -> None:
         """Free what it holds."""
         self._compiler = None
-
-
-def _line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:300] if lines else type(error).__name__

@@ -13,7 +13,7 @@ from typing import Any
 
 from inflight.engines.base import EngineRequest, Guide, SamplingParams
 from inflight.engines.vllm.options import VllmFacts
-from inflight.errors import LoadError
+from inflight.errors import LoadError, spoken_lines
 from inflight.manifest import MANIFEST_NAME, ManifestError, check_whole
 from inflight.model.files import read_json_object
 
@@ -119,10 +119,8 @@ def _advice(message: str) -> str:
 
 def first_line(error: BaseException, limit: int = 300) -> str:
     """What an error says: its first line that is not the heading of pydantic's, without the pointer to its manual."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if len(lines) > 1 and "validation error" in lines[0]:
-        lines = lines[1:]
-    text = lines[0] if lines else type(error).__name__
+    lines = spoken_lines(error)
+    text = lines[1] if len(lines) > 1 and "validation error" in lines[0] else lines[0]
     return text.removeprefix("Value error, ").partition(" [type=")[0].removesuffix(" Reasons:")[:limit].rstrip(". ")
 
 
