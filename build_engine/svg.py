@@ -14,12 +14,16 @@ COLOURS = ("#1b6ca8", "#d1495b", "#2e933c", "#8f5bb5", "#e09f3e", "#3d405b", "#0
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Points in data units; ``line`` joins them, ``labels`` are written beside the points."""
+    """Points in data units; ``line`` joins them, ``labels`` are written beside the points. ``errors`` are half the
+    widths of their error bars, None where there is none; what is not finite is left out.
+    """
 
     name: str
     points: Sequence[tuple[float, float]]
     line: bool = True
     labels: Sequence[str] = ()
+    errors: Sequence[float | None] = ()
+    dashed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,7 @@ class Axis:
 
 def chart(title: str, x: Axis, y: Axis, series: Sequence[Series]) -> str:
     """Draw ``series``; raises ValueError when there is no point, or none that a logarithmic axis can show."""
-    points = [point for one in series for point in one.points if _usable(point, x, y)]
+    points = [point for one in series for point in _reach(one) if _usable(point, x, y)]
     if not points:
         raise ValueError("nothing to draw")
     scale_x = _Scale([point[0] for point in points], x, LEFT, WIDTH - RIGHT)
@@ -59,7 +63,12 @@ def chart(title: str, x: Axis, y: Axis, series: Sequence[Series]) -> str:
         places = [(scale_x(px), scale_y(py)) for px, py in one.points if _usable((px, py), x, y)]
         if one.line and len(places) > 1:
             path = " ".join(f"{px:.1f},{py:.1f}" for px, py in places)
-            body.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+            dash = ' stroke-dasharray="5 4"' if one.dashed else ""
+            body.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>')
+        for (px, py), error in zip(one.points, one.errors, strict=False):
+            if error and _usable((px, py), x, y) and _usable((px, py - error), x, y):
+                ends = f'y1="{scale_y(py + error):.1f}" y2="{scale_y(py - error):.1f}"'
+                body.append(f'<line x1="{scale_x(px):.1f}" x2="{scale_x(px):.1f}" {ends} stroke="{colour}"/>')
         body += [f'<circle cx="{px:.1f}" cy="{py:.1f}" r="3.5" fill="{colour}"/>' for px, py in places]
         for (px, py), label in zip(places, one.labels, strict=False):
             body.append(f'<text x="{px + 7:.1f}" y="{py - 6:.1f}" fill="{colour}">{escape(label)}</text>')
@@ -97,6 +106,13 @@ class _Scale:
             first = math.ceil(self.low / step)
             found = [step * index for index in range(first, math.floor(self.high / step) + 1)]
         return [value for value in found if self.low * 0.999 <= value <= self.high * 1.001]
+
+
+def _reach(series: Series) -> list[tuple[float, float]]:
+    """Its points and the ends of their error bars."""
+    bars = [(px, py, error) for (px, py), error in zip(series.points, series.errors, strict=False) if error]
+    ends = [(px, py + side * error) for px, py, error in bars for side in (1, -1)]
+    return [*series.points, *ends]
 
 
 def _usable(point: tuple[float, float], x: Axis, y: Axis) -> bool:

@@ -241,7 +241,7 @@ class Stream:
         return sequence.finish.value if sequence.finish is not None else ""
 
     def _logprobs_json(self, sequence: _Sequence) -> str:
-        """VLLM's form: a list with one {token id: {logprob, rank, decoded_token}} per new token."""
+        """In the form of vLLM: a list with one {token id: {logprob, rank, decoded_token}} per new token."""
         entries = []
         for place, (token_id, logprob) in enumerate(zip(sequence.ids, sequence.logprobs, strict=False)):
             others = sequence.top[place] if place < len(sequence.top) else {}

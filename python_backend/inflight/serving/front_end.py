@@ -1,4 +1,5 @@
-"""Whether tritonserver's own threads have come to rest, read from /proc.
+"""Whether tritonserver's own threads have come to rest, read from /proc. It goes when no
+supported release has the fault of Triton 24.10 that it works around (docs/operating.md; `refusals` uses it).
 
 Nothing in Triton's interface says when the thread that handed a request over is done with it. Being asleep since then
 says it: such a thread sleeps only when it waits for its next event.

@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from inflight_tools.common.charts import Series, line_chart
+from build_engine import svg
 from inflight_tools.load import stats as load_stats
 from inflight_tools.load.compare import Ratio
 from inflight_tools.load.stats import LevelResult, Percentiles
@@ -30,6 +30,7 @@ table { border-collapse: collapse; margin: 1em 0; font-variant-numeric: tabular-
 th, td { padding: .25em .7em; text-align: right; border-bottom: 1px solid #8884; }
 th:first-child, td:first-child { text-align: left; }
 .charts { display: flex; flex-wrap: wrap; gap: 1em; }
+.charts svg { width: 520px; border-radius: 4px; }
 pre { white-space: pre-wrap; }
 """
 
@@ -151,29 +152,31 @@ def html_report(
 
 
 def _charts(results: Sequence[LevelResult], other: Sequence[Mapping[str, Any]]) -> list[str]:
-    labels = [f"{result.value:g}" for result in results]
-    x_title = "requests in flight" if results[0].load.startswith("concurrency") else "requests sent per second"
+    values = [result.value for result in results]
+    in_flight = results[0].load.startswith("concurrency")
     of_other = {level["load"]: level for level in other}
-    speed = [
-        Series(
-            "tokens/s", [result.tokens_per_s for result in results], [result.tokens_per_s_ci95 for result in results]
-        )
-    ]
-    if any(result.load in of_other for result in results):
-        before = [of_other[result.load]["tokens_per_s"] if result.load in of_other else math.nan for result in results]
-        speed.append(Series("the other", before, dashed=True))
-    made = [line_chart("tokens/s", x_title, labels, speed)]
+    speeds, errors = [result.tokens_per_s for result in results], [result.tokens_per_s_ci95 for result in results]
+    speed = [svg.Series("tokens/s", list(zip(values, speeds, strict=True)), errors=errors)]
+    before = [(result.value, of_other[result.load]["tokens_per_s"]) for result in results if result.load in of_other]
+    if before:
+        speed.append(svg.Series("the other", before, dashed=True))
+    charts = {"tokens/s": speed}
     for name, what in (
         ("ttft", "time to first token, ms"),
         ("itl", "inter-token latency, ms"),
         ("latency", "latency, ms"),
     ):
-        several = [
-            Series(part, [float(getattr(getattr(result, name), part)) for result in results])
+        charts[what] = [
+            svg.Series(part, [(result.value, float(getattr(getattr(result, name), part))) for result in results])
             for part in ("p50", "p90", "p99")
         ]
-        made.append(line_chart(what, x_title, labels, several))
-    return made
+    x = svg.Axis("requests in flight" if in_flight else "requests sent per second", logarithmic=True)
+    return [svg.chart(what, x, svg.Axis(what), series) for what, series in charts.items() if _drawable(series)]
+
+
+def _drawable(series: Sequence[svg.Series]) -> bool:
+    """Whether anything was measured at all."""
+    return any(math.isfinite(value) for one in series for _, value in one.points)
 
 
 def _html_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

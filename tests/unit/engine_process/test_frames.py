@@ -26,7 +26,6 @@ OUTPUTS = st.builds(
     st.none() | TEXTS,
     st.none() | st.lists(st.floats(allow_nan=False), max_size=3),
     st.none() | st.lists(st.dictionaries(IDS, st.floats(allow_nan=False), max_size=3), max_size=3),
-    st.none() | st.floats(allow_nan=False),
 )
 FROM_ENGINE: st.SearchStrategy[Any] = st.one_of(
     st.builds(frames.Hello, TEXTS, IDS),

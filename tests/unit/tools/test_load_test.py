@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from build_engine import svg
 from inflight_tools.common.report import Failure
 from inflight_tools.load import load_test
 from inflight_tools.load.compare import compare, ratio_of, read_levels
@@ -275,7 +276,7 @@ def test_the_report_is_one_page_with_charts_that_are_well_formed() -> None:
         lines = root.findall("{http://www.w3.org/2000/svg}polyline")
         points = [tuple(map(float, point.split(","))) for line in lines for point in line.attrib["points"].split()]
         assert points
-        assert all(0 <= x <= 520 and 0 <= y <= 300 for x, y in points)
+        assert all(0 <= x <= svg.WIDTH and 0 <= y <= svg.HEIGHT for x, y in points)
 
 
 def _json(results: list[LevelResult]) -> list[dict[str, Any]]:

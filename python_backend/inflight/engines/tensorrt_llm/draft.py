@@ -22,17 +22,17 @@ DRAFT_POLL_S = 0.001
 
 
 class _Pair:
-    """One drafted request. `known` is the prompt and everything verified; `own_id` the id of its round in the large
-    engine.
+    """One drafted request. `known` is the prompt and everything verified; `offered` how many of its
+    tokens the round in the large engine was given as a draft.
     """
 
-    __slots__ = ("cancelled", "known", "left", "own_id", "request", "verifying")
+    __slots__ = ("cancelled", "known", "left", "offered", "request", "verifying")
 
     def __init__(self, request: EngineRequest) -> None:
         self.request = request
         self.known = list(request.token_ids)
         self.left = request.sampling.max_tokens
-        self.own_id = 0
+        self.offered = 0
         self.verifying = False
         self.cancelled = False
 
@@ -92,9 +92,9 @@ class DraftedEngine:
 
     def close(self) -> None:
         self._engine.close()
-        for own_id in self._drafting:
+        for draft_id in self._drafting:
             with contextlib.suppress(RuntimeError):
-                self._draft.cancel_request(own_id)
+                self._draft.cancel_request(draft_id)
         with contextlib.suppress(RuntimeError):
             self._draft.shutdown()
 
@@ -134,7 +134,7 @@ class DraftedEngine:
             sampling, max_tokens=min(len(draft) + 1, pair.left), min_tokens=max(0, sampling.min_tokens - made)
         )
         pair.verifying = True
-        pair.own_id = len(draft)
+        pair.offered = len(draft)
         self._engine.add_round(
             msgspec.structs.replace(pair.request, token_ids=pair.known, sampling=round_sampling), draft
         )
@@ -147,9 +147,8 @@ class DraftedEngine:
                 outputs.append(EngineOutput(output.request_id, 0, output.token_ids))
             return
         pair.verifying = False
-        offered = pair.own_id
         verified = len(pair.known)
-        self._accepted += min(offered, max(0, len(output.token_ids) - 1))
+        self._accepted += min(pair.offered, max(0, len(output.token_ids) - 1))
         goes_on = output.finish is FinishReason.LENGTH and pair.left > 0 and verified < self.info.max_seq_len
         if goes_on and not pair.cancelled:
             if output.token_ids:

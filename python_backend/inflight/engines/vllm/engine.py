@@ -174,7 +174,7 @@ class VllmEngine:
         return params
 
     def _adapter(self, name: str) -> Any:
-        """VLLM's LoRARequest; the first time the adapter is loaded. Raises `EngineRefusal`."""
+        """The LoRARequest of vLLM; the first time the adapter is loaded. Raises `EngineRefusal`."""
         if name in self._adapters:
             return self._adapters[name]
         folder = adapter_folder(self._lora_dir, name)
