@@ -31,6 +31,7 @@ from inflight.request.chat_template import load_chat_template
 from inflight.request.defaults import read_generation_defaults
 from inflight.request.parse import RawRequest, early_deadline_ms, parse_request
 from inflight.request.prompt import PromptBuilder, check_capabilities, engine_request
+from inflight.request.stop_words import stops_of
 from inflight.request.tokenizer import TextTokenizer
 from inflight.serving.admission import AdmissionQueue
 from inflight.serving.arrival import Arrival
@@ -240,12 +241,13 @@ class Backend:
             check_combination(request, info)
             request = dataclasses.replace(request, guide=self._guides.decide(request.guide, decision))
         prompt = self._builder.build(request, info)
-        for_engine = engine_request(next(self._ids), request, prompt, info, self._builder)
+        stops = stops_of(request, info, self._tokenizer)
+        for_engine = engine_request(next(self._ids), request, prompt, stops, info, self._tokenizer)
         context = prompt.token_ids[-16:]
         stream = Stream(
             request,
             prompt,
-            for_engine.sampling.stop_token_ids,
+            stops,
             lambda: detokenizers.make(request.skip_special_tokens, context),
             self._token_text,
             raw.request_id,

@@ -11,7 +11,9 @@ import ast
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+# Both before what is installed: the tables of this checkout are written, whichever one the environment serves.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python_backend"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from inflight.model.parameters import model_parameters
 from inflight.request.contract import INPUTS, JSON_ALIASES, JSON_ONLY, OUTPUTS, declared_inputs
 from inflight.serving.metrics import FAMILIES

@@ -289,6 +289,9 @@ def test_every_row_of_the_contract_is_tried() -> None:
 # -- the end of sequence, which `llm` never reaches by itself -------------------------------------------------------
 
 
+SPECIAL = ["<|bos|>", "<|eos|>"]  # one of them is the end token of the model at hand; no text shows it
+
+
 @pytest.mark.parametrize(
     ("values", "count", "reason"),
     [
@@ -297,6 +300,8 @@ def test_every_row_of_the_contract_is_tried() -> None:
         ({"min_tokens": 10, "max_tokens": 30}, 11, "stop"),
         ({"min_length": 10, "max_tokens": 30}, 11, "stop"),
         ({"end_id": 1, "max_tokens": 30}, None, "length"),
+        ({"ignore_eos": True, "stop_words": SPECIAL, "max_tokens": 30}, 6, "stop"),
+        ({"ignore_eos": True, "stop_words": SPECIAL, "max_tokens": 30, "min_tokens": 10}, 11, "stop"),
         ({"max_tokens": 6}, 6, "stop"),
         ({"max_tokens": 5}, 5, "length"),
     ],
@@ -307,6 +312,19 @@ def test_who_decides_about_the_end(values: dict[str, Any], count: int | None, re
         if count is not None:
             assert (got.output_tokens, got.finish_reason) == (count, reason)
         assert "<|" not in got.text
+
+
+def test_min_tokens_hold_back_stop_strings(grpc: GrpcClient) -> None:
+    values = {"max_tokens": 20, "stop_words": [STOP], **ALL}
+    stopped = ask(grpc, values)
+    whole = ask(grpc, {**values, "min_tokens": 20})
+    assert (stopped.finish_reason, whole.finish_reason) == ("stop", "length")
+    assert STOP in whole.text
+    for least in range(stopped.output_tokens - 1, stopped.output_tokens + 2):
+        unary = ask(grpc, {**values, "min_tokens": least})
+        assert unary.output_tokens > least
+        assert ask(grpc, {**values, "min_tokens": least, "stream": True}).text == unary.text
+        assert (unary.output_tokens == stopped.output_tokens) == (least < stopped.output_tokens)
 
 
 # -- precedence -----------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import pytest
 from inflight.engines.base import Capability, Engine, EngineOutput, EngineRefusal, FinishReason
 from inflight.errors import ErrorCode, RequestError
 from inflight.request.prompt import PromptBuilder, check_capabilities, engine_request
+from inflight.request.stop_words import stops_of
 from inflight.request.tokenizer import TextTokenizer
 from tests.doubles.stand_in import collect, ids
 from tests.doubles.tables import DOCUMENTS, PROPERTIES, between
@@ -105,9 +106,9 @@ class Asker:
         self._next_id += 1
         parsed = request(**{"text_input": "The quick brown fox", "max_tokens": 8, **inputs})
         check_capabilities(parsed, engine.info)
-        made = engine_request(
-            self._next_id, parsed, self._builder.build(parsed, engine.info), engine.info, self._builder
-        )
+        prompt, tokenizer = self._builder.build(parsed, engine.info), self._builder.tokenizer
+        stops = stops_of(parsed, engine.info, tokenizer)
+        made = engine_request(self._next_id, parsed, prompt, stops, engine.info, tokenizer)
         engine.add(made)
         found = collect(engine, {(made.request_id, index) for index in range(made.sampling.num_sequences)}, 60.0)
         assert all(outputs[-1].finish in (FinishReason.STOP, FinishReason.LENGTH) for outputs in found.values()), found

@@ -106,6 +106,26 @@ def test_special_tokens_are_shown_when_wanted(grpc: GrpcClient) -> None:
     assert "<|im_end|>" in answer.text
 
 
+def test_a_stop_word_that_names_a_special_token_ends_the_answer_at_it(grpc: GrpcClient) -> None:
+    asked = {"messages": json.dumps(WORD), "max_tokens": 40, "ignore_eos": True}
+    ended = whole(grpc, None, messages=json.dumps(WORD), max_tokens=40)
+    for stream in (False, True):
+        answer = grpc.start(None, stream=stream, stop_words=["<|im_end|>"], **asked, **EVERYTHING).result()
+        assert (answer.text, answer.finish_reason) == (ended.text, "stop")
+        assert answer.output_ids == ended.output_ids
+    beyond = whole(grpc, None, skip_special_tokens=False, **asked).text.removeprefix(f"{ended.text}<|im_end|>")
+    assert beyond
+    word = f"<|im_end|>{beyond[0]}"
+    for stream in (False, True):
+        answer = grpc.start(None, stream=stream, stop_words=[word], **asked, **EVERYTHING).result()
+        assert (answer.text, answer.finish_reason) == (ended.text, "stop")
+    answer = whole(grpc, None, stop_words=[f"<|im_end|>{beyond[0]}zzz"], **asked)
+    assert answer.text == whole(grpc, None, **asked).text
+    beams = whole(grpc, None, beam_width=2, stop_words=["<|im_end|>"], **asked)
+    assert beams.finish_reason == "stop"
+    assert "<|im" not in beams.text
+
+
 def test_a_seed_fixes_a_sampled_answer(grpc: GrpcClient) -> None:
     def sampled(seed: int) -> str:
         return str(whole(grpc, temperature=1.2, top_p=0.95, seed=seed, max_tokens=16).text)

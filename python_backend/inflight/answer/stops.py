@@ -24,7 +24,7 @@ class StopMatcher:
         if not self._stops:
             return text, False
         window = self.held + text
-        match = self._first_match(window)
+        match = self._first_match(window, len(self.held))
         if match is not None:
             self.held = ""
             return window[:match], True
@@ -32,16 +32,23 @@ class StopMatcher:
         self.held = window[keep:]
         return window[:keep], False
 
+    def pass_over(self, text: str) -> str:
+        """The text that may be emitted now, when no stop string that ends in `text` counts."""
+        window = self.held + text
+        keep = self._possible_start(window)
+        self.held = window[keep:]
+        return window[:keep]
+
     def flush(self) -> str:
         """The held text, when the sequence ended without a match."""
         held, self.held = self.held, ""
         return held
 
-    def _first_match(self, window: str) -> int | None:
-        """Where the winning match starts."""
+    def _first_match(self, window: str, read: int) -> int | None:
+        """Where the winning match starts; it ends behind the first `read` characters."""
         best: tuple[int, int] | None = None
         for stop in self._stops:
-            start = window.find(stop)
+            start = window.find(stop, max(0, read - len(stop) + 1))
             if start >= 0:
                 found = (start + len(stop), start)
                 best = found if best is None else min(best, found)

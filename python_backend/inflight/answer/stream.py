@@ -18,6 +18,7 @@ from inflight.engines.base import EngineOutput, FinishReason
 from inflight.errors import ErrorCode, RequestError, internal
 from inflight.request.parse import GenerationRequest
 from inflight.request.prompt import Prompt
+from inflight.request.stop_words import Stops
 
 
 @dataclasses.dataclass(slots=True)
@@ -98,7 +99,7 @@ class Stream:
         self,
         request: GenerationRequest,
         prompt: Prompt,
-        stop_token_ids: tuple[int, ...],
+        stops: Stops,
         make_detokenizer: Callable[[], Detokenizer],
         token_text: Callable[[int], str],
         request_id: str,
@@ -112,9 +113,9 @@ class Stream:
         self.done = False
         self.outcome = ""  # finish reason of the first sequence, or the error's code; set when done
         self._token_text = token_text
-        self._stop_ids = frozenset(stop_token_ids)
+        self._stop_ids = frozenset(stops.token_ids)
         count = request.num_sequences if request.beam_width > 1 else request.best_of
-        self._sequences = [_Sequence(SequenceText(make_detokenizer(), request.stops)) for _ in range(count)]
+        self._sequences = [_Sequence(SequenceText(make_detokenizer(), stops)) for _ in range(count)]
         for sequence in self._sequences:
             sequence.pending = prompt.echo
         self._error: RequestError | None = None

@@ -47,7 +47,14 @@ INPUTS: tuple[Input, ...] = (
         "model parameter default_max_tokens",
         "at least 1; cut to what the context leaves room for",
     ),
-    Input("min_tokens", "INT32", 1, "0", "no end of sequence before this many tokens", ("min_length",)),
+    Input(
+        "min_tokens",
+        "INT32",
+        1,
+        "0",
+        "no end of sequence, stop token or stop string within this many tokens",
+        ("min_length",),
+    ),
     Input("ignore_eos", "BOOL", 1, "false", "go on after the end-of-sequence token"),
     Input("end_id", "INT32", 1, "the model's", "the end-of-sequence token id to use instead of the model's"),
     Input("temperature", "FP32", 1, "generation_config.json, else greedy", "0 is greedy"),
@@ -61,7 +68,13 @@ INPUTS: tuple[Input, ...] = (
     Input(
         "seed", "UINT64", 1, "fresh for each request", "the same seed, alone, gives the same tokens", ("random_seed",)
     ),
-    Input("stop_words", "STRING", -1, "none", "stop strings: matched on text, across tokens, never emitted"),
+    Input(
+        "stop_words",
+        "STRING",
+        -1,
+        "none",
+        "stop strings: matched on text, across tokens, never emitted; special tokens may stand in them",
+    ),
     Input("bad_words", "STRING", -1, "none", "strings that must not be generated; empty ones are ignored"),
     Input("num_return_sequences", "INT32", 1, "1", "answers to one prompt"),
     Input("beam_width", "INT32", 1, "1", "above 1 only where the engine has beams"),

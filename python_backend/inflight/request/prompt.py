@@ -8,6 +8,7 @@ from inflight.engines.base import Capability, EngineInfo, EngineRequest, Samplin
 from inflight.errors import invalid, unsupported
 from inflight.request.chat_template import ChatTemplate, parse_messages
 from inflight.request.parse import GenerationRequest
+from inflight.request.stop_words import Stops
 from inflight.request.tokenizer import TextTokenizer
 
 _GUIDES = {
@@ -99,7 +100,12 @@ def _logprob_name(request: GenerationRequest) -> str:
 
 
 def engine_request(
-    request_id: int, request: GenerationRequest, prompt: Prompt, info: EngineInfo, builder: PromptBuilder
+    request_id: int,
+    request: GenerationRequest,
+    prompt: Prompt,
+    stops: Stops,
+    info: EngineInfo,
+    tokenizer: TextTokenizer,
 ) -> EngineRequest:
     """The request as the engine sees it; `max_tokens` is cut to what the context leaves room for."""
     room = info.max_seq_len - len(prompt.token_ids)
@@ -117,9 +123,9 @@ def engine_request(
         seed=request.seed,
         num_sequences=request.num_sequences if request.beam_width > 1 else request.best_of,
         beam_width=request.beam_width,
-        stop_token_ids=stop_token_ids(request, info),
+        stop_token_ids=stops.token_ids,
         logprobs=request.top_logprobs,
-        bad_words=_bad_words(request, builder.tokenizer),
+        bad_words=_bad_words(request, tokenizer),
     )
     return EngineRequest(
         request_id=request_id,
@@ -130,19 +136,6 @@ def engine_request(
         cache_salt=request.cache_salt,
         priority=request.priority,
     )
-
-
-def stop_token_ids(request: GenerationRequest, info: EngineInfo) -> tuple[int, ...]:
-    """Token ids that end this request; raises INVALID_ARG for one outside the vocabulary."""
-    ids = set(request.stop_token_ids)
-    if not request.ignore_eos:
-        own = request.end_id is not None and request.end_id >= 0  # -1 is TensorRT-LLM's "none of mine"
-        ids |= {request.end_id} if own and request.end_id is not None else set(info.stop_token_ids)
-    for token_id in ids:
-        if not 0 <= token_id < info.vocab_size:
-            name = "end_id" if token_id == request.end_id else "stop_token_ids"
-            raise invalid(name, f"is {token_id}, but token ids of this model go from 0 to {info.vocab_size - 1}")
-    return tuple(sorted(ids))
 
 
 def _bad_words(request: GenerationRequest, tokenizer: TextTokenizer) -> tuple[tuple[int, ...], ...]:

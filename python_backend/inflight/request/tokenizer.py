@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,15 @@ from tokenizers import Tokenizer
 
 from inflight.errors import LoadError, invalid
 from inflight.model.files import read_json_object
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SpecialToken:
+    """Where a special token stands in a text: characters `start` to `end`."""
+
+    token_id: int
+    start: int
+    end: int
 
 
 class TextTokenizer:
@@ -28,6 +38,11 @@ class TextTokenizer:
         self.special_tokens = _special_tokens(read_json_object(folder, "tokenizer_config.json"))
         bos = self.special_tokens.get("bos_token")
         bos_id = self.library.token_to_id(bos) if bos else None
+        self._special = {
+            token_id: token.content
+            for token_id, token in self.library.get_added_tokens_decoder().items()
+            if token.special
+        }
         added = self.library.encode("", add_special_tokens=True).ids
         self._added_bos: int | None = added[0] if added and bos_id in (None, added[0]) else None
 
@@ -40,6 +55,18 @@ class TextTokenizer:
     def decode(self, token_ids: list[int], skip_special_tokens: bool) -> str:
         """Text of whole `token_ids`; used for prompts given as ids and for the tokens in log-probabilities."""
         return str(self.library.decode(token_ids, skip_special_tokens=skip_special_tokens))
+
+    def special_tokens_in(self, text: str) -> list[SpecialToken]:
+        """The special tokens that the tokenizer reads in `text`, in their order."""
+        encoding = self.library.encode(text, add_special_tokens=False)
+        found = []
+        for token_id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            content = self._special.get(token_id)
+            if content is not None:
+                place = text.find(content, start, end)  # some tokens swallow the spaces around them
+                if place >= 0:
+                    found.append(SpecialToken(token_id, place, place + len(content)))
+        return found
 
     def check_ids(self, token_ids: list[int], vocab_size: int) -> None:
         """Raises INVALID_ARG when an id is outside the model's vocabulary."""

@@ -9,6 +9,7 @@ from inflight.answer.stream import Stream
 from inflight.engines.base import EngineOutput, FinishReason
 from inflight.errors import ErrorCode, cancelled, unavailable
 from inflight.request.prompt import Prompt
+from inflight.request.stop_words import Stops
 from tests.unit.machines.strategies import request
 from tests.unit.machines.stream_model import EOS, FACTORY, PROMPT_IDS, make_stream
 from tests.unit.machines.tokenizer_kinds import KINDS
@@ -27,7 +28,7 @@ def stream_of(**values: Any) -> Stream:
     return Stream(
         parsed,
         Prompt(list(PROMPT_IDS), ""),
-        (EOS,),
+        Stops((EOS,), parsed.stops),
         lambda: FACTORY.make(parsed.skip_special_tokens, PROMPT_IDS),
         TOKENIZER.id_to_token,
         "r1",

@@ -14,6 +14,7 @@ from inflight.answer.sequence import SequenceText
 from inflight.answer.stream import Reply, Stream, Taken
 from inflight.engines.base import EngineOutput, FinishReason
 from inflight.request.prompt import Prompt
+from inflight.request.stop_words import Stops
 from tests.unit.machines.strategies import request
 from tests.unit.machines.tokenizer_kinds import KINDS
 
@@ -49,7 +50,7 @@ def make_stream(stream: bool, sequences: int, stops: Sequence[str], echo: str = 
     return Stream(
         parsed,
         Prompt(list(PROMPT_IDS), echo),
-        (EOS,),
+        Stops((EOS,), parsed.stops),
         lambda: FACTORY.make(True, PROMPT_IDS),
         lambda token_id: str(token_id),
         "r1",
@@ -72,7 +73,7 @@ def expected(script: Script, stops: Sequence[str], echo: str = "", arrived: int 
     whole = arrived is None or upto == len(script.token_ids)
     ids = list(script.token_ids[:upto])
     by_token = whole and script.finish is FinishReason.STOP and bool(ids) and ids[-1] == EOS
-    text = SequenceText(FACTORY.make(True, PROMPT_IDS), stops)
+    text = SequenceText(FACTORY.make(True, PROMPT_IDS), Stops((), tuple(stops)))
     pushed = text.push(ids[:-1] if by_token else ids)
     if pushed.stopped:
         return Expected(echo + pushed.text, pushed.tokens_used, "stop")

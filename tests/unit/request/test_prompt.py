@@ -8,6 +8,7 @@ from inflight.engines.base import Capability, EngineInfo, EngineRequest
 from inflight.errors import ErrorCode, RequestError
 from inflight.request.chat_template import ChatTemplate
 from inflight.request.prompt import PromptBuilder, check_capabilities, engine_request
+from inflight.request.stop_words import stops_of
 from inflight.request.tokenizer import TextTokenizer
 from tests.unit.machines.strategies import info, request
 from tests.unit.machines.tokenizer_kinds import write_folder
@@ -26,7 +27,8 @@ def builder(tmp_path_factory: pytest.TempPathFactory) -> PromptBuilder:
 
 def for_engine(builder: PromptBuilder, engine: EngineInfo | None = None, **values: Any) -> EngineRequest:
     parsed, engine = request(**values), engine or info()
-    return engine_request(7, parsed, builder.build(parsed, engine), engine, builder)
+    stops = stops_of(parsed, engine, builder.tokenizer)
+    return engine_request(7, parsed, builder.build(parsed, engine), stops, engine, builder.tokenizer)
 
 
 def refusal(act: Any) -> RequestError:

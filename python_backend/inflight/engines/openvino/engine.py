@@ -278,9 +278,7 @@ class OpenVinoEngine:
         if len(token_ids) > room:
             del token_ids[room:], logprobs[room:]
             finish = finish and (sequence.leaving or FinishReason.LENGTH)
-        hit = next(
-            (place for place, token in enumerate(token_ids, 1) if token in sequence.stop_ids and place > least), 0
-        )
+        hit = sequence.first_stop(token_ids, least)
         if hit:
             del token_ids[hit:], logprobs[hit:]
             finish = finish and FinishReason.STOP
@@ -307,6 +305,9 @@ class OpenVinoEngine:
             finish = _FINISH.get(beam.finish_reason, FinishReason.STOP)
             logprobs = list(beam.generated_log_probs) if sequence.config.logprobs > 0 else None
             ids = list(beam.generated_ids)
+            hit = sequence.first_stop(ids, sequence.config.min_new_tokens)
+            if hit:
+                ids, logprobs, finish = ids[:hit], logprobs and logprobs[:hit], FinishReason.STOP
             outputs.append(EngineOutput(sequence.request_id, index, ids, finish, logprobs=logprobs))
         for index in range(len(beams), wanted):  # every sequence ends, found or not
             outputs.append(EngineOutput(sequence.request_id, index, [], FinishReason.STOP))

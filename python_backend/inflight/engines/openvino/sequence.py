@@ -71,6 +71,13 @@ class Sequence:
             return 0
         return int(self.config.num_return_sequences) if self.config.is_beam_search() else 1
 
+    def first_stop(self, token_ids: list[int], least: int) -> int:
+        """How many of `token_ids` count up to and with the first stop token that only we look for, beyond `least`
+        tokens; 0 without one.
+        """
+        places = enumerate(token_ids, 1)
+        return next((place for place, token in places if token in self.stop_ids and place > least), 0)
+
 
 def primer(first: Sequence) -> Sequence:
     """A request for `first`'s prompt and two tokens more, which leaves all whole blocks of the prompt in the cache."""

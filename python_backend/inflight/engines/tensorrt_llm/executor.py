@@ -255,6 +255,9 @@ class ExecutorEngine:
         for index, ids in enumerate(result.output_token_ids[: live.sequences]):
             logprobs = list(result.log_probs[index])[: len(ids)] if wants and result.log_probs else None
             reason = self._reason(live, result.finish_reasons, index, len(ids))
+            hit = live.stops.first_watched(ids, 0, live.request.sampling.min_tokens)
+            if hit:
+                ids, logprobs, reason = ids[:hit], logprobs and logprobs[:hit], FinishReason.STOP
             self._finish(live, index, reason, list(ids), logprobs, outputs)
 
     @staticmethod
