@@ -23,7 +23,7 @@ class Compression:
 
 ACTIVATION_GROUP = 64
 """Twice OpenVINO's default: steps of 16 and 64 sequences and prefill take 5 to 8 % less time, and smoothing gives back
-what it costs in accuracy (docs/building.md)."""
+what it costs in accuracy (docs/recipes.md)."""
 
 DEFAULT_ALPHA = 0.5
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prints the table of docs/building.md from what `build_engine tune --json` wrote into docs/benchmarks/recipes."""
+"""Prints the table of docs/recipes.md from what `build_engine tune --json` wrote into docs/benchmarks/recipes."""
 
 from __future__ import annotations
 
