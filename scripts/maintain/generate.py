@@ -167,11 +167,14 @@ _MAP_HEAD = """\
 
 <!-- Written by scripts/maintain/generate.py from the first sentence of every module. Do not edit. -->
 
-The way of a request: `model.py` copies it and hands it to `backend.py`; a parse pool makes a `GenerationRequest` and
-token ids (`request/`); `serving/dispatcher.py` admits it (`serving/admission.py`) and tells the engine process
-(`engine_process/link.py` ⇄ `engine_process/worker.py`, `engine_process/frames.py`); outputs come back into the stream's
-inbox, and a sender thread (`serving/delivery.py`) turns everything buffered into one response (`answer/`,
-`triton/io.py`). `engine_process/supervisor.py` keeps the engine process alive.
+The way of a request ([a picture](request.svg)):
+
+1. `model.py` copies it and hands it to `backend.py`.
+2. A parse pool makes a `GenerationRequest` and token ids of it (`request/`).
+3. `serving/dispatcher.py` admits it (`serving/admission.py`) and tells the engine process (`engine_process/link.py` ⇄
+   `engine_process/worker.py`, `engine_process/frames.py`), which `engine_process/supervisor.py` keeps alive.
+4. Outputs come back into the stream's inbox. A sender thread (`serving/delivery.py`) turns everything buffered into one
+   response (`answer/`, `triton/io.py`).
 
 Rooms lie in layers: backend, triton, serving, guides and answer, request, engine_process, engines, model and grammar.
 A room imports what lies below it; engines know nothing of Triton, sockets or text; `build_engine` shares only
@@ -192,13 +195,18 @@ def map_text() -> str:
     """docs/map.md: every module of the product with what it is for, in its own words."""
     lines = [_MAP_HEAD]
     for part, title in _MAP_PARTS:
-        lines.append(f"\n## {title}\n\n| module | what it is for |\n|---|---|\n")
+        lines.append(f"\n## {title}\n")
         found = [path for pattern in ("*.py", "*.sh") for path in (ROOT / part).rglob(pattern)]
         files = [path for path in found if not str(path.relative_to(ROOT)).startswith(_NOT_THE_PRODUCT)]
-        for path in sorted(files, key=lambda path: (len(path.relative_to(ROOT).parts), path)):
-            purpose = _purpose(path)
-            if purpose:
-                lines.append(f"| `{path.relative_to(ROOT)}` | {purpose} |\n")
+        rooms: dict[Path, list[Path]] = {}
+        for path in sorted(files, key=lambda path: (path.parent, path.name)):
+            rooms.setdefault(path.parent, []).append(path)
+        for room, modules in rooms.items():
+            rows = [f"| `{path.relative_to(ROOT)}` | {_purpose(path)} |\n" for path in modules if _purpose(path)]
+            if rows:
+                lines.append(
+                    f"\n### {room.relative_to(ROOT)}\n\n| module | what it is for |\n|---|---|\n" + "".join(rows)
+                )
     return "".join(lines)
 
 
