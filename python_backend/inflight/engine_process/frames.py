@@ -1,20 +1,17 @@
-"""Frames between the backend and its engine process: a closed set of msgpack messages, length-prefixed and capped in
-size.
+"""What the backend and its engine process say to each other: a closed set of msgpack messages, one in a frame.
 
-Wire format: 4 bytes little-endian length, then one msgpack array or map that msgspec decodes into exactly one of the
-structs below. Anything else is an error, never an object of the sender's choice.
+A frame (`framing`) holds one msgpack array or map that msgspec decodes into exactly one of the structs below. Anything
+else is an error, never an object of the sender's choice.
 """
 
 from __future__ import annotations
 
-import struct
-
 import msgspec
 
+from inflight.engine_process.framing import FrameError, pack
 from inflight.engines.base import EngineInfo, EngineOutput, EngineRequest, EngineStats
 
 MAX_FRAME_BYTES = 64 << 20
-_LENGTH = struct.Struct("<I")
 
 
 class Hello(msgspec.Struct, tag="hello", frozen=True):
@@ -107,40 +104,9 @@ _from_engine = msgspec.msgpack.Decoder(Hello | Ready | LoadFailed | Refused | Ou
 _to_engine = msgspec.msgpack.Decoder(Add | Cancel | Shutdown)
 
 
-class FrameError(Exception):
-    """The other side does not speak our protocol."""
-
-
 def encode(message: FromEngine | ToEngine) -> bytes:
     """One whole frame. Raises `FrameError` when it would be larger than any reader accepts."""
-    body = _encoder.encode(message)
-    if len(body) > MAX_FRAME_BYTES:
-        raise FrameError(f"a frame of {len(body)} bytes is larger than the {MAX_FRAME_BYTES} allowed")
-    return _LENGTH.pack(len(body)) + body
-
-
-class FrameBuffer:
-    """Collects bytes as they arrive and gives whole frame bodies."""
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """Add `data`; give each body that is now complete. Raises `FrameError` for a length beyond the cap."""
-        self._buffer += data
-        bodies = []
-        start = 0
-        while len(self._buffer) - start >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(self._buffer, start)
-            if length > MAX_FRAME_BYTES:
-                raise FrameError(f"a frame of {length} bytes is larger than the {MAX_FRAME_BYTES} allowed")
-            end = start + _LENGTH.size + length
-            if len(self._buffer) < end:
-                break
-            bodies.append(bytes(self._buffer[start + _LENGTH.size : end]))
-            start = end
-        del self._buffer[:start]
-        return bodies
+    return pack(_encoder.encode(message), MAX_FRAME_BYTES)
 
 
 def decode_from_engine(body: bytes) -> FromEngine:

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from inflight.engine_process import frames
+from inflight.engine_process.framing import FrameBuffer, FrameError
 from inflight.engine_process.watchdog import StatePage
 from inflight.engines.base import EngineInfo
 from inflight.engines.python import RUN_PREFIX, foreign_environment, lend_package, python_executable
@@ -42,7 +43,7 @@ class EngineProcess:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.page = self._prepare()
         self.connection: socket.socket | None = None
-        self.buffer = frames.FrameBuffer()
+        self.buffer = FrameBuffer(frames.MAX_FRAME_BYTES)
         self._received: collections.deque[bytes] = collections.deque()  # whole frames that nobody has taken yet
 
     def _prepare(self) -> StatePage:
@@ -135,7 +136,7 @@ class EngineProcess:
                 raise LoadError("the engine process closed its connection while it loaded; its log says why.")
         try:
             return frames.decode_from_engine(self._received.popleft())
-        except frames.FrameError:
+        except FrameError:
             raise LoadError(
                 "the engine process does not speak this version's protocol; install Inflight again."
             ) from None

@@ -16,6 +16,7 @@ import time
 from typing import Protocol
 
 from inflight.engine_process import frames
+from inflight.engine_process.framing import FrameBuffer, FrameError
 
 log = logging.getLogger("inflight.engine")
 
@@ -41,7 +42,7 @@ class LinkLost(Exception):
 class EngineLink:
     """One connection to one engine process, from Ready to its loss."""
 
-    def __init__(self, connection: socket.socket, buffer: frames.FrameBuffer, handler: LinkHandler) -> None:
+    def __init__(self, connection: socket.socket, buffer: FrameBuffer, handler: LinkHandler) -> None:
         self._socket = connection
         self._socket.settimeout(WAIT_S)
         # Bounded by what admission lets run: one Add and one Cancel per request.
@@ -118,4 +119,4 @@ class EngineLink:
         elif isinstance(message, frames.Refused):
             self._handler.on_refused(message)
         else:
-            raise frames.FrameError(f"unexpected message {type(message).__name__}")
+            raise FrameError(f"unexpected message {type(message).__name__}")

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from inflight.engine_process import frames
+from inflight.engine_process.framing import FrameBuffer
 from inflight.engine_process.parent import die_with_parent
 from inflight.engine_process.watchdog import StatePage, WorkerState
 from inflight.engines.base import Engine, EngineRefusal
@@ -69,7 +70,7 @@ class Worker:
         self._engine = engine
         self._connection = connection
         self._page = page
-        self._buffer = frames.FrameBuffer()
+        self._buffer = FrameBuffer(frames.MAX_FRAME_BYTES)
         self._active: dict[int, int] = {}  # request id → sequences that have not ended
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN | select.POLLHUP)

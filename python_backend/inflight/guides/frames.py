@@ -1,17 +1,18 @@
-"""What the backend and the process that checks guides say to each other: four msgpack messages over a socket pair,
-length-prefixed and capped.
+"""What the backend and the process that checks guides say to each other: four msgpack messages over a socket pair, in
+turns, one in a frame.
 """
 
 from __future__ import annotations
 
 import socket
-import struct
 import time
 
 import msgspec
 
+from inflight.engine_process.framing import FrameBuffer, FrameError, pack
+
 MAX_FRAME_BYTES = 4 << 20
-_LENGTH = struct.Struct("<I")
+RECEIVE_BYTES = 1 << 18
 
 
 class Start(msgspec.Struct, tag="start", frozen=True):
@@ -61,60 +62,46 @@ class LinkError(Exception):
 
 def send(connection: socket.socket, message: Start | Check | Ready | Verdict) -> None:
     """Raises `LinkError`, also for a message that is too large."""
-    body = _encoder.encode(message)
-    if len(body) > MAX_FRAME_BYTES:
-        raise LinkError(f"a message of {len(body)} bytes is too large")
     try:
-        connection.sendall(_LENGTH.pack(len(body)) + body)
-    except OSError as error:
+        connection.sendall(pack(_encoder.encode(message), MAX_FRAME_BYTES))
+    except (OSError, FrameError) as error:
         raise LinkError(str(error)) from None
 
 
 def receive_in_worker(connection: socket.socket) -> Start | Check:
     """The next message, however long it takes. Raises `LinkError`."""
-    return _decode_to_worker(_receive(connection, None))
-
-
-def receive_from_worker(connection: socket.socket, deadline: float) -> Ready | Verdict:
-    """The next message. Raises `LinkError`, and `TimeoutError` when it is not complete at `deadline` (monotonic)."""
-    return _decode_from_worker(_receive(connection, deadline))
-
-
-def _decode_to_worker(body: bytes) -> Start | Check:
     try:
-        message: Start | Check = _to_worker.decode(body)
-    except msgspec.MsgspecError as error:
+        message: Start | Check = _to_worker.decode(_receive(connection, None))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise LinkError(str(error)) from None
     return message
 
 
-def _decode_from_worker(body: bytes) -> Ready | Verdict:
+def receive_from_worker(connection: socket.socket, deadline: float) -> Ready | Verdict:
+    """The next message. Raises `LinkError`, and `TimeoutError` when it is not complete at `deadline` (monotonic)."""
     try:
-        message: Ready | Verdict = _from_worker.decode(body)
-    except msgspec.MsgspecError as error:
+        message: Ready | Verdict = _from_worker.decode(_receive(connection, deadline))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise LinkError(str(error)) from None
     return message
 
 
 def _receive(connection: socket.socket, deadline: float | None) -> bytes:
-    (length,) = _LENGTH.unpack(_exactly(connection, _LENGTH.size, deadline))
-    if length > MAX_FRAME_BYTES:
-        raise LinkError(f"a message of {length} bytes is too large")
-    return _exactly(connection, length, deadline)
-
-
-def _exactly(connection: socket.socket, count: int, deadline: float | None) -> bytes:
-    data = b""
-    while len(data) < count:
+    """The one frame that is due: the two sides speak in turns."""
+    buffer = FrameBuffer(MAX_FRAME_BYTES)
+    while True:
         left = None if deadline is None else max(deadline - time.monotonic(), 0.001)
         try:
             connection.settimeout(left)
-            more = connection.recv(count - len(data))
+            data = connection.recv(RECEIVE_BYTES)
+            bodies = buffer.feed(data)
         except TimeoutError:
             raise
-        except OSError as error:
+        except (OSError, FrameError) as error:
             raise LinkError(str(error)) from None
-        if not more:
+        if not data:
             raise LinkError("the connection is closed")
-        data += more
-    return data
+        if len(bodies) > 1 or (bodies and len(buffer)):
+            raise LinkError("the other side spoke out of turn")
+        if bodies:
+            return bodies[0]

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 
 from inflight.engine_process import frames
+from inflight.engine_process.framing import FrameError
 from inflight.engine_process.link import EngineLink, LinkLost
 from inflight.engines.base import EngineInfo, EngineRequest
 from inflight.errors import ErrorCode, RequestError, invalid, unavailable
@@ -183,7 +184,7 @@ class Dispatcher:
             job.live.stream.timing.scheduled_ns = time.monotonic_ns()
             try:
                 self._say(frames.Add(job.request))
-            except frames.FrameError:  # larger than any frame; nothing was sent
+            except FrameError:  # larger than any frame; nothing was sent
                 self._delivery.fail(job.live, invalid("input_ids", "are too many for one request"))
                 self._release(request_id)
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inflight.engine_process import frames
-from inflight.engine_process.frames import FrameBuffer, FrameError, decode_from_engine, decode_to_engine, encode
+from inflight.engine_process.frames import decode_from_engine, decode_to_engine, encode
+from inflight.engine_process.framing import FrameBuffer, FrameError
 from inflight.engines.base import Capability, EngineOutput, EngineStats, FinishReason, Guide
 from tests.unit.machines.strategies import budget, cuts, engine_request, info
 
@@ -55,7 +56,7 @@ TO_ENGINE: st.SearchStrategy[Any] = st.one_of(
 def test_what_the_engine_says_arrives_whole_however_the_socket_cuts_it(
     data: st.DataObject, messages: list[Any]
 ) -> None:
-    buffer = FrameBuffer()
+    buffer = FrameBuffer(frames.MAX_FRAME_BYTES)
     stream = b"".join(map(encode, messages))
     bodies = [body for piece in data.draw(cuts(stream)) for body in buffer.feed(bytes(piece))]
     assert [decode_from_engine(body) for body in bodies] == messages
@@ -66,7 +67,7 @@ def test_what_the_engine_says_arrives_whole_however_the_socket_cuts_it(
 def test_what_the_engine_is_told_arrives_whole_however_the_socket_cuts_it(
     data: st.DataObject, messages: list[Any]
 ) -> None:
-    buffer = FrameBuffer()
+    buffer = FrameBuffer(frames.MAX_FRAME_BYTES)
     stream = b"".join(map(encode, messages))
     bodies = [body for piece in data.draw(cuts(stream)) for body in buffer.feed(bytes(piece))]
     assert [decode_to_engine(body) for body in bodies] == messages
@@ -141,10 +142,10 @@ def test_messages_of_one_direction_are_no_messages_of_the_other() -> None:
 
 
 def test_a_frame_beyond_the_cap_is_refused_by_its_length_alone() -> None:
-    buffer = FrameBuffer()
+    buffer = FrameBuffer(frames.MAX_FRAME_BYTES)
     with pytest.raises(FrameError, match="larger"):
         buffer.feed(struct.pack("<I", frames.MAX_FRAME_BYTES + 1))
-    assert FrameBuffer().feed(struct.pack("<I", frames.MAX_FRAME_BYTES)) == []
+    assert FrameBuffer(frames.MAX_FRAME_BYTES).feed(struct.pack("<I", frames.MAX_FRAME_BYTES)) == []
 
 
 def test_a_message_that_no_reader_would_take_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +156,7 @@ def test_a_message_that_no_reader_would_take_is_not_sent(monkeypatch: pytest.Mon
 
 
 def test_bytes_that_were_read_are_not_kept() -> None:
-    buffer = FrameBuffer()
+    buffer = FrameBuffer(frames.MAX_FRAME_BYTES)
     frame = encode(frames.Cancel(1))
     for _ in range(1000):
         assert len(buffer.feed(frame * 3 + frame[:2])) == 3

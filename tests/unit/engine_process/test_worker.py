@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from inflight.engine_process import frames
+from inflight.engine_process.framing import FrameBuffer
 from inflight.engine_process.link import EngineLink
 from inflight.engine_process.watchdog import StatePage, WorkerState
 from inflight.engine_process.worker import Worker
@@ -83,7 +84,7 @@ class Slow:
 def test_the_link_tells_whether_it_waits_for_the_engine() -> None:
     ours, theirs = socket.socketpair()
     handler = Slow()
-    link = EngineLink(ours, frames.FrameBuffer(), handler)
+    link = EngineLink(ours, FrameBuffer(frames.MAX_FRAME_BYTES), handler)
     began = link.waiting_since
     assert began is not None
     link.start()

@@ -9,6 +9,7 @@ from typing import Any
 
 from inflight.answer.stream import Reply, Stream
 from inflight.engine_process import frames
+from inflight.engine_process.framing import FrameError
 from inflight.engine_process.link import LinkLost
 from inflight.engines.base import EngineInfo, EngineOutput, EngineRequest, EngineStats, FinishReason
 from inflight.errors import RequestError
@@ -100,7 +101,7 @@ class FakeEngine:
 
     def _add(self, request: EngineRequest) -> None:
         if request.request_id in self.too_large:
-            raise frames.FrameError("a frame is larger than allowed")
+            raise FrameError("a frame is larger than allowed")
         assert request.request_id not in self.requests, "a request was started twice"
         self.requests[request.request_id] = request
         self.made.update({(request.request_id, index): 0 for index in range(request.sampling.num_sequences)})
