@@ -109,8 +109,9 @@ class Network:
                     lines.append(f"{names[rule, place]} ::= {_body(rule, states, place, skipped, names)}")
         lines.sort(key=lambda line: not line.startswith("root ::="))
         text = "\n".join(lines) + "\n"
-        if len(text) > MAX_TEXT:
-            raise GrammarError(f"is too large: written out it has {len(text):,} characters; {MAX_TEXT:,} are allowed")
+        size = len(text.encode())
+        if size > MAX_TEXT:
+            raise GrammarError(f"is too large: written out it has {size:,} bytes; {MAX_TEXT:,} are allowed")
         return text
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 import socket
 import subprocess
 import tempfile
@@ -18,8 +19,19 @@ from inflight.guides.frames import Check, LinkError, Ready, Start, Verdict, rece
 
 START_LIMIT_S = 60.0
 ANSWER_LIMIT_S = 5.0
+EXIT_S = 2.0  # for a process whose end of the connection is closed to be gone
 POLL_S = 0.02
 WALL_FACTOR = 4  # on a busy machine a check may take so many times longer by the clock than it may compute
+CRASHES = (  # signals that a program brings upon itself; any other one came from outside
+    signal.SIGABRT,
+    signal.SIGBUS,
+    signal.SIGFPE,
+    signal.SIGILL,
+    signal.SIGSEGV,
+    signal.SIGSYS,
+    signal.SIGTRAP,
+    signal.SIGXCPU,
+)
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -32,20 +44,28 @@ class TooLong(Exception):
 
 
 class GuideProcess:
-    """A running worker, ready to check."""
+    """A worker: spawned, then ready to check (`wait_ready`), until it is closed."""
 
     def __init__(self, start: Start, python: str = "") -> None:
-        """Spawn, and wait until it is ready. Raises `LinkError` when it is not; see `refusal` when it is. `python` is
-        another interpreter to run it with, for the engine's compiler that only this one has.
+        """Spawn it. Raises `LinkError` when that cannot be, and leaves nothing behind then. `python` is another
+        interpreter to run it with, for the engine's compiler that only this one has.
         """
-        with tempfile.TemporaryDirectory(prefix=f"{RUN_PREFIX}{os.getpid()}-") as folder:
-            self.refusal = self._start(start, python, Path(folder))
+        self.refusal = ""  # why no guide can be checked for this model, once it is ready
+        self._start = start
+        with contextlib.ExitStack() as undo:
+            try:
+                self._spawn(python, undo)
+            except OSError as error:
+                raise LinkError(f"it cannot be started: {error}") from None
+            self._belongings = undo.pop_all()
 
-    def _start(self, start: Start, python: str, folder: Path) -> str:
-        """Spawn and wait; the refusal. What the process imports it has imported when it is ready."""
-        ours, theirs = socket.socketpair()
-        environment = self._environment(python, folder)
-        self._connection = ours
+    def _spawn(self, python: str, undo: contextlib.ExitStack) -> None:
+        # What the process imports it has imported when it is ready; until then it needs the folder.
+        self._folder = tempfile.TemporaryDirectory(prefix=f"{RUN_PREFIX}{os.getpid()}-")
+        undo.callback(self._folder.cleanup)
+        environment = self._environment(python, Path(self._folder.name))
+        self._connection, theirs = socket.socketpair()
+        undo.callback(self._connection.close)
         with theirs:
             self._process = subprocess.Popen(
                 [python or python_executable(), "-m", "inflight.guides.worker", str(theirs.fileno())],
@@ -54,18 +74,6 @@ class GuideProcess:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
-        try:
-            send(ours, start)
-            ready = receive_from_worker(ours, time.monotonic() + START_LIMIT_S)
-            if not isinstance(ready, Ready):
-                raise LinkError("the process that checks guides does not speak this version's protocol")
-        except TimeoutError:
-            self.close()
-            raise LinkError("the process that checks guides did not start in time") from None
-        except LinkError:
-            self.close()
-            raise
-        return ready.refusal
 
     @staticmethod
     def _environment(python: str, folder: Path) -> dict[str, str]:
@@ -75,6 +83,18 @@ class GuideProcess:
             paths = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
             found = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
         return {**found, "MALLOC_ARENA_MAX": "2"}  # the compiler's threads would reserve 64 MiB each
+
+    def wait_ready(self) -> None:
+        """Until it can check, or says why it never will (`refusal`). Raises `LinkError`; it is of no use then."""
+        send(self._connection, self._start)
+        try:
+            ready = receive_from_worker(self._connection, time.monotonic() + START_LIMIT_S)
+        except TimeoutError:
+            raise LinkError("it did not start in time") from None
+        if not isinstance(ready, Ready):
+            raise LinkError("it does not speak this version's protocol")
+        self._folder.cleanup()
+        self.refusal = ready.refusal
 
     @property
     def pid(self) -> int:
@@ -97,9 +117,9 @@ class GuideProcess:
         try:
             verdict = receive_from_worker(self._connection, time.monotonic() + ANSWER_LIMIT_S)
         except TimeoutError:
-            raise LinkError("the process that checks guides stopped in the middle of an answer") from None
+            raise LinkError("it stopped in the middle of an answer") from None
         if not isinstance(verdict, Verdict):
-            raise LinkError("the process that checks guides does not speak this version's protocol")
+            raise LinkError("it does not speak this version's protocol")
         return verdict
 
     def _computed_s(self) -> float:
@@ -110,6 +130,16 @@ class GuideProcess:
             return 0.0
         return (int(after_name[11]) + int(after_name[12])) / _TICKS
 
+    def crashed(self) -> bool:
+        """After `LinkError`: whether it ended by its own doing, not because somebody killed it (the kernel does, where
+        memory is short), and is not merely standing still.
+        """
+        try:
+            status = self._process.wait(EXIT_S)
+        except subprocess.TimeoutExpired:
+            return False
+        return status > 0 or -status in CRASHES
+
     def interrupt(self) -> None:
         """End the process from another thread; whoever waits for its answer gets `LinkError`."""
         with contextlib.suppress(ProcessLookupError):
@@ -117,7 +147,7 @@ class GuideProcess:
 
     def close(self) -> None:
         """End it."""
-        self._connection.close()
+        self._belongings.close()
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):

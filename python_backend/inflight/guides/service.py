@@ -36,6 +36,7 @@ MAX_DEPTH = 64  # of a schema's JSON
 MAX_VALUES = 20_000  # objects, lists, strings and numbers of a schema
 MAX_CHOICES = 1_000
 JOIN_S = 10.0
+UNLOADED = "the model is being unloaded; send the request to another server"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -192,20 +193,24 @@ class GuideService:
     def ask(
         self, guide: Guide, done: Callable[[Decision], None], gone: Callable[[], bool] = lambda: False
     ) -> Callable[[], bool]:
-        """Have a guide checked. `done` is called once, soon or on the service's thread; it must not block. `gone` says
+        """Have a guide checked. `done` is called once, here or on the service's thread; it must not block. `gone` says
         whether nobody waits for it any more; it is not asked after `done`. What is given back withdraws the question:
         true when it was still open, and `done` will not be called.
         """
         key = _key(guide)
         asker = _Asker(done, gone, time.monotonic())
         with self._lock:
-            if self._stopped:
-                refusal = "the model is being unloaded; send the request to another server"
+            known = self._known.get(key)
+            if known is not None:  # since it was looked for
+                answer = known[0]
+            elif self._stopped:
+                answer = Decision(error=unavailable(UNLOADED))
             elif key in self._asking:
                 self._asking[key].append(asker)
                 return lambda: self._withdraw(key, asker)
             elif len(self._asking) > self._limits.waiting:
-                refusal = f"{len(self._asking)} new guides are waiting for their check; try again in a moment"
+                waiting = f"{len(self._asking)} new guides are waiting for their check; try again in a moment"
+                answer = Decision(error=unavailable(waiting))
             else:
                 self._asking[key] = [asker]
                 if self._thread is None:
@@ -213,7 +218,7 @@ class GuideService:
                     self._thread.start()
                 self._queue.put((key, guide))
                 return lambda: self._withdraw(key, asker)
-        done(Decision(error=unavailable(refusal)))
+        done(answer)
         return lambda: False
 
     def _withdraw(self, key: bytes, asker: _Asker) -> bool:
@@ -253,9 +258,8 @@ class GuideService:
         self._end_process()
         with self._lock:
             left = list(self._asking)
-        refusal = unavailable("the model is being unloaded; send the request to another server")
         for key in left:
-            self._answer(key, Decision(error=refusal), False)
+            self._answer(key, Decision(error=unavailable(UNLOADED)), False)
 
     def _is_wanted(self, key: bytes) -> bool:
         """Whether anybody waits for this check. Who has left, or has waited too long, is told so here, each by what
@@ -279,26 +283,32 @@ class GuideService:
     def _answer(self, key: bytes, decision: Decision, keep: bool) -> None:
         with self._lock:
             if keep:
-                size = len(decision.guide.text) if decision.guide is not None else 0
-                self._known[key] = (decision, size)
-                self._known_bytes += size
-                while len(self._known) > self._limits.known or self._known_bytes > self._limits.known_bytes:
-                    _, (_, freed) = self._known.popitem(last=False)
-                    self._known_bytes -= freed
+                self._keep(key, decision)
             waiting = self._asking.pop(key, [])
         _tell(waiting, decision)
 
+    def _keep(self, key: bytes, decision: Decision) -> None:
+        size = len(decision.guide.text.encode()) if decision.guide is not None else 0
+        self._known_bytes += size - self._known.pop(key, (decision, 0))[1]
+        self._known[key] = (decision, size)
+        while len(self._known) > self._limits.known or self._known_bytes > self._limits.known_bytes:
+            _, (_, freed) = self._known.popitem(last=False)
+            self._known_bytes -= freed
+
     def _decide(self, guide: Guide) -> tuple[Decision, bool]:
         """The decision, and whether it holds for good."""
+        crashes = 0
         for attempt in (1, 2):
             if self._stopped:
-                return Decision(error=unavailable("the model is being unloaded")), False
+                return Decision(error=unavailable(UNLOADED)), False
+            checking = False
             try:
                 process = self._running()
                 if process.refusal:
                     name = "guided_decoding_guide_type"
                     return Decision(error=unsupported(name, process.refusal)), True
                 self.checks += 1
+                checking = True
                 verdict = process.check(Check(guide.kind, guide.text), self._limits.check_s)
             except TooLong as error:
                 self._end_process()
@@ -307,15 +317,15 @@ class GuideService:
                     return Decision(error=unavailable("the server is too busy to check a new guide; try again")), False
                 return self._too_long(self._limits.check_s), True
             except LinkError as error:
-                lost = self._process is not None
+                crashes += checking and process.crashed()
                 self._end_process()
                 log.warning("the process that checks guides was lost (attempt %d): %s", attempt, error)
-                if attempt == 2 and lost:
-                    return Decision(error=invalid(NAME, "crashes the grammar compiler; write it in another way")), True
             else:
                 if verdict.last:
                     self._end_process()
                 return self._decision(verdict), True
+        if crashes == 2:
+            return Decision(error=invalid(NAME, "crashes the grammar compiler; write it in another way")), True
         return Decision(error=unavailable("the guide could not be checked; try again")), False
 
     def _decision(self, verdict: Verdict) -> Decision:
@@ -336,9 +346,14 @@ class GuideService:
         )
 
     def _running(self) -> GuideProcess:
-        if self._process is None:
-            self._process = GuideProcess(self._start_message, self._python)
-        return self._process
+        """The process, ready. Raises `LinkError`."""
+        process = self._process
+        if process is None:
+            process = self._process = GuideProcess(self._start_message, self._python)
+            if self._stopped:  # `stop` may have looked before there was one
+                process.interrupt()
+            process.wait_ready()
+        return process
 
     def _end_process(self) -> None:
         process, self._process = self._process, None

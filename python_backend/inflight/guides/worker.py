@@ -27,6 +27,7 @@ log = logging.getLogger("inflight.guide_worker")
 
 CPU_BACKSTOP_S = 60  # processor time of one check after which the kernel ends us, should the parent not
 MAX_RSS_BYTES = 1 << 30  # compiled grammars stay in the compiler's cache: beyond this a new process takes over
+MAX_PROBLEM = 500  # characters of a sentence to the client
 NICENESS = 5  # a check is less urgent than the tokens of those who are served
 RECURSION = 5_000
 
@@ -88,6 +89,10 @@ def _check(compiler: Compiler, check: Check) -> Verdict:
         problem = str(error)
     except MemoryError:
         problem = "takes too much memory to compile; make it smaller"
+    except RecursionError:
+        problem = "is nested too deeply"
+    if len(problem) > MAX_PROBLEM:  # it may quote the guide
+        problem = problem[:MAX_PROBLEM] + "…"
     last = compiler.broken or _rss_bytes() > MAX_RSS_BYTES
     return Verdict("" if problem else grammar, problem, compile_s, last)
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import pytest
 
 from inflight.engines.base import EngineInfo, Guide
-from inflight.errors import ErrorCode, RequestError
+from inflight.errors import ErrorCode, RequestError, unavailable
 from inflight.guides import service as guides
 from inflight.guides.frames import Check, LinkError, Verdict
 from inflight.guides.process import TooLong
@@ -44,6 +44,7 @@ class FakeProcess:
     behave: Callable[[Check], Verdict]
     refusal = ""
     pid = 1
+    crashes = True  # when it is lost, it ended by its own doing
 
     def __init__(self, start: Any, python: str = "") -> None:
         self.closed = False
@@ -55,6 +56,12 @@ class FakeProcess:
         assert not self.closed
         self.checked.append(check)
         return type(self).behave(check)
+
+    def wait_ready(self) -> None:
+        assert not self.closed
+
+    def crashed(self) -> bool:
+        return type(self).crashes
 
     def interrupt(self) -> None:
         self.closed = True
@@ -190,6 +197,30 @@ def test_a_guide_that_crashes_the_compiler_twice_is_refused(service: GuideServic
     assert len(fake.made) == 2
 
 
+def test_a_process_that_is_killed_from_outside_says_nothing_about_the_guide(
+    service: GuideService, fake: type[FakeProcess]
+) -> None:
+    def behave(check: Check) -> Verdict:
+        if len(fake.made) <= 2:
+            raise LinkError("gone")
+        return Verdict(grammar="g")
+
+    fake.behave = staticmethod(behave)
+    fake.crashes = False
+    assert error(ask(service, "a")).code is ErrorCode.UNAVAILABLE
+    assert ask(service, "a").guide == Guide("ebnf_grammar", "g")
+
+
+def test_one_crash_and_one_kill_are_not_two_crashes(service: GuideService, fake: type[FakeProcess]) -> None:
+    def behave(check: Check) -> Verdict:
+        fake.crashes = len(fake.made) == 1
+        raise LinkError("gone")
+
+    fake.behave = staticmethod(behave)
+    assert error(ask(service, "a")).code is ErrorCode.UNAVAILABLE
+    assert service.known(Guide("regex", "a")) is None
+
+
 def test_a_last_verdict_ends_the_process(service: GuideService, fake: type[FakeProcess]) -> None:
     fake.behave = staticmethod(lambda check: Verdict(grammar="g", last=True))
     ask(service, "a")
@@ -305,6 +336,40 @@ def test_the_memory_of_verdicts_is_bounded(service: GuideService) -> None:
     assert known == [4, 5, 6, 7, 8]
 
 
+def test_a_verdict_that_is_kept_anew_counts_once(service: GuideService) -> None:
+    guide = Guide("regex", "ä" * 100)
+    for _ in range(3):
+        service._answer(guides._key(guide), Decision(guide=Guide("ebnf_grammar", "ä" * 100)), True)
+    assert service._known_bytes == 200
+    service._answer(guides._key(guide), Decision(error=unavailable("x")), True)
+    assert service._known_bytes == 0
+
+
+def test_who_asks_for_what_is_known_by_now_is_told_at_once(service: GuideService) -> None:
+    ask(service, "a")
+    answers: list[Decision] = []
+    assert not service.ask(Guide("regex", "a"), answers.append)()
+    assert [decision.guide for decision in answers] == [Guide("ebnf_grammar", "root ::= a")]
+    assert service.checks == 1
+
+
+def test_who_withdraws_is_not_called_back(
+    service: GuideService, fake: type[FakeProcess], gate: threading.Event
+) -> None:
+    answers: list[Decision] = []
+    service.ask(Guide("regex", "first"), answers.append)
+    wait_for(lambda: bool(fake.made and fake.made[0].checked))
+    alone = service.ask(Guide("regex", "alone"), answers.append)
+    one_of_two = service.ask(Guide("regex", "shared"), answers.append)
+    service.ask(Guide("regex", "shared"), answers.append)
+    assert [alone(), one_of_two(), alone(), one_of_two()] == [True, True, False, False]
+    gate.set()
+    wait_for(lambda: len(answers) == 2)
+    service.stop()
+    assert [check.text for check in fake.made[0].checked] == ["first", "shared"]
+    assert len(answers) == 2
+
+
 def test_stopping_answers_who_waits(fake: type[FakeProcess]) -> None:
     service = GuideService("openvino", "nowhere")
 
@@ -366,6 +431,26 @@ def test_a_real_process_that_dies_is_replaced(real: GuideService) -> None:
     ask(real, "a")
     os.kill(real.pid, signal.SIGKILL)
     assert ask(real, "b").guide is not None
+
+
+LONG = "".join(f"(a{number}|b)?" for number in range(700))  # takes a while
+
+
+@pytest.mark.parametrize(
+    ("how", "code"), [(signal.SIGKILL, ErrorCode.UNAVAILABLE), (signal.SIGSEGV, ErrorCode.INVALID_ARG)]
+)
+def test_a_real_process_is_ended_in_the_middle_of_two_checks(
+    real: GuideService, how: signal.Signals, code: ErrorCode
+) -> None:
+    ask(real, "a")
+    answers: queue.Queue[Decision] = queue.Queue()
+    for attempt in (2, 3):
+        if attempt == 2:
+            real.ask(Guide("regex", LONG), answers.put)
+        wait_for(lambda: real.checks == attempt)  # noqa: B023 — called here only
+        os.kill(real.pid, how)
+    assert error(answers.get(timeout=20.0)).code is code
+    assert (real.known(Guide("regex", LONG)) is None) == (how is signal.SIGKILL)
 
 
 def test_a_real_process_that_hangs_is_replaced(real: GuideService) -> None:
