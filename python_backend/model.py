@@ -16,7 +16,7 @@ import triton_python_backend_utils as pb_utils
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from inflight.errors import LoadError, internal
+from inflight.errors import LoadError, RequestError, internal
 from inflight.triton import config as triton_config
 
 log = logging.getLogger("inflight")
@@ -75,7 +75,9 @@ class TritonPythonModel:
         for request in requests:
             responder = self._io.TritonResponder(request.get_response_sender(), self._batched)
             try:
-                self._backend.submit(self._io.read_request(request), responder)
+                self._backend.submit(self._io.read_request(request, self._backend.most_items), responder)
+            except RequestError as error:
+                self._backend.refuse(responder, error, request.request_id())
             except (
                 Exception
             ):  # must not reach Triton: it would end every request of this call, those already answered too

@@ -11,7 +11,7 @@ import itertools
 import logging
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from inflight.answer.stream import Stream
 from inflight.engine_process import frames
 from inflight.engine_process.link import EngineLink
 from inflight.engine_process.supervisor import Health, Supervisor
-from inflight.engines.base import EngineInfo, EngineRequest, Guide
+from inflight.engines.base import EngineInfo, Guide
 from inflight.engines.factory import resolve_engine
 from inflight.engines.python import ask, choose_python, python_executable
 from inflight.engines.spec import WorkerSpec
@@ -29,9 +29,9 @@ from inflight.guides.service import Decision, GuideService, NewGuide, check_comb
 from inflight.model.parameters import ModelConfig
 from inflight.request.chat_template import load_chat_template
 from inflight.request.defaults import read_generation_defaults
-from inflight.request.parse import RawRequest, early_deadline_ms, parse_request
-from inflight.request.prompt import PromptBuilder, check_capabilities, engine_request
-from inflight.request.stop_words import stops_of
+from inflight.request.parse import GenerationRequest, RawRequest, early_deadline_ms, parse_request
+from inflight.request.prompt import Prompt, PromptBuilder, check_capabilities, engine_request, reading_cost
+from inflight.request.stop_words import Stops, stops_of
 from inflight.request.tokenizer import TextTokenizer
 from inflight.serving.admission import AdmissionQueue
 from inflight.serving.arrival import Arrival
@@ -40,10 +40,13 @@ from inflight.serving.delivery import Delivery, LiveStream, Responder
 from inflight.serving.dispatcher import Dispatcher
 from inflight.serving.metrics import Flusher, Metrics, Sink
 from inflight.serving.observation import EngineLives, Observation, Snapshot
+from inflight.serving.parsing import ParsePool, Work
 
 log = logging.getLogger("inflight.backend")
 
-PARSE_THREADS = 2  # tokenizing releases the interpreter lock; templates do not
+LOOK_SHARE = 64  # to look at what a request asks for takes so much less than to tokenize as many bytes
+BYTES_PER_TOKEN = 4  # of a prompt that has not been tokenized: a guess
+LEAST_ITEMS = 4096  # values that any tensor may have, however short the context
 JOIN_S = 5.0
 LEFTOVER_S = 2.0
 
@@ -85,7 +88,7 @@ class Backend:
         self._observation = Observation(metrics, self._snapshot)
         self._flusher = Flusher(self._observation.flush, config.metrics_interval_ms / 1000)
         self._warmups_left = warmup_requests
-        self._pool = ThreadPoolExecutor(PARSE_THREADS, thread_name_prefix="inflight-parse")
+        self._pool = ParsePool()
         self._guides = GuideService(self._engine, str(folder), python=python)
         self._delivery = Delivery(config.sender_threads, metrics, self._live)
         self._dispatcher = Dispatcher(self._delivery, self._make_queue)
@@ -104,6 +107,7 @@ class Backend:
         """Start the engine and the threads; raises `LoadError` with a sentence for the operator."""
         self._delivery.start()
         self._dispatcher.start()
+        self._pool.start()
         try:
             self._supervisor.start()
         except LoadError:
@@ -116,6 +120,11 @@ class Backend:
         """Flush metrics into `sink` from now on."""
         self._observation.sink = sink
 
+    @property
+    def most_items(self) -> int:
+        """How many values any tensor of a request may have."""
+        return max(self._info.max_seq_len if self._info is not None else 0, LEAST_ITEMS)
+
     def ready(self) -> bool:
         """Whether a request sent now would be taken. O(1), takes no lock."""
         return self._supervisor.health is Health.READY and not self._draining
@@ -123,9 +132,10 @@ class Backend:
     def stop(self) -> None:
         """End every request that is left, then the engine and all threads."""
         self._draining = True
-        self._close(unavailable("the model is being unloaded; send the request to another server"))
+        gone = unavailable("the model is being unloaded; send the request to another server")
+        self._close(gone)
         self._guides.stop()  # who waits for a guide goes back into the pool
-        self._pool.shutdown(wait=True)  # what is being parsed comes out as streams, which end with the rest
+        self._pool.close(gone, JOIN_S)  # what is being read comes out as streams, which end with the rest
         self._wait_for_none(LEFTOVER_S)
         if self._poller.running:
             self._poller.stop(JOIN_S)
@@ -139,6 +149,7 @@ class Backend:
         self._dispatcher.close(error)
         for arrival in self._arrivals.copy():
             arrival.end(error)
+        self._pool.clear(error)
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
@@ -150,7 +161,7 @@ class Backend:
         if warmup:
             self._warmups_left -= 1
             raw = _warmup(raw)
-        refusal = self._refusal()
+        refusal = self._refusal(raw)
         if refusal is not None:
             self.refuse(responder, refusal, raw.request_id)
             return
@@ -165,10 +176,17 @@ class Backend:
 
     def _enqueue(self, raw: RawRequest, arrival: Arrival, decision: Decision | None) -> None:
         """Hand over to the parse pool: a request that has arrived, or one whose guide has been checked."""
-        try:
-            self._pool.submit(self._prepare, raw, arrival, decision)
-        except RuntimeError:  # the pool is shut down
-            self._leave(arrival, unavailable("the model is being unloaded; send the request to another server"))
+        held = raw.bytes_held
+        self._pool.submit(
+            Work(
+                lambda: self._step(arrival, lambda: self._look(raw, arrival, decision)),
+                lambda error: self._leave(arrival, error),
+                arrival.arrival_ns / 1e9,
+                cost=held // LOOK_SHARE,
+                tokens=self._tokens(held),
+                held=held,
+            )
+        )
 
     def _leave(self, arrival: Arrival, error: RequestError) -> None:
         """It does not become a stream: answer it, unless it was answered before, and let it go."""
@@ -179,7 +197,7 @@ class Backend:
         self._arrivals.discard(arrival)
         self._forget()
 
-    def _refusal(self) -> RequestError | None:
+    def _refusal(self, raw: RawRequest) -> RequestError | None:
         if self._draining:
             return unavailable("the server is draining; send the request to another server")
         if self._supervisor.health is not Health.READY:
@@ -191,32 +209,56 @@ class Backend:
         assert self._info is not None
         if self._accepted >= self._config.max_queue_size + self._info.max_running:
             return unavailable(f"the queue is full ({self._accepted} requests are under way); try again in a moment")
-        return None
+        held, most = raw.bytes_held, self._config.max_queue_tokens
+        waiting = self._dispatcher.waiting_tokens + self._pool.waiting_tokens
+        if most and waiting and waiting + self._tokens(held) > most:
+            return unavailable(f"the queue is full ({waiting} prompt tokens wait); try again in a moment")
+        return self._pool.refusal(held)
 
-    def _prepare(self, raw: RawRequest, arrival: Arrival, decision: Decision | None) -> None:
-        """Parse, tokenize and hand over to the dispatcher. Runs in the parse pool, which never waits for a guide."""
+    def _tokens(self, size: int) -> int:
+        """About how many tokens a prompt of that many bytes has, if it fits."""
+        assert self._info is not None
+        return min(size // BYTES_PER_TOKEN, self._info.max_seq_len)
+
+    def _step(self, arrival: Arrival, do: Callable[[], Work | None]) -> Work | None:
+        """One step of reading a request. Its trouble ends the request and nothing else."""
         if arrival.closed:
             self._let_go(arrival)
-            return
+            return None
         try:
-            live, request = self._make(raw, arrival, decision)
-        except NewGuide as new:
-            self._wait_for_guide(raw, arrival, new.guide)
-            return
+            return do()
         except _Ended:
             self._let_go(arrival)
-            return
         except RequestError as error:
             self._leave(arrival, error)
-            return
         except Exception:
-            log.exception("request %s: parsing failed", raw.request_id)
-            self._leave(arrival, internal(raw.request_id))
-            return
-        live.counted = not arrival.warmup
-        self._live[live.request_id] = live
-        self._arrivals.discard(arrival)
-        self._dispatcher.submit(live, request)
+            log.exception("request %s: parsing failed", arrival.request_id)
+            self._leave(arrival, internal(arrival.request_id))
+        return None
+
+    def _look(self, raw: RawRequest, arrival: Arrival, decision: Decision | None) -> Work | None:
+        """What a request asks for; then its prompt is read, unless a guide has to be checked first."""
+        info = self._info
+        assert info is not None
+        request = parse_request(raw, self._config, self._defaults, self._builder.limits(info))
+        check_capabilities(request, info)
+        if request.guide is not None:
+            check_combination(request, info)
+            try:
+                request = dataclasses.replace(request, guide=self._guides.decide(request.guide, decision))
+            except NewGuide as new:
+                self._wait_for_guide(raw, arrival, new.guide)
+                return None
+        cost = reading_cost(request)
+        return Work(
+            lambda: self._step(arrival, lambda: self._read(request, arrival, info)),
+            lambda error: self._leave(arrival, error),
+            arrival.arrival_ns / 1e9,
+            cost=cost,
+            tokens=self._tokens(cost) if request.input_ids is None else len(request.input_ids),
+            held=raw.bytes_held,
+            priority=request.priority,
+        )
 
     def _wait_for_guide(self, raw: RawRequest, arrival: Arrival, guide: Guide) -> None:
         """It comes back into the pool with its decision; if it ends before, it is let go at once."""
@@ -231,18 +273,26 @@ class Backend:
 
         arrival.when_left(left)
 
-    def _make(self, raw: RawRequest, arrival: Arrival, decision: Decision | None) -> tuple[LiveStream, EngineRequest]:
-        info, detokenizers = self._info, self._detokenizers
-        assert info is not None
-        assert detokenizers is not None
-        request = parse_request(raw, self._config, self._defaults)
-        check_capabilities(request, info)
-        if request.guide is not None:
-            check_combination(request, info)
-            request = dataclasses.replace(request, guide=self._guides.decide(request.guide, decision))
-        prompt = self._builder.build(request, info)
+    def _read(self, request: GenerationRequest, arrival: Arrival, info: EngineInfo) -> None:
+        """Make the prompt's tokens, and hand over to the dispatcher."""
+
+        def go_on() -> None:
+            if arrival.closed:
+                raise _Ended
+
+        prompt = self._builder.build(request, info, go_on)
         stops = stops_of(request, info, self._tokenizer)
         for_engine = engine_request(next(self._ids), request, prompt, stops, info, self._tokenizer)
+        live = self._make(request, prompt, stops, for_engine.request_id, arrival)
+        self._live[live.request_id] = live
+        self._arrivals.discard(arrival)
+        self._dispatcher.submit(live, for_engine)
+
+    def _make(
+        self, request: GenerationRequest, prompt: Prompt, stops: Stops, request_id: int, arrival: Arrival
+    ) -> LiveStream:
+        detokenizers = self._detokenizers
+        assert detokenizers is not None
         context = prompt.token_ids[-16:]
         stream = Stream(
             request,
@@ -250,18 +300,19 @@ class Backend:
             stops,
             lambda: detokenizers.make(request.skip_special_tokens, context),
             self._token_text,
-            raw.request_id,
+            arrival.request_id,
             arrival.arrival_ns,
         )
         responder = arrival.hand_over()
         if responder is None:
             raise _Ended
-        live = LiveStream(for_engine.request_id, stream, responder)
+        live = LiveStream(request_id, stream, responder)
         live.on_abandon = self._dispatcher.abandon
         live.on_closed = self._closed
+        live.counted = not arrival.warmup
         if request.deadline_ms:
             live.deadline = arrival.arrival_ns / 1e9 + request.deadline_ms / 1000
-        return live, for_engine
+        return live
 
     def _token_text(self, token_id: int) -> str:
         return self._tokenizer.decode([token_id], skip_special_tokens=False)
@@ -332,7 +383,7 @@ class Backend:
             stats=self._lives.stats(),
             up=supervisor.health is Health.READY,
             restarts=supervisor.restarts,
-            waiting=dispatcher.waiting,
+            waiting=dispatcher.waiting + self._pool.waiting,
             running=dispatcher.running,
             blocks_reserved=dispatcher.blocks_reserved,
             live_tokens=sum(stream.output_tokens for stream in streams),
@@ -345,7 +396,7 @@ class Backend:
             "reason": self._supervisor.reason,
             "draining": self._draining,
             "running": self._dispatcher.running,
-            "waiting": self._dispatcher.waiting,
+            "waiting": self._dispatcher.waiting + self._pool.waiting,
             "under_way": self._accepted,
             "blocks_reserved": self._dispatcher.blocks_reserved,
             "engine_pid": self._supervisor.engine_pid,

@@ -52,7 +52,26 @@ ADMISSION = (f"{MACHINES}/test_admission_machine.py", "tests/unit/serving/test_a
 GUIDES = ("tests/unit/guides/test_service.py",)
 ARRIVAL = ("tests/unit/serving/test_arrival.py",)
 
+PARSING = ("tests/unit/serving/test_parsing.py", "tests/unit/request/test_prompt.py")
+
 MUTANTS = (
+    # -- oversized prompts
+    Mutant(
+        "oversized prompts",
+        "every thread may be busy with a large one",
+        "serving/parsing.py",
+        "self._lanes[: most + 1] if lane",
+        "self._lanes if lane",
+        PARSING,
+    ),
+    Mutant(
+        "oversized prompts",
+        "what cannot fit is tokenized to its end",
+        "request/prompt.py",
+        "            if counted > CERTAINLY * info.max_seq_len:\n",
+        "            if False:\n",
+        PARSING,
+    ),
     # -- exactly one FINAL, and nothing after it
     Mutant(
         "FINAL once",

@@ -58,7 +58,15 @@ class ModelConfig(Struct, frozen=True):
     ] = 0
     default_max_tokens: Annotated[int, _whole(1, 2**31 - 1, "max_tokens of a request that names none")] = 256
     max_tokens_limit: Annotated[int, _whole(0, 2**31 - 1, "the most any request gets; 0: no limit but the context")] = 0
-    max_prompt_bytes: Annotated[int, _whole(1, 1 << 30, "longest prompt, before and after the chat template")] = 1 << 20
+    max_prompt_bytes: Annotated[
+        int,
+        _whole(
+            0,
+            1 << 30,
+            "longest prompt, before and after the chat template; 0: the context's tokens times the bytes of the "
+            "vocabulary's longest token",
+        ),
+    ] = 0
     default_deadline_ms: Annotated[int, _whole(0, 2**31 - 1, "deadline of a request that names none; 0: none")] = 0
     stall_timeout_ms: Annotated[
         int, _whole(100, 3_600_000, "an engine that makes no progress for this long is started again")

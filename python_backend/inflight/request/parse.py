@@ -37,6 +37,27 @@ class RawRequest:
     timeout_us: int = 0
     request_id: str = ""
 
+    @property
+    def bytes_held(self) -> int:
+        """About how many bytes wait with it."""
+        return sum(map(_bytes_held, self.tensors.values())) + sum(
+            len(value) for value in self.parameters.values() if isinstance(value, (str, bytes))
+        )
+
+
+def _bytes_held(items: Sequence[Any]) -> int:
+    if items and not isinstance(items[0], (str, bytes)):
+        return 32 * len(items)  # a number and its place in the list
+    return sum(len(item) for item in items)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PromptLimits:
+    """The longest prompt that is looked at: in bytes of text, in token ids."""
+
+    size: int = 1 << 40
+    tokens: int = 1 << 40
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GenerationRequest:
@@ -95,10 +116,12 @@ class GenerationRequest:
         return self.top_logprobs >= 0
 
 
-def parse_request(raw: RawRequest, config: ModelConfig, defaults: GenerationDefaults) -> GenerationRequest:
-    """Raises `RequestError` (INVALID_ARG) that names the parameter at fault."""
+def parse_request(
+    raw: RawRequest, config: ModelConfig, defaults: GenerationDefaults, limits: PromptLimits | None = None
+) -> GenerationRequest:
+    """Raises `RequestError` (INVALID_ARG) that names the parameter at fault. `limits` are the context's."""
     values = Values(raw.tensors, raw.parameters)
-    text, messages, input_ids = _prompt(values, config)
+    text, messages, input_ids = _prompt(values, config, limits or PromptLimits())
     max_tokens = values.integer("max_tokens", config.default_max_tokens, 1)
     if config.max_tokens_limit:
         max_tokens = min(max_tokens, config.max_tokens_limit)
@@ -203,20 +226,21 @@ def _or(value: float | None, otherwise: float) -> float:
     return otherwise if value is None else value
 
 
-def _prompt(values: Values, config: ModelConfig) -> tuple[str | None, bytes | None, tuple[int, ...] | None]:
+def _prompt(
+    values: Values, config: ModelConfig, limits: PromptLimits
+) -> tuple[str | None, bytes | None, tuple[int, ...] | None]:
     given = [name for name in ("text_input", "messages", "input_ids") if values.given(name)]
     if len(given) != 1:
         found = "none was given" if not given else f"{' and '.join(given)} were given"
         message = f"exactly one of text_input, messages and input_ids is needed, but {found}"
         raise RequestError(ErrorCode.INVALID_ARG, message, "text_input")
     if given[0] == "input_ids":
-        ids = values.integers("input_ids")
+        most = config.max_prompt_bytes // 4 or limits.tokens
+        ids = values.integers("input_ids", most)
         if not ids:
             raise invalid("input_ids", "is empty; a prompt needs at least one token")
-        if 4 * len(ids) > config.max_prompt_bytes:
-            raise invalid("input_ids", f"is longer than the {config.max_prompt_bytes // 4} ids this model accepts")
         return None, None, ids
-    text = values.prompt_text(given[0], config.max_prompt_bytes)
+    text = values.prompt_text(given[0], config.max_prompt_bytes or limits.size)
     return (text, None, None) if given[0] == "text_input" else (None, text.encode(), None)
 
 

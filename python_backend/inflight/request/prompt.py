@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 from inflight.engines.base import Capability, EngineInfo, EngineRequest, SamplingParams
 from inflight.errors import invalid, unsupported
 from inflight.request.chat_template import ChatTemplate, parse_messages
-from inflight.request.parse import GenerationRequest
+from inflight.request.parse import GenerationRequest, PromptLimits
 from inflight.request.stop_words import Stops
 from inflight.request.tokenizer import TextTokenizer
 
@@ -20,6 +21,13 @@ _GUIDES = {
 }
 
 
+# English has about four bytes per token. What has more of them for each token that fits is counted before it is
+# tokenized, piece by piece, until it certainly does not fit; a token cut by a border counts twice, at most a few times.
+COUNTED_BYTES = 4
+PIECE_CHARACTERS = 16 << 10
+CERTAINLY = 2  # times the tokens that fit
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Prompt:
     """A prompt's token ids, and its text where the request wants it echoed (else empty)."""
@@ -28,42 +36,80 @@ class Prompt:
     echo: str
 
 
+def _nothing() -> None:
+    return None
+
+
 class PromptBuilder:
     """Knows the model's tokenizer, template and limits. Thread-safe."""
 
     def __init__(self, tokenizer: TextTokenizer, template: ChatTemplate | None, max_prompt_bytes: int) -> None:
+        """`max_prompt_bytes` 0: what the context can hold."""
         self.tokenizer = tokenizer
         self._template = template
         self._max_bytes = max_prompt_bytes
 
-    def build(self, request: GenerationRequest, info: EngineInfo) -> Prompt:
-        """Raises `RequestError` for a prompt that is empty, too long for the context or outside the vocabulary."""
+    def limits(self, info: EngineInfo) -> PromptLimits:
+        """The longest prompt that is looked at: the operator's limit, else what the context can hold if every token is
+        the longest of the vocabulary.
+        """
+        return PromptLimits(self._max_bytes or info.max_seq_len * self.tokenizer.longest_token, info.max_seq_len)
+
+    def build(self, request: GenerationRequest, info: EngineInfo, go_on: Callable[[], None] = _nothing) -> Prompt:
+        """Raises `RequestError` for a prompt that is empty, too long for the context or outside the vocabulary.
+
+        `go_on` is called now and then while a long prompt is read; what it raises ends the reading.
+        """
         if request.input_ids is not None:
+            _check_length("input_ids", len(request.input_ids), info)
             ids = list(request.input_ids)
             self.tokenizer.check_ids(ids, info.vocab_size)
-            text, name = "", "input_ids"
-            if request.echo_prompt:
-                text = self.tokenizer.decode(ids, request.skip_special_tokens)
-        else:
-            text, name = self._text(request)
-            ids = self.tokenizer.encode(text, request.add_special_tokens and request.messages is None)
+            return Prompt(ids, self.tokenizer.decode(ids, request.skip_special_tokens) if request.echo_prompt else "")
+        text, name = self._text(request, info)
+        go_on()
+        self._count(name, text, info, go_on)
+        ids = self.tokenizer.encode(text, request.add_special_tokens and request.messages is None)
         if not ids:
             raise invalid(name, "makes no tokens; a prompt needs at least one")
-        if len(ids) >= info.max_seq_len:
-            raise invalid(
-                name,
-                f"has {len(ids)} tokens; the context holds {info.max_seq_len}, at least one of them for the answer",
-            )
+        _check_length(name, len(ids), info)
         return Prompt(ids, text if request.echo_prompt else "")
 
-    def _text(self, request: GenerationRequest) -> tuple[str, str]:
+    def _count(self, name: str, text: str, info: EngineInfo, go_on: Callable[[], None]) -> None:
+        """Refuse what certainly has more tokens than fit, at a cost that does not grow with the text."""
+        if len(text) <= COUNTED_BYTES * info.max_seq_len:
+            return
+        counted = 0
+        for start in range(0, len(text), PIECE_CHARACTERS):
+            counted += self.tokenizer.count(text[start : start + PIECE_CHARACTERS])
+            if counted > CERTAINLY * info.max_seq_len:
+                raise invalid(
+                    name,
+                    f"has far more tokens than the context holds ({info.max_seq_len}, at least one of them for the "
+                    "answer)",
+                )
+            go_on()
+
+    def _text(self, request: GenerationRequest, info: EngineInfo) -> tuple[str, str]:
         if request.messages is None:
             return request.text or "", "text_input"
         if self._template is None:
             raise invalid(
                 "messages", "need a chat template, and this model has none; send the whole prompt as text_input"
             )
-        return self._template.render(parse_messages(request.messages), self._max_bytes), "messages"
+        return self._template.render(parse_messages(request.messages), self.limits(info).size), "messages"
+
+
+def reading_cost(request: GenerationRequest) -> int:
+    """About how many bytes have to be tokenized for a request."""
+    prompt = len(request.text or "") + len(request.messages or b"") + len(request.input_ids or ()) // 16
+    return prompt + 2 * sum(map(len, request.bad_words)) + sum(map(len, request.stops))
+
+
+def _check_length(name: str, tokens: int, info: EngineInfo) -> None:
+    if tokens >= info.max_seq_len:
+        raise invalid(
+            name, f"has {tokens} tokens; the context holds {info.max_seq_len}, at least one of them for the answer"
+        )
 
 
 def check_capabilities(request: GenerationRequest, info: EngineInfo) -> None:

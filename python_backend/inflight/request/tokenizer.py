@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from tokenizers import Tokenizer
 
 from inflight.errors import LoadError, invalid
 from inflight.model.files import read_json_object
+
+# A batch is tokenized by the thread that asks. Threads of the library's own would be shared by all, small and large.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -22,7 +26,11 @@ class SpecialToken:
 
 
 class TextTokenizer:
-    """Text to token ids. Thread-safe: `tokenizers` releases the interpreter lock and keeps no state per call."""
+    """Text to token ids. Thread-safe: `tokenizers` keeps no state per call.
+
+    Everything that takes time as long as a prompt goes through the library's batches: they alone release the
+    interpreter lock, and whoever holds it stops every other thread, those that send tokens too.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Read `tokenizer.json` (and `tokenizer_config.json` where it is) from `folder`; raises `LoadError`."""
@@ -43,22 +51,29 @@ class TextTokenizer:
             for token_id, token in self.library.get_added_tokens_decoder().items()
             if token.special
         }
+        self.longest_token = _longest_token(self.library)
         added = self.library.encode("", add_special_tokens=True).ids
         self._added_bos: int | None = added[0] if added and bos_id in (None, added[0]) else None
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """Token ids of `text`. A text that begins with the BOS that would be added does not get a second one."""
-        ids: list[int] = self.library.encode(text, add_special_tokens=add_special_tokens).ids
+        (encoding,) = self.library.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        ids: list[int] = encoding.ids
         doubled = add_special_tokens and self._added_bos is not None and ids[:2] == [self._added_bos] * 2
         return ids[1:] if doubled else ids
 
+    def count(self, text: str) -> int:
+        """How many tokens `text` has, without special ones."""
+        (encoding,) = self.library.encode_batch_fast([text], add_special_tokens=False)
+        return len(encoding)
+
     def decode(self, token_ids: list[int], skip_special_tokens: bool) -> str:
         """Text of whole `token_ids`; used for prompts given as ids and for the tokens in log-probabilities."""
-        return str(self.library.decode(token_ids, skip_special_tokens=skip_special_tokens))
+        return str(self.library.decode_batch([token_ids], skip_special_tokens=skip_special_tokens)[0])
 
     def special_tokens_in(self, text: str) -> list[SpecialToken]:
         """The special tokens that the tokenizer reads in `text`, in their order."""
-        encoding = self.library.encode(text, add_special_tokens=False)
+        (encoding,) = self.library.encode_batch([text], add_special_tokens=False)
         found = []
         for token_id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
             content = self._special.get(token_id)
@@ -74,6 +89,19 @@ class TextTokenizer:
         if least < 0 or most >= vocab_size:
             wrong = least if least < 0 else most
             raise invalid("input_ids", f"holds {wrong}, but token ids of this model go from 0 to {vocab_size - 1}")
+
+
+def _longest_token(library: Tokenizer) -> int:
+    """Bytes of text that the vocabulary's longest token stands for, or a few more."""
+    added = {token.content for token in library.get_added_tokens_decoder().values()}
+    pieces = library.get_vocab(with_added_tokens=True).keys() - added
+    byte_level = library.decoder is not None and b"ByteLevel" in library.decoder.__getstate__()
+    size = len if byte_level else _utf8_bytes  # a byte-level piece has a character for each byte
+    return max(max(map(size, pieces), default=1), max(map(_utf8_bytes, added), default=1))
+
+
+def _utf8_bytes(text: str) -> int:
+    return len(text.encode("utf-8", "replace"))
 
 
 def _special_tokens(config: dict[str, Any]) -> dict[str, str]:

@@ -127,8 +127,10 @@ class Values:
         """A string of at most `max_bytes` bytes in UTF-8, or None."""
         if name not in self._found:
             return None
-        text = _to_text(self.name(name), self._found[name])
-        if len(text.encode()) > max_bytes:
+        value = self._found[name]
+        too_long = isinstance(value, (str, bytes)) and len(value) > max_bytes  # seen before any work
+        text = "" if too_long else _to_text(self.name(name), value)
+        if too_long or len(text.encode()) > max_bytes:
             raise invalid(self.name(name), f"is longer than the {max_bytes} bytes allowed")
         return text
 
@@ -149,12 +151,14 @@ class Values:
             raise invalid(self.name(name), "must be a string or a list of strings")
         return [_to_text(self.name(name), item) for item in items]
 
-    def integers(self, name: str) -> tuple[int, ...]:
-        """A list of whole numbers."""
+    def integers(self, name: str, most: int | None = None) -> tuple[int, ...]:
+        """A list of whole numbers, at most `most` of them."""
         value = self._found.get(name, [])
         items = [value] if isinstance(value, int) else value
         if not isinstance(items, (list, tuple)):
             raise invalid(self.name(name), "must be a list of whole numbers")
+        if most is not None and len(items) > most:
+            raise invalid(self.name(name), f"has {len(items)} values; this model takes at most {most}")
         if all(type(item) is int for item in items):
             return tuple(items)
         return tuple(_to_int(self.name(name), item) for item in items)

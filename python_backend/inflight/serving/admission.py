@@ -83,6 +83,11 @@ class AdmissionQueue:
         return len(self._waiting)
 
     @property
+    def waiting_tokens(self) -> int:
+        """Tokens of their prompts."""
+        return self._tokens
+
+    @property
     def running(self) -> int:
         """Requests that were started and not yet released."""
         return len(self._running)

@@ -69,6 +69,12 @@ class Dispatcher:
         return self._queue.waiting if self._queue is not None else 0
 
     @property
+    def waiting_tokens(self) -> int:
+        """Tokens of their prompts (a snapshot)."""
+        queue = self._queue
+        return queue.waiting_tokens if queue is not None else 0
+
+    @property
     def running(self) -> int:
         """Requests in the engine (a snapshot)."""
         return self._queue.running if self._queue is not None else 0

@@ -13,7 +13,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from inflight.answer.stream import Reply, Stream
-from inflight.errors import ErrorCode, RequestError
+from inflight.errors import ErrorCode, RequestError, invalid
 from inflight.request.parse import RawRequest
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -26,11 +26,18 @@ _CODES = {
 }
 
 
-def read_request(request: Any) -> RawRequest:
-    """Copy everything out of a Triton request, so that its shared memory can be given back at once."""
+def read_request(request: Any, most_items: int) -> RawRequest:
+    """Copy everything out of a Triton request, so that its shared memory can be given back at once.
+
+    Raises INVALID_ARG for a tensor of more than `most_items` values: as Python's objects they would take eight times
+    the memory.
+    """
     tensors: dict[str, Sequence[Any]] = {}
     for tensor in request.inputs():
-        tensors[tensor.name()] = tensor.as_numpy().ravel().tolist()
+        values = tensor.as_numpy().ravel()
+        if values.size > most_items:
+            raise invalid(tensor.name(), f"has {values.size} values; this model takes at most {most_items}")
+        tensors[tensor.name()] = values.tolist()
     parameters = request.parameters()
     return RawRequest(
         tensors,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
-from typing import Any
 
 from inflight.answer.stream import Reply, Stream
 from inflight.engine_process import frames
@@ -14,6 +12,7 @@ from inflight.engine_process.link import LinkLost
 from inflight.engines.base import EngineInfo, EngineOutput, EngineRequest, EngineStats, FinishReason
 from inflight.errors import RequestError
 from inflight.serving.admission import worst_case
+from inflight.serving.parsing import Work
 from tests.unit.machines.tokenizer_kinds import KINDS
 
 EOS = 1
@@ -149,15 +148,36 @@ class FakeEngine:
 
 
 class FakePool:
-    """A pool whose work is done when the test says so."""
+    """A pool whose steps are done, in any order, when the test says so."""
+
+    waiting_tokens = 0
 
     def __init__(self) -> None:
-        self.work: list[Callable[[], None]] = []
+        self.work: list[Work] = []
 
-    def submit(self, function: Callable[..., None], *arguments: Any) -> Future[None]:
+    @property
+    def waiting(self) -> int:
+        """Steps that wait."""
+        return len(self.work)
+
+    def refusal(self, held: int) -> None:
+        """Everything may wait."""
+
+    def submit(self, work: Work) -> None:
         """Keep it for later."""
-        self.work.append(lambda: function(*arguments))
-        return Future()
+        self.work.append(work)
+
+    def step(self, which: int) -> None:
+        """Do one; what follows it waits as well."""
+        following = self.work.pop(which % len(self.work)).run()
+        if following is not None:
+            self.work.append(following)
+
+    def clear(self, error: RequestError) -> None:
+        """Drop what waits."""
+        left, self.work = self.work, []
+        for work in left:
+            work.drop(error)
 
 
 class FakeClock:

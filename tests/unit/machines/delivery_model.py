@@ -65,7 +65,7 @@ class Core:
 
     def _make(self, *arguments: Any) -> Any:
         made = self._really_make(*arguments)
-        self.streams.append(made[0].stream)
+        self.streams.append(made.stream)
         return made
 
     def close(self) -> None:
@@ -185,9 +185,9 @@ class World(Core):
     # -- one turn of each thread ---------------------------------------------------------------------------------------
 
     def parse_thread(self, which: int = 0) -> None:
-        """Prepare one request."""
+        """One step of reading one request."""
         if self.pool.work:
-            self.pool.work.pop(which % len(self.pool.work))()
+            self.pool.step(which)
 
     def dispatcher_thread(self) -> bool:
         """One round of `Dispatcher._run`; false when there was no event."""

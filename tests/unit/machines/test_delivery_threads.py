@@ -44,7 +44,7 @@ class Threads(Core):
         self._commands: queue.SimpleQueue[tuple[FakeEngine, frames.ToEngine]] = queue.SimpleQueue()
         self._ending = threading.Event()
         self._reader = threading.Thread(target=self._engine_thread, daemon=True)
-        for part in (self.delivery, self.dispatcher, self.backend._poller, self.backend._flusher):
+        for part in (self.delivery, self.dispatcher, self.backend._pool, self.backend._poller, self.backend._flusher):
             part.start()  # type: ignore[attr-defined]
         self._reader.start()
 
@@ -119,7 +119,7 @@ class Threads(Core):
         """Stop the threads."""
         self._ending.set()
         self._reader.join(5.0)
-        self.backend._pool.shutdown(wait=True)
+        self.backend._pool.close(unavailable("the test is over"), 5.0)
         self.backend._poller.stop(5.0)
         self.dispatcher.stop(5.0)
         self.delivery.stop(5.0)

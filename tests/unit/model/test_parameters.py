@@ -24,7 +24,7 @@ CONTRACT: list[tuple[str, str, Any, list[str]]] = [
     ("max_queue_tokens", "4096", 4096, ["-1"]),
     ("default_max_tokens", "16", 16, ["0", "-1"]),
     ("max_tokens_limit", "1024", 1024, ["-1"]),
-    ("max_prompt_bytes", "65536", 65536, ["0", str(1 << 31)]),
+    ("max_prompt_bytes", "65536", 65536, ["-1", str(1 << 31)]),
     ("default_deadline_ms", "30000", 30000, ["-1"]),
     ("stall_timeout_ms", "5000", 5000, ["0", "99"]),
     ("load_timeout_s", "60", 60, ["0"]),

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from inflight.engines.base import Capability, EngineInfo, EngineRequest
 from inflight.errors import ErrorCode, RequestError
+from inflight.model.parameters import ModelConfig
 from inflight.request.chat_template import ChatTemplate
-from inflight.request.prompt import PromptBuilder, check_capabilities, engine_request
+from inflight.request.defaults import GenerationDefaults
+from inflight.request.parse import PromptLimits, RawRequest, parse_request
+from inflight.request.prompt import PromptBuilder, check_capabilities, engine_request, reading_cost
 from inflight.request.stop_words import stops_of
 from inflight.request.tokenizer import TextTokenizer
 from tests.unit.machines.strategies import info, request
@@ -85,6 +90,93 @@ def test_a_prompt_must_leave_room_for_one_token(builder: PromptBuilder, name: st
     error = refusal(lambda: builder.build(request(**values(20)), engine))
     assert error.parameter == name
     assert "20" in error.message
+
+
+class Counting(TextTokenizer):
+    """Notes how much text it is given."""
+
+    characters = 0
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        self.characters += len(text)
+        return super().encode(text, add_special_tokens)
+
+    def count(self, text: str) -> int:
+        self.characters += len(text)
+        return super().count(text)
+
+
+@pytest.fixture
+def counting(tmp_path: Path) -> Counting:
+    return Counting(write_folder(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["text_input", "messages"])
+@pytest.mark.parametrize("letter", ["7", "a", "\U0001f642", " x"])
+def test_what_cannot_fit_is_refused_at_a_cost_that_does_not_grow_with_it(
+    kind: str, letter: str, counting: Counting
+) -> None:
+    """The operator allows any size here."""
+    builder = PromptBuilder(counting, ChatTemplate(TEMPLATE, counting.special_tokens), 1 << 24)
+    engine = info(max_seq_len=2000)
+    text = letter * (1 << 20)
+    values = (
+        {"text_input": text} if kind == "text_input" else {"messages": json.dumps([{"role": "user", "content": text}])}
+    )
+    config = ModelConfig(max_prompt_bytes=1 << 24)
+    error = refusal(lambda: builder.build(request(config, **values), engine))
+    assert error.parameter == kind
+    assert "2000" in error.message
+    assert counting.characters < 100_000
+
+
+def test_a_prompt_that_fits_is_never_refused_for_its_size(counting: Counting) -> None:
+    """Every token is one of the longest of the vocabulary."""
+    builder = PromptBuilder(counting, None, 0)
+    engine = info(max_seq_len=1000)
+    word = max(counting.library.get_vocab(), key=len)
+    text = word * 999
+    assert counting.longest_token == len(word)
+    assert len(text) <= builder.limits(engine).size
+    built = builder.build(request(text_input=text, add_special_tokens=False), engine)
+    assert len(built.token_ids) == 999
+
+
+def test_the_context_limits_a_prompt_before_anything_is_made_of_it(counting: Counting) -> None:
+    builder = PromptBuilder(counting, None, 0)
+    limits = builder.limits(info(max_seq_len=1000))
+    assert limits == PromptLimits(1000 * counting.longest_token, 1000)
+    for values in ({"text_input": "7" * (limits.size + 1)}, {"input_ids": [7] * 1001}):
+        raw = {name: [value.encode()] if isinstance(value, str) else value for name, value in values.items()}
+        error = refusal(lambda raw=raw: parse_request(RawRequest(raw), ModelConfig(), GenerationDefaults(), limits))
+        assert error.parameter in values
+    assert PromptBuilder(counting, None, 77).limits(info()).size == 77
+
+
+def test_reading_a_long_prompt_can_be_given_up(counting: Counting) -> None:
+    class Gone(Exception):
+        pass
+
+    def go_on() -> None:
+        if counting.characters:
+            raise Gone
+
+    builder = PromptBuilder(counting, None, 1 << 24)
+    with pytest.raises(Gone):
+        builder.build(
+            request(ModelConfig(max_prompt_bytes=1 << 24), text_input="<tool call>" * 50_000),
+            info(max_seq_len=40_000),
+            go_on,
+        )
+    assert counting.characters < 50_000
+
+
+def test_the_cost_of_reading_counts_everything_that_is_tokenized() -> None:
+    assert reading_cost(request(text_input="x" * 1000)) == 1000
+    assert reading_cost(request(text_input="x" * 1000, bad_words=["y" * 100, "z"])) == 1202
+    assert reading_cost(request(text_input="x" * 1000, stop_words=["y" * 100, "z"])) == 1101
+    assert reading_cost(request(messages=json.dumps([{"role": "user", "content": "x" * 1000}]))) > 1000
+    assert reading_cost(request(input_ids=[1] * 1000)) < 100
 
 
 def test_max_tokens_is_cut_to_the_room_that_is_left(builder: PromptBuilder) -> None:

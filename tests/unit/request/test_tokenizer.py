@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from inflight.errors import LoadError, RequestError
-from inflight.request.tokenizer import TextTokenizer
-from tests.unit.machines.tokenizer_kinds import KINDS, write_folder
+from inflight.request.tokenizer import TextTokenizer, _longest_token
+from tests.unit.machines.strategies import budget
+from tests.unit.machines.tokenizer_kinds import KINDS, WITH_BYTE_TABLE, write_folder
 
 pytestmark = pytest.mark.fast
 
@@ -107,3 +112,40 @@ def test_ids_outside_the_vocabulary_are_refused(ids: list[int], tmp_path: Path) 
     tokenizer.check_ids([0, 999], 1000)
     with pytest.raises(RequestError, match="input_ids"):
         tokenizer.check_ids(ids, 1000)
+
+
+def test_other_threads_go_on_while_a_long_text_is_tokenized(tmp_path: Path) -> None:
+    """Those that send tokens to everybody else need the interpreter too."""
+    tokenizer = TextTokenizer(write_folder(tmp_path))
+    text = "0123456789" * 20_000
+    for long_work in (lambda: tokenizer.encode(text, False), lambda: tokenizer.count(text)):
+        began, turns = time.monotonic(), 0
+        thread = threading.Thread(target=long_work)
+        thread.start()
+        while thread.is_alive():
+            time.sleep(0.001)
+            turns += 1
+        took = time.monotonic() - began
+        assert turns > 10, f"{turns} turns in {took:.2f} s"
+
+
+@pytest.mark.parametrize("kind", WITH_BYTE_TABLE)
+@given(text=st.text(st.sampled_from("thequickbrown fox\n09é本🙂<>|"), min_size=1, max_size=60))
+@budget(100)
+def test_no_token_stands_for_more_bytes_than_the_longest(kind: str, text: str) -> None:
+    """But for those of an unknown character, which have no byte table."""
+    library = KINDS[kind]()
+    ids = library.encode(text, add_special_tokens=False).ids
+    unknown = library.token_to_id("<unk>")
+    if unknown not in ids:
+        assert len(text.encode()) <= len(ids) * _longest_token(library)
+
+
+def test_the_longest_token_may_be_an_added_one(tmp_path: Path) -> None:
+    library = KINDS["byte_level"]()
+    assert _longest_token(library) == max(len(token) for token in library.get_vocab())
+    folder = write_folder(tmp_path)
+    content = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    content["added_tokens"].append({**content["added_tokens"][-1], "id": 421, "content": "é" * 50})
+    (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    assert TextTokenizer(folder).longest_token == 100

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from inflight.errors import RequestError, invalid
+from inflight.errors import RequestError, invalid, unavailable
 from inflight.guides import service as guides
 from inflight.guides.frames import Check, Verdict
 from inflight.request.parse import RawRequest
 from inflight.serving.arrival import Arrival
+from inflight.serving.parsing import LANES, Work
 from tests.unit.machines.delivery_fakes import FakeResponder, Record
 from tests.unit.machines.delivery_model import Core
 
@@ -35,6 +36,9 @@ class SlowProcess:
     def __init__(self, *_: Any) -> None:
         self.ended = threading.Event()
 
+    def wait_ready(self) -> None:
+        pass
+
     def check(self, check: Check, limit_s: float) -> Verdict:
         self.ended.wait(CHECK_S)
         return Verdict(grammar=f"root ::= {check.text}")
@@ -50,7 +54,7 @@ class Running(Core):
 
     def __init__(self, **changes: Any) -> None:
         super().__init__(**changes)
-        for part in (self.delivery, self.dispatcher, self.backend._poller):
+        for part in (self.delivery, self.dispatcher, self.backend._pool, self.backend._poller):
             part.start()  # type: ignore[attr-defined]
 
     def arrives(self, **values: Any) -> tuple[Record, Callable[[], float]]:
@@ -66,15 +70,15 @@ class Running(Core):
         return record, took
 
     def parsing_stands_still(self) -> threading.Event:
-        """Both threads of the pool are busy until the event is set."""
+        """All threads of the pool are busy until the event is set."""
         go_on, entered = threading.Event(), threading.Semaphore(0)
 
         def wait() -> None:
             entered.release()
             go_on.wait(20.0)
 
-        for _ in range(2):
-            self.backend._pool.submit(wait)
+        for cost in (2 * LANES[-1], *reversed(LANES)):
+            self.backend._pool.submit(Work(wait, lambda _: None, 0.0, cost, priority=100))
             entered.acquire()
         return go_on
 
@@ -89,7 +93,7 @@ class Running(Core):
         """Stop the threads, once everything has come to its end."""
         self.comes_to_rest()
         self.backend._guides.stop()
-        self.backend._pool.shutdown(wait=True)
+        self.backend._pool.close(unavailable("the test is over"), 5.0)
         self.backend._poller.stop(5.0)
         self.dispatcher.stop(5.0)
         self.delivery.stop(5.0)
