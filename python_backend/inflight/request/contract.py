@@ -89,8 +89,16 @@ INPUTS: tuple[Input, ...] = (
     Input("return_num_output_tokens", "BOOL", 1, "false", "send num_output_tokens"),
     Input("return_perf_metrics", "BOOL", 1, "false", "send the request's times with the last response"),
     Input("return_token_ids", "BOOL", 1, "false", "send output_ids"),
-    Input("guided_decoding_guide_type", "STRING", 1, "", "json, json_schema, regex, ebnf_grammar or choice"),
-    Input("guided_decoding_guide", "STRING", 1, "", "the schema, pattern, grammar or JSON list of choices"),
+    Input(
+        "guided_decoding_guide_type", "STRING", 1, "", "json (any object), json_schema, regex, ebnf_grammar or choice"
+    ),
+    Input(
+        "guided_decoding_guide",
+        "STRING",
+        1,
+        "",
+        "the schema (also with type json), pattern, grammar or JSON list of choices",
+    ),
     Input("lora_name", "STRING", 1, "", "a LoRA adapter that the engine has"),
     Input("skip_special_tokens", "BOOL", 1, "true", "leave special tokens out of the text"),
     Input("add_special_tokens", "BOOL", 1, "true", "let the tokenizer add its own; never a second BOS"),

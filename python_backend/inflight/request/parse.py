@@ -287,8 +287,9 @@ def _words(values: Values, name: str) -> tuple[str, ...]:
 
 
 def _guide(values: Values) -> Guide | None:
-    kind = values.text("guided_decoding_guide_type", 32)
-    text = values.text("guided_decoding_guide", MAX_GUIDE_BYTES)
+    """Empty strings are as good as none. `json` is any object; with a guide it is that JSON Schema."""
+    kind = values.text("guided_decoding_guide_type", 32) or None
+    text = values.text("guided_decoding_guide", MAX_GUIDE_BYTES) or None
     structured = values.json_object("structured_outputs")
     if structured is not None:
         if kind is not None or text is not None:
@@ -301,8 +302,11 @@ def _guide(values: Values) -> Guide | None:
     if kind not in GUIDE_TYPES:
         raise invalid("guided_decoding_guide_type", f"is {kind!r}; it must be one of {', '.join(GUIDE_TYPES)}")
     if text is None and kind != "json":
-        raise invalid("guided_decoding_guide", f"is missing; guided_decoding_guide_type {kind} needs one")
-    return Guide(kind, text or "")
+        missing = "is empty" if values.given("guided_decoding_guide") else "is missing"
+        raise invalid("guided_decoding_guide", f"{missing}; guided_decoding_guide_type {kind} needs one")
+    if text is None:
+        return Guide("json", "")
+    return Guide("json_schema" if kind == "json" else kind, text)
 
 
 def _deadline(values: Values, config: ModelConfig, timeout_us: int) -> int:

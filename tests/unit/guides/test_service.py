@@ -16,6 +16,7 @@ import pytest
 
 from inflight.engines.base import EngineInfo, Guide
 from inflight.errors import ErrorCode, RequestError, unavailable
+from inflight.grammar.prepare import prepare
 from inflight.guides import service as guides
 from inflight.guides.frames import Check, LinkError, Verdict
 from inflight.guides.process import TooLong
@@ -485,6 +486,19 @@ def test_limits(kind: str, text: str, words: str) -> None:
         check_limits(Guide(kind, text))
     assert caught.value.code is ErrorCode.INVALID_ARG
     assert caught.value.message.startswith("guided_decoding_guide ")
+
+
+@pytest.mark.parametrize("text", ['["a", "a"]', '["a", "ab", "a"]', '["a"]'])
+def test_choices_may_repeat(text: str) -> None:
+    check_limits(Guide("choice", text))
+    assert prepare("choice", text) == prepare("choice", json.dumps(sorted(set(json.loads(text)))))
+
+
+def test_a_schema_behind_the_type_json_is_read(service: GuideService, fake: type[FakeProcess]) -> None:
+    with pytest.raises(RequestError, match="guided_decoding_guide is not JSON"):
+        service.decide(request(guided_decoding_guide=["{"]).guide, None)
+    with pytest.raises(NewGuide):
+        service.decide(request(guided_decoding_guide=["{}"]).guide, None)
 
 
 def request(**values: Any) -> Any:

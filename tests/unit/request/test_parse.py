@@ -411,6 +411,33 @@ def test_a_guide_and_structured_outputs_exclude_each_other() -> None:
     refusal("json", {**GUIDE, "structured_outputs": {"regex": "a"}})
 
 
+TYPE, TEXT = "guided_decoding_guide_type", "guided_decoding_guide"
+SCHEMA = '{"type": "object"}'
+NEEDS_TEXT = ["json_schema", "regex", "ebnf_grammar", "choice"]
+COMBINATIONS: list[tuple[str | None, str | None, Guide | str | None]] = [  # type, guide, what comes of it or the fault
+    *((kind, text, None) for kind in (None, "") for text in (None, "")),
+    *((kind, SCHEMA, TYPE) for kind in (None, "")),
+    *(("json", text, Guide("json", "")) for text in (None, "")),
+    ("json", SCHEMA, Guide("json_schema", SCHEMA)),
+    ("json", "{", Guide("json_schema", "{")),  # refused by whoever reads the schema, as with json_schema
+    *((kind, text, TEXT) for kind in NEEDS_TEXT for text in (None, "")),
+    *((kind, SCHEMA, Guide(kind, SCHEMA)) for kind in NEEDS_TEXT),
+    *(("xml", text, TYPE) for text in (None, "", SCHEMA)),
+]
+
+
+@pytest.mark.parametrize("place", ["tensor", "json", "parameter"])
+@pytest.mark.parametrize(("kind", "text", "found"), COMBINATIONS)
+def test_every_combination_of_type_and_guide(
+    place: str, kind: str | None, text: str | None, found: Guide | str | None
+) -> None:
+    given = {name: value for name, value in ((TYPE, kind), (TEXT, text)) if value is not None}
+    if isinstance(found, str):
+        assert refusal(place, given).parameter == found
+    else:
+        assert parse(place, given).guide == found
+
+
 def test_half_a_guide_is_refused() -> None:
     assert refusal("tensor", {"guided_decoding_guide": "a+"}).parameter == "guided_decoding_guide_type"
     assert refusal("tensor", {"guided_decoding_guide_type": "regex"}).parameter == "guided_decoding_guide"
