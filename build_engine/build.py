@@ -20,6 +20,7 @@ from build_engine.errors import Interrupted, UserMistake
 from build_engine.job import BuildOptions, Job, Outcome
 from build_engine.openvino import target as openvino_target
 from build_engine.output import OutputDirectory, check_free
+from build_engine.preflight import check_packages
 from build_engine.quantization import kv_cache_for, recipe_for
 from build_engine.source import Source
 from build_engine.tensorrt import hf_target
@@ -56,6 +57,7 @@ def build(options: BuildOptions, console: Console) -> manifest.Manifest:
     kv_cache = kv_cache_for(options.kv_cache, options.target, recipe)
     max_seq_len = sequence_limit(options.max_seq_len, origin)
     run = TARGETS[options.target](options, origin, recipe, kv_cache)
+    check_packages(options.target)
     with BuildLog() as log, OutputDirectory(options.output, force=options.force) as out:
         with console.step("hashing the checkpoint"):
             sha256 = origin.sha256()

@@ -5,22 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 import msgspec
 
 from build_engine import __version__, source, tune
 from build_engine.architectures import ALIASES, TARGETS
+from build_engine.arguments import Parser
 from build_engine.build import build, compile_engine
 from build_engine.cache import default_directory
 from build_engine.console import make_console
 from build_engine.errors import AccuracyFailure, BuilderError, Interrupted, UserMistake
 from build_engine.inspection import inspect
+from build_engine.interrupt import interruptible
 from build_engine.job import BuildOptions
 from build_engine.planning import plan
 from build_engine.planning.gpus import gpu_named, gpu_table, own_gpu
@@ -29,23 +28,16 @@ from build_engine.quantization import BY_TARGET, KV_CACHES, RECIPES
 from build_engine.tensorrt.compile import SPECULATIVE
 from build_engine.verification.verify import BUILD_TOKENS, DEFAULT_TOKENS, as_text, verify
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+PROGRAM = "python -m build_engine"
 
 
-class _Parser(argparse.ArgumentParser):
-    """Errors are one sentence, without the usage in front."""
-
-    def error(self, message: str) -> NoReturn:
-        print(f"error: {message} (see {self.prog} --help)", file=sys.stderr)
-        sys.exit(2)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, program: str = PROGRAM) -> int:
+    """Run one command; ``program`` is what the user typed before it (the command `inflight` has the same ones)."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = make_parser().parse_args(arguments)
-    before = {number: signal.signal(number, _interrupt) for number in SIGNALS}
+    options = make_parser(program).parse_args(arguments)
     try:
-        return int(options.run(options, list(arguments)))
+        with interruptible():
+            return int(options.run(options, list(arguments)))
     except BuilderError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -54,14 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return interrupted.exit_code
     except BrokenPipeError:
         return 1
-    finally:
-        for number, handler in before.items():
-            if handler is not None:  # None: not set from Python, and cannot be put back from it
-                signal.signal(number, handler)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m build_engine", description="Hugging Face checkpoints into verified engines.")
+def make_parser(program: str = PROGRAM) -> Parser:
+    parser = Parser(prog=program, description="Hugging Face checkpoints into verified engines.")
     parser.add_argument("--version", action="version", version=f"build_engine {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_plan(commands)
@@ -73,7 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_plan(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_plan(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser("plan", help="what a model needs and what a GPU gives", allow_abbrev=False)
     parser.add_argument("model", metavar="MODEL", help="directory with a config.json, or a hub name")
     parser.add_argument("--quantization", metavar="NAMES", help=f"comma-separated, default all: {', '.join(RECIPES)}")
@@ -115,7 +103,7 @@ def _run_plan(options: argparse.Namespace, arguments: list[str]) -> int:
     return 0
 
 
-def _add_build(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_build(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser("build", help="build an engine from a checkpoint", allow_abbrev=False)
     parser.add_argument("model", metavar="MODEL", help="directory of a Hugging Face checkpoint, or a hub name")
     parser.add_argument("--target", choices=TARGETS, type=_target, required=True)
@@ -185,7 +173,7 @@ def _run_build(options: argparse.Namespace, arguments: list[str]) -> int:
     return 0
 
 
-def _add_compile(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_compile(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser("compile", help="compile a TensorRT-LLM checkpoint on a GPU host", allow_abbrev=False)
     parser.add_argument("directory", type=Path, metavar="DIR", help="what build --stop-after checkpoint wrote")
     parser.add_argument("--output", type=Path, required=True, metavar="ENGINE")
@@ -205,7 +193,7 @@ def _run_compile(options: argparse.Namespace, arguments: list[str]) -> int:
     return 0
 
 
-def _add_verify(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_verify(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser("verify", help="measure an engine against its source", allow_abbrev=False)
     parser.add_argument("directory", type=Path, metavar="DIR")
     parser.add_argument("--reference", required=True, metavar="MODEL", help="the checkpoint it was built from")
@@ -234,7 +222,7 @@ def _run_verify(options: argparse.Namespace, arguments: list[str]) -> int:
     return 0
 
 
-def _add_inspect(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_inspect(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser("inspect", help="what an engine is, and whether it runs here", allow_abbrev=False)
     parser.add_argument("directory", type=Path, metavar="DIR")
     parser.add_argument("--benchmark-fusion", action="store_true", help="time decoding with fusions broken (OpenVINO)")
@@ -249,7 +237,7 @@ def _run_inspect(options: argparse.Namespace, arguments: list[str]) -> int:
     return 0 if found.usable else 1
 
 
-def _add_tune(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_tune(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser("tune", help="several recipes of one model side by side", allow_abbrev=False)
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("--target", choices=tuple(BY_TARGET), type=_target, required=True)
@@ -292,10 +280,3 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
     return value
-
-
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    """End the command; a second ^C does not interrupt the cleaning up after the first."""
-    for each in SIGNALS:
-        signal.signal(each, signal.SIG_IGN)
-    raise Interrupted(number)

@@ -5,6 +5,7 @@ Everything here goes to standard error; a command's result goes to standard outp
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 import time
@@ -142,7 +143,8 @@ def make_console(*, as_json: bool, stream: TextIO | None = None) -> Console:
     stream = stream or sys.stderr
     if as_json:
         return JsonConsole(stream)
-    return RichConsole(stream) if stream.isatty() else Console(stream)
+    with_bars = stream.isatty() and importlib.util.find_spec("rich") is not None  # planning needs no extra
+    return RichConsole(stream) if with_bars else Console(stream)
 
 
 def format_seconds(seconds: float | None) -> str:

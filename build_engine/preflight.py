@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
+import sys
 from pathlib import Path
 
+from build_engine.architectures import HF_QUANTIZED, OPENVINO, TENSORRT_LLM
 from build_engine.console import format_bytes
 from build_engine.errors import UserMistake
 
 DISK_MARGIN = 200_000_000
 MEMORY_BASE = 1_500_000_000
 """What torch, transformers and nncf take before any weight is loaded, in bytes (measured: 0.9 GB, with margin)."""
+
+
+PACKAGES = {
+    OPENVINO: ("torch", "transformers", "optimum", "nncf", "openvino"),
+    TENSORRT_LLM: ("torch", "transformers", "modelopt", "safetensors"),
+    HF_QUANTIZED: ("torch", "transformers", "modelopt", "safetensors"),
+}
+"""What a build of each target imports, as far as it tells whether the extra is installed."""
+
+
+def check_packages(target: str) -> None:
+    """Refuse where what builds ``target`` is not installed."""
+    missing = [package for package in PACKAGES[target] if importlib.util.find_spec(package) is None]
+    if missing:
+        raise UserMistake(
+            f"building for {target} needs packages that {sys.executable} lacks ({', '.join(missing)}): "
+            'pip install "inflight[build]"'
+        )
 
 
 def existing_parent(path: Path) -> Path:

@@ -103,7 +103,8 @@ def _fetch(name: str, *, need_weights: bool) -> Path:
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ImportError:
         raise UserMistake(
-            f"{name} is not a directory, and fetching it needs huggingface_hub: give a local checkpoint"
+            f"{name} is not a directory, and fetching it needs huggingface_hub: "
+            'pip install "inflight[build]", or give a local checkpoint'
         ) from None
     patterns = [*CONFIG_FILES, *TOKENIZER_FILES, *QUANT_FILES, *(WEIGHT_PATTERNS if need_weights else ())]
     try:

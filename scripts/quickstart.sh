@@ -123,8 +123,8 @@ step "A streamed answer to: $prompt" ask
 flags=""
 [[ $grpc_port == 8001 ]] || flags=" --url localhost:$grpc_port"
 cat << TEXT
-Done in $(seconds_since "$began") s. More, while the server runs$([[ $serve == yes ]] || echo " (scripts/quickstart.sh --serve, or scripts/serve.py)"):
-  .venv/bin/python scripts/stream.py$flags --model llm --chat "Tell me a joke."
+Done in $(seconds_since "$began") s. More, while the server runs$([[ $serve == yes ]] || echo " (scripts/quickstart.sh --serve, or .venv/bin/inflight serve)"):
+  .venv/bin/inflight chat$flags "Tell me a joke."
   curl -s localhost:$http_port/v2/models/llm/generate -d '{"text_input": "The capital of France is", "max_tokens": 16}'
   curl -s localhost:$metrics_port/metrics | grep -E '^(nv_trt_llm|inflight)_'
 TEXT

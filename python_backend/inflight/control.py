@@ -41,6 +41,7 @@ ANSWER_WAIT_S = 10.0  # beyond the drain's own time
 STARTING_S = 10.0  # a socket younger than this on which nobody listens may be just about to
 MAX_NAME = 60  # characters of a model's name in that of its socket
 MAX_NAMESAKES = 16
+_NAMESAKE = re.compile(r"~\d{1,2}\Z")
 Command = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
@@ -238,11 +239,14 @@ def ask(
         return answer
 
 
-def ask_all(request: Mapping[str, Any], timeout_s: float) -> dict[str, dict[str, Any]]:
-    """The same to every model that this user may speak to, at the same time; sockets that nobody owns any more are
-    removed.
+def ask_all(request: Mapping[str, Any], timeout_s: float, models: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+    """The same to every model that this user may speak to, at the same time, or to those of these names; sockets that
+    nobody owns any more are removed.
     """
     paths = [path for folder in candidate_folders() for path in sorted(folder.glob("*.sock"))]
+    if models:
+        wanted = {_plain_name(model) for model in models}
+        paths = [path for path in paths if _NAMESAKE.sub("", path.stem.rpartition("-")[0]) in wanted]
 
     def one(path: Path) -> tuple[str, dict[str, Any]]:
         try:

@@ -19,6 +19,8 @@ left_out=(
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 printf "%s ; sys_platform == 'left-out'\n" "${left_out[@]}" > "$work/left_out.txt"
+# Without the project's own dependency, which extra `serve` pins as well: no lock has it twice.
+sed 's/^dependencies = \[.*/dependencies = []/' pyproject.toml > "$work/pyproject.toml"
 
 compile() { # compile OUTPUT EXTRA... [-- uv options]
   local output=$1 arguments=()
@@ -27,7 +29,7 @@ compile() { # compile OUTPUT EXTRA... [-- uv options]
   (($#)) && shift
   uv pip compile --quiet --universal --python-version 3.10 --override "$work/left_out.txt" --no-strip-extras \
     --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
-    "${arguments[@]}" "$@" pyproject.toml --output-file "$output" > /dev/null
+    "${arguments[@]}" "$@" "$work/pyproject.toml" --output-file "$output" > /dev/null
   # The platform is said once, in the header.
   sed -i -E -e "s/ and platform_machine == 'x86_64' and sys_platform == 'linux'//" \
     -e "s/ and python_full_version < '3\.13'//; s/ ; python_full_version < '3\.13'$//" "$output"

@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import queue
 import re
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 from inflight_tools.clients.answer import Response
-from inflight_tools.common.report import Failure
+from inflight_tools.clients.connection import Value
+from inflight_tools.common.report import Failure, missing_package
 
 try:
     import numpy as np
     import tritonclient.grpc as triton
     from tritonclient.utils import InferenceServerException
 except ModuleNotFoundError as missing:
-    raise SystemExit(
-        f"error: the package {missing.name} is missing in {sys.executable}: run this with .venv/bin/python, or install "
-        "requirements/client.txt (pip install --no-deps -r requirements/client.txt)."
-    ) from None
+    raise SystemExit(f"error: this needs {missing_package(missing) or missing.name}") from None
 
 # The contract's tables are plain Python without dependencies, so a client can read them from the source tree.
 from inflight.request.contract import INPUTS
 
-SHAPES = ("auto", "flat", "batched")
 _CALL_TIMEOUT_S = 10.0
 _REQUEST_ID = re.compile(r"^\[request id: [^\]]*\] ")  # what Triton's core puts before its own refusals
 _NO_CONNECTION = ("connect", "resolv", "lookup", "Socket closed", "DNS")
@@ -39,8 +35,6 @@ _TYPES: dict[str, tuple[str, Any]] = {  # contract type → Triton's wire name, 
 }
 _TYPE_OF = {name: item.type for item in INPUTS for name in (item.name, *item.aliases)}
 _LISTS = frozenset(item.name for item in INPUTS if item.dims == -1)
-
-Value = str | bytes | int | float | bool | Sequence[str] | Sequence[int]
 
 
 def parse_value(name: str, text: str) -> Value:
@@ -139,7 +133,7 @@ class Connection:
         status = str(error.status() or "")
         if "UNAVAILABLE" in status and any(word in text for word in _NO_CONNECTION):
             return Failure(
-                f"no server answers at {self.url}: start one with scripts/serve.py, or name another with --url."
+                f"no server answers at {self.url}: start one with inflight serve, or name another with --url."
             )
         if "DEADLINE_EXCEEDED" in status:
             return Failure(f"the server at {self.url} did not answer in {_CALL_TIMEOUT_S:g} s: look at its log.")

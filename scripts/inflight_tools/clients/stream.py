@@ -11,11 +11,12 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from build_engine.arguments import Parser
 from inflight.request.contract import INPUTS
 from inflight_tools.clients.answer import Answer
-from inflight_tools.clients.grpc import SHAPES, Connection, Value
+from inflight_tools.clients.connection import GRPC_URL, HTTP_URL, PROTOCOLS, SHAPES, Value, connect
 from inflight_tools.common.report import Failure, run_main
 
 # Inputs that have an option of another form here.
@@ -23,12 +24,20 @@ _OWN = ("text_input", "messages", "input_ids", "stream")
 _PARSERS = {"INT32": int, "UINT64": int, "FP32": float, "STRING": str}
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None = None, program: str | None = None) -> argparse.Namespace:
     """Our options; every request parameter of the contract is one."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser = Parser(prog=program, description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("prompt", nargs="?", help="the prompt; left out, it is read from standard input")
     parser.add_argument(
-        "--url", default="127.0.0.1:8001", metavar="HOST:PORT", help="gRPC endpoint (default: %(default)s)"
+        "--url",
+        metavar="HOST:PORT",
+        help=f"where the server listens: its gRPC port (default: {GRPC_URL}), or over HTTP that one ({HTTP_URL})",
+    )
+    parser.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        default="auto",
+        help="auto: gRPC where tritonclient is installed, else HTTP; a --url with http:// is HTTP",
     )
     parser.add_argument("--model", default="llm", help="model name (default: %(default)s)")
     parser.add_argument(
@@ -37,9 +46,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         default="auto",
         help="tensors without (flat) or with a batch dimension; auto asks the model",
     )
+    chat = program is not None  # the command is called chat
     parser.add_argument(
-        "--chat", action="store_true", help="the prompt is a chat message; the model's chat template is applied"
+        "--chat",
+        action=argparse.BooleanOptionalAction,
+        help=f"the prompt is a chat message; the model's chat template is applied (default: {'yes' if chat else 'no'})",
     )
+    parser.set_defaults(chat_by_default=chat)
     parser.add_argument("--system", metavar="TEXT", help="system message of the chat (implies --chat)")
     parser.add_argument(
         "--messages", metavar="JSON", help="a whole chat as a JSON list of OpenAI messages, instead of a prompt"
@@ -85,8 +98,8 @@ def inputs_of(arguments: argparse.Namespace) -> dict[str, Value]:
     others = [name for name in ("messages", "input_ids") if getattr(arguments, name) is not None]
     if len(others) + (arguments.prompt is not None) > 1:
         raise Failure("more than one prompt was given: use one of PROMPT, --messages and --input-ids.")
-    chat = arguments.chat or arguments.system is not None
-    if chat and others:
+    asked = arguments.chat or arguments.system is not None
+    if asked and others:
         raise Failure(
             f"--chat and --system do not go with --{others[0].replace('_', '-')}: put all messages into --messages."
         )
@@ -94,7 +107,7 @@ def inputs_of(arguments: argparse.Namespace) -> dict[str, Value]:
         inputs["messages"] = arguments.messages
     elif arguments.input_ids is not None:
         inputs["input_ids"] = _ids(arguments.input_ids)
-    elif chat:
+    elif asked or (arguments.chat is None and arguments.chat_by_default):
         inputs["messages"] = json.dumps(_messages(_prompt(arguments.prompt), arguments.system), ensure_ascii=False)
     else:
         inputs["text_input"] = _prompt(arguments.prompt)
@@ -161,7 +174,7 @@ def write(text: str) -> None:
 
 def ask(arguments: argparse.Namespace, inputs: Mapping[str, Value]) -> int:
     """Send the request, print the answer as it comes; returns the exit status."""
-    with Connection(arguments.url) as connection:
+    with connect(arguments.url, arguments.protocol) as connection:
         batched = connection.is_batched(arguments.model, arguments.shape)
         answer = Answer(time.perf_counter())
         ended = ""
@@ -185,15 +198,10 @@ def ask(arguments: argparse.Namespace, inputs: Mapping[str, Value]) -> int:
     return 0
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None, program: str | None = None) -> int:
     """Ask once."""
-    arguments = parse()
-    inputs = inputs_of(arguments)
-    try:
-        return ask(arguments, inputs)
-    except BrokenPipeError:  # the reader of our output has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the last flush does not fail again
-        return 141
+    options = parse(arguments, program)
+    return ask(options, inputs_of(options))
 
 
 if __name__ == "__main__":

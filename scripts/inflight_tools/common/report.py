@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -49,6 +50,22 @@ class Progress:
             self._width = 0
 
 
+# Package that may be missing → what to install for it.
+_MEND = dict.fromkeys(("numpy", "tritonclient", "grpc", "google", "gevent", "geventhttpclient"), '"inflight[client]"')
+_MEND |= dict.fromkeys(("openvino", "openvino_genai", "tokenizers", "jinja2"), '"inflight[serve]"')
+_MEND |= dict.fromkeys(
+    ("torch", "transformers", "nncf", "optimum", "safetensors", "huggingface_hub"), '"inflight[build]"'
+)
+_MEND |= {"rich": "rich", "msgspec": "msgspec"}
+
+
+def missing_package(error: ModuleNotFoundError) -> str | None:
+    """The package that is missing and how to get it; None where it is none that an extra brings: that is a bug."""
+    package = (error.name or "").partition(".")[0]
+    mend = _MEND.get(package)
+    return mend and f"the package {package}, which {sys.executable} lacks: pip install {mend}."
+
+
 def _terminate(_signal: int, _frame: FrameType | None) -> None:
     raise SystemExit(143)
 
@@ -67,4 +84,7 @@ def run_main(main: Callable[[], int]) -> None:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         status = 130
+    except BrokenPipeError:  # the reader of our output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the last flush does not fail again
+        status = 141
     sys.exit(status)

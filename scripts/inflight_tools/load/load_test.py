@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from build_engine.arguments import Parser
 from inflight_tools.clients.grpc import Connection
 from inflight_tools.common.layout import CACHE
 from inflight_tools.common.report import Failure, Progress, run_main
@@ -33,9 +34,9 @@ _LEAST_REQUESTS = 32
 _LIMITS = ("ttft", "tpot", "latency")
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None = None, program: str | None = None) -> argparse.Namespace:
     """Our options."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser = Parser(prog=program, description=(__doc__ or "").split("\n", 1)[0])
     option = parser.add_argument
     option("--url", default="127.0.0.1:8001", metavar="HOST:PORT", help="gRPC endpoint (default: %(default)s)")
     option("--model", default="llm", help="model name (default: %(default)s)")
@@ -184,23 +185,24 @@ def about(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None, program: str | None = None) -> int:
     """Measure, print, write."""
-    arguments = parse()
-    other = read_levels(arguments.compare) if arguments.compare else []
-    results = run(arguments)
-    from rich.console import Console
+    from rich.console import Console  # before the measurement: it would be a pity to miss it afterwards
+
+    options = parse(arguments, program)
+    other = read_levels(options.compare) if options.compare else []
+    results = run(options)
 
     console = Console(width=None if sys.stdout.isatty() else 160)
     prompt = sum(result.prompt_tokens for result in results) / len(results)
-    answers = f"up to {arguments.max_tokens}" if arguments.stop_at_eos else arguments.max_tokens
-    title = f"{arguments.model} at {arguments.url}: prompts of {prompt:.0f} tokens on average, answers of {answers}"
+    answers = f"up to {options.max_tokens}" if options.stop_at_eos else options.max_tokens
+    title = f"{options.model} at {options.url}: prompts of {prompt:.0f} tokens on average, answers of {answers}"
     console.print(terminal_table(results, title))
     ratios = compare([result.to_json() for result in results], other) if other else []
     if ratios:
-        console.print(comparison_table(ratios, str(arguments.compare)))
-    folder = arguments.output or CACHE / "load_test" / time.strftime("%Y%m%d-%H%M%S")
-    write(folder, about(arguments), results, title, ratios, other)
+        console.print(comparison_table(ratios, str(options.compare)))
+    folder = options.output or CACHE / "load_test" / time.strftime("%Y%m%d-%H%M%S")
+    write(folder, about(options), results, title, ratios, other)
     print(f"written: {folder}/results.json, results.csv, report.html")
     return 0
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 
 from inflight_tools.clients.answer import Response
-from inflight_tools.clients.grpc import Connection, Value, parse_value
+from inflight_tools.clients.connection import Value
+from inflight_tools.clients.grpc import Connection, parse_value
 from inflight_tools.common.report import Failure
 from inflight_tools.load.lengths import Lengths
 from inflight_tools.load.perf_analyzer import Inputs

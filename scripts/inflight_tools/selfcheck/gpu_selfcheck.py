@@ -15,9 +15,11 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from build_engine.arguments import Parser
 from build_engine.verification import corpus
 from inflight_tools.common.layout import CACHE, MODELS
 from inflight_tools.common.report import Failure, run_main
@@ -44,9 +46,9 @@ SERVING = {"contract", "transformers", "load"}
 POSITIONS = 96
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None = None, program: str | None = None) -> argparse.Namespace:
     """Our options."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser = Parser(prog=program, description=(__doc__ or "").split("\n", 1)[0])
     default = MODELS / "SmolLM2-135M-Instruct"
     parser.add_argument("--engine", choices=tuple(KINDS), default="tensorrt_llm", help="default: %(default)s")
     parser.add_argument("--model", type=Path, default=default, help="a Hugging Face checkpoint (default: SmolLM2)")
@@ -67,7 +69,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--parts", type=_parts, default=set(PARTS), metavar="PART,PART", help=f"only these (default: all). {known}"
     )
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def _options(text: str) -> dict[str, Any]:
@@ -203,9 +205,9 @@ def load(server: Server, setup: Setup, output: Path) -> dict[str, Any]:
     return {"levels": levels, **({"problem": "; ".join(problems)} if problems else {})}
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None, program: str | None = None) -> int:
     """Everything in order; one part's trouble does not end the others."""
-    options = parse()
+    options = parse(arguments, program)
     output: Path = options.output.resolve()
     output.mkdir(parents=True, exist_ok=True)
     own, setup = KINDS[options.engine], setup_of(options, output)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from inflight_tools.clients.answer import Answer
-from inflight_tools.clients.grpc import Connection, Value
+from inflight_tools.clients.connection import Value
+from inflight_tools.clients.grpc import Connection
 from inflight_tools.common.report import Failure
 
 PROMPTS = (

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import importlib.util
 import os
 import re
 import shutil
 import sys
+import sysconfig
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from inflight_tools.common.layout import BACKEND_SOURCE, BACKENDS, CACHE, WRAPPER
+import inflight
+from inflight_tools.common.layout import BACKEND_SOURCE, BACKENDS, CACHE, IS_CHECKOUT, WRAPPER
 from inflight_tools.common.report import Failure
 
 CONTAINER = Path("/opt/tritonserver/bin/tritonserver")
 _STUB = "triton_python_backend_stub"
+_PACKAGES = ("numpy", "msgspec", "tokenizers", "jinja2")  # what the backend imports, whichever engine
+_ENTRY_POINTS = Path(sysconfig.get_path("data")) / "share" / "inflight" / "model.py"  # where an installation has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +48,8 @@ def find_triton(program: Path | None = None) -> Triton:
     if program:
         raise Failure(f"{program} is not a program: name a tritonserver with --tritonserver.")
     raise Failure(
-        "there is no tritonserver here: run scripts/quickstart.sh, which fetches one, or run this inside one of "
-        "Triton's containers."
+        "there is no tritonserver here: run scripts/quickstart.sh in a checkout of Inflight, which fetches one, run "
+        "this inside one of Triton's containers, or name one with --tritonserver."
     )
 
 
@@ -65,7 +72,12 @@ def _adopt(program: Path) -> Triton:
     if wanted and wanted != own:
         raise Failure(
             f"the Triton at {program} runs Python {wanted} and this script runs {own}: start it with python{wanted}, "
-            "in an environment where requirements/serve.txt is installed."
+            'in an environment with the extra serve (pip install "inflight[serve]").'
+        )
+    missing = [package for package in _PACKAGES if importlib.util.find_spec(package) is None]
+    if missing:
+        raise Failure(
+            f'serving needs packages that {sys.executable} lacks ({", ".join(missing)}): pip install "inflight[serve]".'
         )
     if not (backends / "inflight" / "model.py").exists():
         backends = _with_this_backend(backends)
@@ -78,7 +90,7 @@ def _with_this_backend(backends: Path) -> Path:
     """A folder with links to every backend in `backends` and to this one."""
     joined = CACHE / "backends-of-container"
     joined.mkdir(parents=True, exist_ok=True)
-    wanted = {entry.name: entry for entry in backends.iterdir()} | {"inflight": BACKEND_SOURCE}
+    wanted = {entry.name: entry for entry in backends.iterdir()} | {"inflight": backend_source()}
     for entry in joined.iterdir():
         if entry.name not in wanted or entry.resolve() != wanted[entry.name].resolve():
             entry.unlink()
@@ -86,3 +98,26 @@ def _with_this_backend(backends: Path) -> Path:
         if not (joined / name).exists():
             (joined / name).symlink_to(target)
     return joined
+
+
+def backend_source() -> Path:
+    """A folder that Triton can load as the backend: the checkout's own, or one made of what pip installed.
+
+    `model.py` is copied, not linked: it looks for the package beside itself. Raises `Failure` where it is missing.
+    """
+    if IS_CHECKOUT:
+        return BACKEND_SOURCE
+    if not _ENTRY_POINTS.is_file():
+        raise Failure(
+            f"this installation of Inflight has no {_ENTRY_POINTS}, which Triton loads: install it again with pip, or "
+            "serve from a checkout."
+        )
+    package = Path(inflight.__file__).resolve().parent
+    folder = CACHE / "backend" / hashlib.sha256(str(package).encode()).hexdigest()[:12]
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".model.{os.getpid()}"
+    shutil.copyfile(_ENTRY_POINTS, partial)
+    partial.replace(folder / "model.py")
+    with contextlib.suppress(FileExistsError):
+        (folder / "inflight").symlink_to(package)
+    return folder

@@ -9,9 +9,9 @@ is said. Exit status: 0 written, 1 not.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 from google.protobuf import text_format  # type: ignore[import-untyped,unused-ignore]
 from tritonclient.grpc import model_config_pb2
 
+from build_engine.arguments import Parser
 from inflight.errors import LoadError
 from inflight.model.trtllm_parameters import PARAMETERS, is_unset, parse_parameter
 from inflight_tools.common.report import Failure, run_main
@@ -248,13 +249,13 @@ def write(made: Import, output: Path) -> Path:
     return folder
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None, program: str | None = None) -> int:
     """Print what was carried over and what was not."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser = Parser(prog=program, description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("repository", type=Path, help="the repository with NVIDIA's models")
     parser.add_argument("output", type=Path, help="the model repository to write into")
     parser.add_argument("--name", default="ensemble", help="name of the model; clients keep theirs (default: ensemble)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     made = plan(options.repository, options.name)
     folder = write(made, options.output)
     print(f"written: {folder}")

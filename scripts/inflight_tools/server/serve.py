@@ -1,7 +1,9 @@
-"""Starts Triton with this backend and keeps it in the foreground until Ctrl-C or SIGTERM.
+"""Starts Triton with a model and keeps it in the foreground until Ctrl-C or SIGTERM.
 
-Uses the server that scripts/quickstart.sh fetched, or the one of the container it runs in. Exit status: 0 stopped on
-request; 1 could not start; 3 the server ended by itself; 4 the stop took too long and was cut short.
+The model is what a person has in hand: a model repository, an engine directory, a Hugging Face checkpoint or its name
+on the hub, which is built first. Uses the server that scripts/quickstart.sh fetched, or the one of the container it
+runs in. Exit status: 0 stopped on request; 1 could not start; 3 the server ended by itself; 4 the stop took too long
+and was cut short; 130 and 143 stopped while building.
 """
 
 from __future__ import annotations
@@ -9,23 +11,31 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
+import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 
-from inflight_tools.common.layout import MODEL_REPOSITORY
+from build_engine.arguments import Parser
+from build_engine.errors import Interrupted
+from build_engine.quantization import RECIPES
+from inflight_tools.clients.connection import GRPC_URL, HTTP_URL, has_grpc
+from inflight_tools.common.layout import IS_CHECKOUT, MODEL_REPOSITORY
 from inflight_tools.common.report import Failure, Progress, run_main
-from inflight_tools.server.find import find_triton
+from inflight_tools.server.find import Triton, find_triton
 from inflight_tools.server.log import Follower
 from inflight_tools.server.processes import end_with_parent
 from inflight_tools.server.server import Ports, Server, ServerConfig
+from inflight_tools.server.what import KINDS, Kind, What, recognise
 
 ENDED_BY_ITSELF = 3
 UNCLEAN = 4
+_DEFAULT_MODEL = "llm"
 
 
 class StopRequest:
@@ -52,20 +62,40 @@ def port(text: str) -> int:
     return int(text)
 
 
-def parse() -> tuple[argparse.Namespace, list[str]]:
+def parse(arguments: Sequence[str] | None = None, program: str | None = None) -> tuple[argparse.Namespace, list[str]]:
     """Our options, and after `--` those of tritonserver."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").split("\n", 1)[0], epilog="What follows -- goes to tritonserver as it is."
+    parser = Parser(
+        prog=program,
+        description=(__doc__ or "").split("\n", 1)[0],
+        epilog="What follows -- goes to tritonserver as it is.",
     )
     ports = Ports()
-    parser.add_argument(
-        "--repository", type=Path, default=MODEL_REPOSITORY, help="model repository (default: this one's)"
-    )
+    parser.add_argument("what", nargs="?", metavar="WHAT", help=f"{KINDS}; default: this checkout's model repository")
+    parser.add_argument("--repository", type=Path, metavar="DIR", help="model repository, instead of WHAT")
     parser.add_argument(
         "--model",
         action="append",
         metavar="NAME",
-        help="model to load, may repeat (default: llm); 'all' loads every one",
+        help="model of a repository to load, may repeat (default: llm, and where WHAT has no such model, every one); "
+        "'all' loads every one",
+    )
+    made = parser.add_argument_group("engine or checkpoint", "what is not in a model repository yet")
+    made.add_argument("--name", metavar="NAME", help="what clients call the model (default: llm)")
+    made.add_argument(
+        "--quantization",
+        choices=tuple(RECIPES),
+        metavar="Q",
+        help=f"of a checkpoint that is built first: {', '.join(RECIPES)} (default: int8 on OpenVINO; what vLLM or "
+        "TensorRT-LLM serves is taken as it comes)",
+    )
+    made.add_argument(
+        "--engine",
+        choices=("auto", "openvino", "vllm", "tensorrt_llm"),
+        default="auto",
+        help="auto: what can serve a checkpoint as it comes, if it is installed, else OpenVINO",
+    )
+    made.add_argument(
+        "--engine-python", default="", metavar="PROGRAM", help="of an engine in an environment of its own"
     )
     parser.add_argument(
         "--host",
@@ -96,7 +126,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--stop-timeout", type=float, default=30.0, metavar="S", help="for the server after that (default: %(default)s)"
     )
-    own, passed = sys.argv[1:], []
+    own, passed = list(sys.argv[1:] if arguments is None else arguments), []
     if "--" in own:
         split = own.index("--")
         own, passed = own[:split], own[split + 1 :]
@@ -122,6 +152,8 @@ def supervise(server: Server, arguments: argparse.Namespace, stop: StopRequest) 
     models = ", ".join(server.config.models) or "all models"
     print(f"ready after {seconds:.1f} s: {models}", flush=True)
     print(f"  gRPC {server.grpc_url}   HTTP http://{server.http_url}   metrics {server.metrics_url}", flush=True)
+    for line in how_to_ask(server, os.environ):
+        print(f"  {line}", flush=True)
     if arguments.ready_file:
         addresses = {"grpc": server.grpc_url, "http": server.http_url, "metrics": server.metrics_url, "pid": server.pid}
         partial = arguments.ready_file.with_name(arguments.ready_file.name + ".part")
@@ -154,43 +186,121 @@ def end(server: Server, stop: StopRequest, status: int, say: Callable[[str], Non
     return status
 
 
-def main() -> int:
+def how_to_ask(server: Server, environment: Mapping[str, str]) -> list[str]:
+    """Two lines that a person can copy: one for curl, one for `inflight chat`."""
+    model = server.config.models[0] if server.config.models else "MODEL"
+    program = str(Path(sys.executable).with_name("inflight"))
+    on_path = shutil.which("inflight", path=environment.get("PATH")) is not None
+    words = ["inflight" if on_path or not os.access(program, os.X_OK) else program, "chat"]
+    address = server.grpc_url if has_grpc() else f"http://{server.http_url}"
+    if address not in (GRPC_URL, f"http://{HTTP_URL}"):
+        words += ["--url", address]
+    if model != _DEFAULT_MODEL:
+        words += ["--model", model]
+    url = f"{server.http_url}/v2/models/{model}/generate"
+    return [
+        f"""curl -s {url} -d '{{"text_input": "The capital of France is", "max_tokens": 16}}'""",
+        f'{shlex.join(words)} "Tell me a joke."',
+    ]
+
+
+def models_of(what: What, named: Sequence[str], *, choose: bool) -> tuple[str, ...]:
+    """The models to load; an empty tuple is every one. Where none is `named` it is llm, and where we may `choose`,
+    every one of a repository that has no such model.
+    """
+    names = tuple(named or ([what.model] if what.model else []))
+    if names:
+        return () if "all" in names else names
+    return () if choose and not (Path(what.place) / _DEFAULT_MODEL).is_dir() else (_DEFAULT_MODEL,)
+
+
+def _check_options(what: What, arguments: argparse.Namespace) -> None:
+    """Raise `Failure` for an option that has nothing to say about what is to be served."""
+    if what.kind is not Kind.REPOSITORY:
+        if arguments.model:
+            raise Failure(f"--model goes with a model repository: the model made of {what.place} is named with --name.")
+        return
+    asked = {"--name": arguments.name, "--quantization": arguments.quantization}
+    asked |= {"--engine": arguments.engine.removeprefix("auto"), "--engine-python": arguments.engine_python}
+    for option, value in asked.items():
+        if value:
+            raise Failure(f"{option} does not go with a model repository: that is said in the model's config.pbtxt.")
+
+
+def _made(what: What, arguments: argparse.Namespace, ports: Ports) -> tuple[Triton, Path, str]:
+    """The server, and the repository and the name of the one model that was made of `what`.
+
+    What would fail at the start is looked at first: a build may take minutes.
+    """
+    triton = find_triton(arguments.tritonserver)
+    ports.check(arguments.host)
+    from build_engine.console import make_console
+    from inflight_tools.server.prepare import Wish, prepare
+
+    wish = Wish(arguments.name or _DEFAULT_MODEL, arguments.quantization, arguments.engine, arguments.engine_python)
+    return triton, prepare(what, wish, make_console(as_json=False)), wish.name
+
+
+def _what(arguments: argparse.Namespace) -> What:
+    if arguments.what is not None and arguments.repository is not None:
+        raise Failure("WHAT and --repository say the same: give one of them.")
+    if arguments.what is not None:
+        return recognise(arguments.what)
+    if arguments.repository is None and not IS_CHECKOUT:
+        raise Failure(f"there is no model repository of its own here, as in a checkout of Inflight: name {KINDS}.")
+    repository = arguments.repository or MODEL_REPOSITORY
+    if not repository.is_dir():
+        raise Failure(f"there is no model repository at {repository.absolute()}: name one with --repository.")
+    return What(Kind.REPOSITORY, str(repository))
+
+
+def main(arguments: Sequence[str] | None = None, program: str | None = None) -> int:
     """Serve until asked to stop."""
-    arguments, passed = parse()
-    names = tuple(arguments.model or ["llm"])
-    ports = Ports(arguments.http_port, arguments.grpc_port, arguments.metrics_port)
-    config = ServerConfig(
-        repository=arguments.repository.absolute(),
-        models=() if "all" in names else names,
-        ports=ports,
-        host=arguments.host,
-        arguments=tuple(passed),
-        log=arguments.log.absolute() if arguments.log else None,
-        drain_timeout_s=arguments.drain_timeout,
-        stop_timeout_s=arguments.stop_timeout,
-    )
-    if not config.repository.is_dir():
-        raise Failure(f"there is no model repository at {config.repository}: name one with --repository.")
-    if arguments.check:
-        ports.check(config.host)
+    options, passed = parse(arguments, program)
+    ports = Ports(options.http_port, options.grpc_port, options.metrics_port)
+    what = _what(options)
+    _check_options(what, options)
+    if options.check:
+        ports.check(options.host)
         return 0
-    if arguments.ready_file:
-        arguments.ready_file.unlink(missing_ok=True)
-    stop = StopRequest()
-    if arguments.end_with_parent:
+    if options.ready_file:
+        options.ready_file.unlink(missing_ok=True)
+    if options.end_with_parent:
         os.setpgid(0, 0)
         end_with_parent()
-    server = Server(config, find_triton(arguments.tritonserver))
+    triton: Triton | None = None
+    if what.kind is Kind.REPOSITORY:
+        repository = Path(what.place).absolute()
+        models = models_of(what, options.model or [], choose=options.what is not None)
+    else:
+        try:
+            triton, repository, name = _made(what, options, ports)
+        except Interrupted as interrupted:
+            print("stopped; nothing was left behind", file=sys.stderr)
+            return interrupted.exit_code
+        models = (name,)
+    stop = StopRequest()
+    config = ServerConfig(
+        repository=repository,
+        models=models,
+        ports=ports,
+        host=options.host,
+        arguments=tuple(passed),
+        log=options.log.absolute() if options.log else None,
+        drain_timeout_s=options.drain_timeout,
+        stop_timeout_s=options.stop_timeout,
+    )
+    server = Server(config, triton or find_triton(options.tritonserver))
     with ExitStack() as stack:
-        if not arguments.log:
+        if not options.log:
             stack.enter_context(Follower(server.log))
         status = 1
         try:
             server.start()
-            status = supervise(server, arguments, stop)
+            status = supervise(server, options, stop)
         finally:
-            if arguments.ready_file:
-                arguments.ready_file.unlink(missing_ok=True)
+            if options.ready_file:
+                options.ready_file.unlink(missing_ok=True)
             status = end(server, stop, status, lambda text: print(text, file=sys.stderr, flush=True))
     return status
 
