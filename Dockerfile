@@ -1,4 +1,4 @@
-# Never built by its authors: the base image cannot be fetched where Inflight is developed. tests/unit/test_trtllm_docs.py
+# Never built by its authors: the base image cannot be fetched where Inflight is developed. tests/unit/engines/tensorrt_llm/test_docs.py
 # looks at what it copies and installs; the first build on a GPU machine is the real test (see docs/gpu.md).
 #
 #   docker build --build-arg BASE=IMAGE -t inflight .     (IMAGE: NVIDIA's Triton image with TensorRT-LLM, see below)

@@ -30,7 +30,7 @@ class OpenVinoCandidate:
         import openvino as ov
 
         core = ov.Core()
-        # Keys by token, as the server runs them (inflight/engines/openvino.py says why).
+        # Keys by token, as the server runs them (inflight/engines/openvino/engine.py says why).
         served = {"KV_CACHE_PRECISION": kv_precision(core, kv_cache), "KEY_CACHE_QUANT_MODE": "BY_TOKEN"}
         options = {**served, **(properties or {})}
         self.compiled = core.compile_model(directory / "openvino_model.xml", "CPU", options)

@@ -18,7 +18,7 @@ RATES = ("tokens_per_s", "requests_per_s", "tokens_per_response")
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One run of one peer at one level of load. `figures` are named as in a load test's CSV (`_load_stats`)."""
+    """One run of one peer at one level of load. `figures` are named as in a load test's CSV (load/stats.py)."""
 
     run: int  # of the script; the peers of one run took turns
     repeat: int
@@ -36,7 +36,7 @@ class Record:
 
 
 def figures(requests: Sequence[Request], load: Load) -> dict[str, float]:
-    """Rates and times of one run, by the definitions of `_load_stats`."""
+    """Rates and times of one run, by the definitions of `load/stats.py`."""
     level = summarize(str(load), load.concurrency or load.rate or 0.0, [Run(requests, 0)], load.concurrency)
     row = level.to_row()
     return {name: round(float(row[name]), 3) for name in (*RATES, *TIMES)}

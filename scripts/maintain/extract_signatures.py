@@ -4,7 +4,7 @@
 
 The checkout's own binding definitions (nanobind, or pybind11 before it) are parsed: classes, constructors with keyword
 names, types and defaults, attributes, methods, enums. Facts only; no code is taken over. Without `--write` the result
-is printed; with it the release's entry in that table (trtllm_double/signatures.json) is replaced.
+is printed; with it the release's entry in that table (inflight_tools/selfcheck/signatures.json) is replaced.
 """
 
 from __future__ import annotations

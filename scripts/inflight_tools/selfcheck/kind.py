@@ -24,7 +24,7 @@ class Setup:
 
 
 class Kind(Protocol):
-    """An engine's module: _selfcheck_trtllm and _selfcheck_vllm."""
+    """An engine's module: `selfcheck.trtllm` and `selfcheck.vllm`."""
 
     PACKAGE: str  # as people call it
     TARGET: str  # of build_engine

@@ -2,7 +2,7 @@
 
 For load tests of everything around an engine, for capacity planning, and for fault injection. It batches in flight,
 reads prompts in chunks beside decoding, reuses equal beginnings, never preempts, and can accept drafts. It needs only
-the directory's tokenizer. Options and the cost of a step: `simulated_cost.py`; KV blocks: `simulated_cache.py`.
+the directory's tokenizer. Options and the cost of a step: `cost.py`; KV blocks: `cache.py`.
 """
 
 from __future__ import annotations
