@@ -16,7 +16,7 @@ import triton_python_backend_utils as pb_utils
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from inflight.errors import LoadError, RequestError, internal
+from inflight.errors import LoadError, RequestError, internal, sendable, unforeseen
 from inflight.triton import config as triton_config
 
 log = logging.getLogger("inflight")
@@ -35,9 +35,27 @@ class TritonPythonModel:
         return triton_config.auto_complete(auto_complete_model_config)
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the engine; a refusal is one sentence in Triton's log."""
+        """Load the engine; whatever is in the way is one sentence in Triton's log."""
+        # The stub's Python takes ASCII for everybody's encoding, whatever the locale.
+        sys.stderr.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+        try:
+            self._load(args)
+        except LoadError as error:
+            sentence = str(error)
+        except Exception as error:  # not foreseen: the sentence says what, the log has the traceback
+            log.exception("model %s cannot be loaded", args["model_name"])
+            sentence = unforeseen(error)
+        else:
+            return
+        self.finalize()
+        raise pb_utils.TritonModelException(sendable(f"model {args['model_name']} cannot be loaded: {sentence}"))
+
+    def _load(self, args: dict[str, str]) -> None:
+        """Raises `LoadError`, and whatever nobody thought of."""
         from inflight.backend import Backend
         from inflight.control import open_control
+        from inflight.model.files import path_of
         from inflight.model.parameters import parse_model_config
         from inflight.triton import io as triton_io
         from inflight.triton import metrics as triton_metrics
@@ -45,27 +63,20 @@ class TritonPythonModel:
         self._io = triton_io
 
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
         model_config = json.loads(args["model_config"])
         self._batched = int(model_config.get("max_batch_size", 0)) > 0
         parameters = {name: value["string_value"] for name, value in model_config.get("parameters", {}).items()}
-        try:
-            if triton_config.instance_count(model_config) > 1:
-                raise LoadError(
-                    "more than one instance is configured, and one engine process serves all requests of a model: set "
-                    "instance_group [ { count: 1, kind: KIND_CPU } ] (or KIND_MODEL on a GPU server)."
-                )
-            folder = Path(args["model_repository"]) / args["model_version"]
-            warmups = triton_config.warmup_requests(model_config)
-            self._backend = Backend(parse_model_config(parameters), folder, warmups)
-            self._backend.start()
-            try:
-                self._control = open_control(args["model_name"], self._backend)
-            except LoadError:
-                self._backend.stop()
-                raise
-        except LoadError as error:
-            raise pb_utils.TritonModelException(f"model {args['model_name']} cannot be loaded: {error}") from None
+        if triton_config.instance_count(model_config) > 1:
+            raise LoadError(
+                "more than one instance is configured, and one engine process serves all requests of a model: set "
+                "instance_group [ { count: 1, kind: KIND_CPU } ] (or KIND_MODEL on a GPU server)."
+            )
+        folder = path_of(args["model_repository"]) / args["model_version"]
+        warmups = triton_config.warmup_requests(model_config)
+        backend = Backend(parse_model_config(parameters), folder, warmups)
+        backend.start()
+        self._backend = backend
+        self._control = open_control(args["model_name"], self._backend)
         sink = triton_metrics.make_sink(args["model_name"], args["model_version"])
         if sink is not None:
             self._backend.export_metrics(sink)

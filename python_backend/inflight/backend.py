@@ -24,8 +24,9 @@ from inflight.engines.base import EngineInfo, Guide
 from inflight.engines.factory import resolve_engine
 from inflight.engines.python import ask, choose_python, python_executable
 from inflight.engines.spec import WorkerSpec
-from inflight.errors import ErrorCode, LoadError, RequestError, internal, unavailable
+from inflight.errors import ErrorCode, LoadError, RequestError, internal, quoted, unavailable
 from inflight.guides.service import Decision, GuideService, NewGuide, check_combination
+from inflight.model.files import is_folder, path_of, text_of
 from inflight.model.parameters import ModelConfig
 from inflight.request.chat_template import load_chat_template
 from inflight.request.defaults import read_generation_defaults
@@ -60,18 +61,19 @@ class Backend:
         `warmup_requests` is how many requests Triton itself sends before it opens the model to clients.
         """
         self._config = config
-        folder = (version_folder / config.engine_dir).resolve()
-        if not folder.is_dir():
+        folder = version_folder / path_of(config.engine_dir)
+        if not is_folder(folder):
             raise LoadError(
-                f"there is no engine directory {config.engine_dir!r} in the model's version folder; build one with "
-                "python -m build_engine build MODEL --target openvino --quantization int8 --output DIR."
+                f"there is no engine directory {quoted(config.engine_dir)} in the model's version folder; build one "
+                "with python -m build_engine build MODEL --target openvino --quantization int8 --output DIR."
             )
+        folder = folder.resolve()
         python = choose_python(version_folder, config.engine_python)
         self._engine = resolve_engine(
             config.engine, folder, lambda names: ask(python or python_executable(), names).packages
         )
         self._tokenizer = TextTokenizer(folder)
-        override = version_folder / config.chat_template if config.chat_template else None
+        override = version_folder / path_of(config.chat_template) if config.chat_template else None
         template = load_chat_template(folder, override, self._tokenizer.special_tokens)
         self._builder = PromptBuilder(self._tokenizer, template, config.max_prompt_bytes)
         self._defaults = read_generation_defaults(folder)
@@ -89,12 +91,12 @@ class Backend:
         self._flusher = Flusher(self._observation.flush, config.metrics_interval_ms / 1000)
         self._warmups_left = warmup_requests
         self._pool = ParsePool()
-        self._guides = GuideService(self._engine, str(folder), python=python)
+        self._guides = GuideService(self._engine, text_of(folder), python=python)
         self._delivery = Delivery(config.sender_threads, metrics, self._live)
         self._dispatcher = Dispatcher(self._delivery, self._make_queue)
         self._poller = CancellationPoller(self._open_requests, self._poll_cancelled)
         self._supervisor = Supervisor(
-            WorkerSpec(self._engine, str(folder), dict(config.engine_options), config.max_running, python),
+            WorkerSpec(self._engine, text_of(folder), dict(config.engine_options), config.max_running, python),
             self,
             load_timeout_s=config.load_timeout_s,
             stall_timeout_s=config.stall_timeout_ms / 1000,

@@ -69,6 +69,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {near[0]}?)" if near else ""
 
 
+def quoted(value: object, most: int = 100) -> str:
+    """A value as an error shows it, in `most` characters."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def spoken_lines(message: object) -> list[str]:
     """The lines of another library's message that say something; where none does, the name of its type."""
     lines = [line.strip() for line in str(message).splitlines() if line.strip()]
@@ -83,3 +89,22 @@ def first_line(message: object, limit: int = 300) -> str:
 def last_line(message: object, limit: int = 300) -> str:
     """What an error says, where a trace of places stands before it."""
     return spoken_lines(message)[-1][:limit]
+
+
+def unforeseen(error: BaseException) -> str:
+    """What is left to say of an exception that nobody thought of; its traceback belongs into the log."""
+    if isinstance(error, ImportError):
+        return f"a package that it needs is missing or broken ({first_line(error)}); install requirements/serve.txt."
+    said = f"{type(error).__name__}: {first_line(error)}" if str(error).strip() else type(error).__name__
+    return f"an error came up that nobody has foreseen ({said}); the log above has its traceback."
+
+
+def sendable(text: str) -> str:
+    """`text` as it may be handed to Triton, which ends the process over half of a surrogate pair.
+
+    Bytes of a path that Python has escaped (PEP 383) come out as the characters they are.
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode("utf-8")

@@ -166,8 +166,10 @@ def read(directory: Path) -> Manifest:
         schema = msgspec.json.decode(data, type=_SchemaOnly).schema
         if schema == SCHEMA_VERSION:
             manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{path} is damaged ({error}): rebuild the engine with {_rebuild(directory)}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ManifestError(
+            f"{path} is damaged ({str(error)[:200]}): rebuild the engine with {_rebuild(directory)}"
+        ) from None
     if schema != SCHEMA_VERSION:
         raise ManifestError(
             f"{path} has schema {schema} and this release reads schema {SCHEMA_VERSION}: "

@@ -22,7 +22,7 @@ from inflight.engine_process import frames
 from inflight.engine_process.framing import FrameBuffer, FrameError
 from inflight.engine_process.watchdog import StatePage
 from inflight.engines.base import EngineInfo
-from inflight.engines.python import RUN_PREFIX, foreign_environment, lend_package, python_executable
+from inflight.engines.python import RUN_PREFIX, foreign_environment, lend_package, own_environment, python_executable
 from inflight.engines.spec import WorkerSpec
 from inflight.errors import LoadError
 
@@ -87,10 +87,7 @@ class EngineProcess:
         """The engine process finds this package; an interpreter of its own finds nothing else of the server's."""
         if self._spec.python:
             return foreign_environment(Path(self._spec.python), lend_package(self._folder))
-        environment = dict(os.environ)
-        paths = [str(Path(__file__).resolve().parents[2]), *filter(None, [environment.get("PYTHONPATH")])]
-        environment["PYTHONPATH"] = os.pathsep.join(paths)
-        return environment
+        return own_environment()
 
     def _command(self, environment: dict[str, str]) -> list[str]:
         """The command of the engine process; `environment` gets what it needs. Raises `LoadError`."""

@@ -23,7 +23,7 @@ from inflight.engine_process.watchdog import StatePage, WorkerState
 from inflight.engines.base import Engine, EngineRefusal
 from inflight.engines.factory import create_engine
 from inflight.engines.spec import WorkerSpec
-from inflight.errors import LoadError
+from inflight.errors import LoadError, sendable, unforeseen
 
 log = logging.getLogger("inflight.engine_worker")
 
@@ -49,11 +49,11 @@ def main(run_dir: Path) -> int:
     try:
         engine = create_engine(spec)
     except LoadError as error:
-        connection.sendall(frames.encode(frames.LoadFailed(str(error))))
+        connection.sendall(frames.encode(frames.LoadFailed(sendable(str(error)))))
         return 1
     except Exception as error:
         log.exception("the engine could not be loaded")
-        connection.sendall(frames.encode(frames.LoadFailed(f"the engine failed to load: {error}")))
+        connection.sendall(frames.encode(frames.LoadFailed(sendable(unforeseen(error)))))
         return 1
     connection.sendall(frames.encode(frames.Ready(engine.info)))
     try:

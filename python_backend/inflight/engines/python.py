@@ -15,7 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from inflight.errors import LoadError, last_line
+from inflight.errors import LoadError, last_line, quoted
+from inflight.model.files import path_of
 
 ASK_TIMEOUT_S = 60.0
 LEAST_VERSION = (3, 10)
@@ -48,10 +49,11 @@ def choose_python(version_folder: Path, engine_python: str) -> str:
     """The path of the engine's own interpreter, checked; empty where the parameter is. Raises `LoadError`."""
     if not engine_python:
         return ""
-    path = Path(os.path.abspath(version_folder / engine_python))  # not resolved: a link is what makes an environment
+    # Not resolved: a link is what makes an environment.
+    path = Path(os.path.abspath(version_folder / path_of(engine_python)))
     if not os.access(path, os.X_OK) or not path.is_file():
         raise LoadError(
-            f"model parameter engine_python names {engine_python!r}, which is no program that can be run here; "
+            f"model parameter engine_python names {quoted(engine_python)}, which is no program that can be run here; "
             "name the bin/python of the engine's environment."
         )
     facts = ask(str(path), ["msgspec"])
@@ -98,7 +100,7 @@ print(json.dumps([list(sys.version_info[:2]), find_packages(sys.argv[1:])]))
 def ask(python: str, packages: list[str]) -> PythonFacts:
     """Which of these packages an interpreter has; nothing is imported. Raises `LoadError` when it does not answer."""
     own = python == python_executable()
-    environment = dict(os.environ) if own else foreign_environment(Path(python), None)
+    environment = own_environment() if own else foreign_environment(Path(python), None)
     try:
         done = subprocess.run(
             [python, "-c", _QUESTION, *packages],
@@ -122,6 +124,12 @@ def ask(python: str, packages: list[str]) -> PythonFacts:
     return PythonFacts((version[0], version[1]), found)
 
 
+def own_environment() -> dict[str, str]:
+    """The environment variables of a process that runs under the server's Python and finds this package."""
+    paths = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, **_OURS, "PYTHONPATH": os.pathsep.join(paths)}
+
+
 def lend_package(folder: Path) -> Path:
     """A new folder in `folder` in which another Python finds this package, and nothing else of the server's."""
     packages = folder / "packages"
@@ -136,7 +144,7 @@ def foreign_environment(python: Path, packages: Path | None) -> dict[str, str]:
     What would lead it to the server's packages is left out, and folders of LD_LIBRARY_PATH that hold a libpython: the
     loader would take that one instead of the interpreter's own. `packages` becomes its PYTHONPATH.
     """
-    environment = {name: value for name, value in os.environ.items() if name not in _OF_THE_SERVERS}
+    environment = {name: value for name, value in os.environ.items() if name not in _OF_THE_SERVERS} | _OURS
     folders = [folder for folder in environment.get("LD_LIBRARY_PATH", "").split(os.pathsep) if folder]
     kept = [folder for folder in folders if not any(Path(folder).glob("libpython3*"))]
     environment["LD_LIBRARY_PATH"] = os.pathsep.join(kept)
@@ -148,4 +156,5 @@ def foreign_environment(python: Path, packages: Path | None) -> dict[str, str]:
     return environment
 
 
+_OURS = {"PYTHONUTF8": "1"}  # files and their names are UTF-8, whatever the locale, for libraries too
 _OF_THE_SERVERS = frozenset({"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"})

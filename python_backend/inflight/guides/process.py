@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from inflight.engines.python import RUN_PREFIX, foreign_environment, lend_package, python_executable
+from inflight.engines.python import RUN_PREFIX, foreign_environment, lend_package, own_environment, python_executable
 from inflight.guides.frames import Check, LinkError, Ready, Start, Verdict, receive_from_worker, send
 
 START_LIMIT_S = 60.0
@@ -77,11 +77,7 @@ class GuideProcess:
 
     @staticmethod
     def _environment(python: str, folder: Path) -> dict[str, str]:
-        if python:
-            found = foreign_environment(Path(python), lend_package(folder))
-        else:
-            paths = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-            found = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        found = foreign_environment(Path(python), lend_package(folder)) if python else own_environment()
         return {**found, "MALLOC_ARENA_MAX": "2"}  # the compiler's threads would reserve 64 MiB each
 
     def wait_ready(self) -> None:

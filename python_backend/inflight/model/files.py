@@ -3,23 +3,76 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from inflight.errors import LoadError
+from inflight.errors import LoadError, first_line, quoted
+
+MAX_PATH_BYTES = 4096
+
+
+def path_of(text: str) -> Path:
+    """The path that `text` names. Triton's stub takes ASCII for the encoding of file names, whatever the locale.
+
+    Raises `LoadError` for what cannot be one.
+    """
+    try:
+        data = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        data = b"\0"
+    if b"\0" in data or len(data) > MAX_PATH_BYTES:
+        raise LoadError(f"{quoted(text)} cannot be the name of a file or folder; write another path.")
+    return Path(os.fsdecode(data))
+
+
+def is_folder(path: Path) -> bool:
+    """Whether it is a folder that can be looked into; a name that is too long, or a link to itself, is none."""
+    try:
+        return path.is_dir() and os.access(path, os.R_OK | os.X_OK)
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
+def text_of(path: Path) -> str:
+    """The inverse of `path_of`: a path as other processes and libraries want it."""
+    return os.fsencode(path).decode("utf-8", "surrogateescape")
 
 
 def read_json_object(folder: Path, name: str) -> dict[str, Any]:
     """The object in `folder`/`name`; empty when there is no such file. Raises `LoadError` when it is broken."""
     try:
-        content = json.loads((folder / name).read_text("utf-8"))
+        text = (folder / name).read_text(encoding="utf-8")
+        content = json.loads(text)
+        if "\\ud" in text.lower():  # an escape that may be half of a pair, which is no text
+            json.dumps(content, ensure_ascii=False).encode("utf-8")
     except FileNotFoundError:
         return {}
-    except ValueError as error:
-        raise LoadError(f"{name} of the engine directory is not JSON ({error}); build the engine again.") from None
+    except OSError as error:
+        raise LoadError(
+            f"{name} of the engine directory cannot be read ({error.strerror}); check its permissions."
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise LoadError(
+            f"{name} of the engine directory is not JSON ({first_line(error)}); build the engine again."
+        ) from None
     if not isinstance(content, dict):
         raise LoadError(f"{name} of the engine directory is not an object; build the engine again.")
     return content
+
+
+def count_of(config: Mapping[str, Any], name: str, default: int | None = None) -> int:
+    """A count that config.json of a checkpoint states; `default` where it says nothing. Raises `LoadError`."""
+    count = config.get(name)
+    if count is None and default is not None:
+        return default
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count < 2**31:
+        raise LoadError(
+            f"{name} of the engine directory's config.json is {quoted(count)} and has to be a whole number above 0; "
+            "build the engine again."
+        )
+    return count
 
 
 def stop_token_ids(folder: Path) -> tuple[int, ...]:
@@ -32,7 +85,7 @@ def stop_token_ids(folder: Path) -> tuple[int, ...]:
         if ids and all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in ids):
             return tuple(ids)
         if eos is not None and ids:
-            raise LoadError(f"eos_token_id of {name} is {eos!r} and has to be a token id or a list of them.")
+            raise LoadError(f"eos_token_id of {name} is {quoted(eos)} and has to be a token id or a list of them.")
     token = read_json_object(folder, "tokenizer_config.json").get("eos_token")
     text = token.get("content") if isinstance(token, dict) else token
     number = _added_tokens(folder).get(text) if isinstance(text, str) else None

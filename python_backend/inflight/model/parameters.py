@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
 
-from inflight.errors import LoadError, did_you_mean
+from inflight.errors import LoadError, did_you_mean, first_line, quoted
 from inflight.model.trtllm_parameters import PARAMETERS, take_parameters
 
 # Parameters of Triton's Python backend itself: not ours, never an error.
@@ -125,7 +125,7 @@ def parse_model_config(parameters: Mapping[str, str]) -> ModelConfig:
             continue
         if name not in known:
             near = did_you_mean(name, [*known, *PARAMETERS])
-            raise LoadError(f"unknown model parameter {name!r} in config.pbtxt{near}.")
+            raise LoadError(f"unknown model parameter {quoted(name)} in config.pbtxt{near}.")
         values[name] = _parse_value(known[name], text.strip())
     if for_engine:
         twice = sorted(set(for_engine) & set(values.get("engine_options", {})))
@@ -141,22 +141,22 @@ def _parse_value(parameter: Parameter, text: str) -> Any:
         try:
             number = int(text)
         except ValueError:
-            raise LoadError(f"{subject} a whole number, but is {text!r}.") from None
+            raise LoadError(f"{subject} a whole number, but is {quoted(text)}.") from None
         if not parameter.least <= number <= parameter.most:
             raise LoadError(f"{subject} between {parameter.least} and {parameter.most}, but is {number}.")
         return number
     if parameter.kind is bool:
         if text.lower() not in ("true", "false"):
-            raise LoadError(f"{subject} true or false, but is {text!r}.")
+            raise LoadError(f"{subject} true or false, but is {quoted(text)}.")
         return text.lower() == "true"
     if parameter.kind is str:
         if parameter.choices and text not in parameter.choices:
-            raise LoadError(f"{subject} one of {', '.join(parameter.choices)}, but is {text!r}.")
+            raise LoadError(f"{subject} one of {', '.join(parameter.choices)}, but is {quoted(text)}.")
         return text
     try:
         options = json.loads(text or "{}")
-    except ValueError as error:
-        raise LoadError(f"{subject} a JSON object: {error}.") from None
+    except (ValueError, RecursionError) as error:
+        raise LoadError(f"{subject} a JSON object: {first_line(error)}.") from None
     if not isinstance(options, dict):
         raise LoadError(f"{subject} a JSON object.")
     return options

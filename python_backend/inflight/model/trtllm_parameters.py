@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from inflight.errors import LoadError
+from inflight.errors import LoadError, quoted
 
 # Any of these says that the whole file is NVIDIA's, so its defaults are NVIDIA's too.
 MARKS = ("gpt_model_path", "gpt_model_type")
@@ -101,7 +101,8 @@ def parse_parameter(name: str, text: str) -> Any:
         if kind == "ints":
             if ";" in text:
                 raise LoadError(
-                    f"model parameter {name} names several instances ({text!r}); give one list and make a model each."
+                    f"model parameter {name} names several instances ({quoted(text)}); give one list and make a model "
+                    "each."
                 )
             return [int(part) for part in text.split(",")]
     except ValueError:
@@ -111,7 +112,7 @@ def parse_parameter(name: str, text: str) -> Any:
             "bool": "true or false",
             "ints": "a comma list of numbers",
         }
-        raise LoadError(f"model parameter {name} must be {shown[kind]}, but is {text!r}.") from None
+        raise LoadError(f"model parameter {name} must be {shown[kind]}, but is {quoted(text)}.") from None
     return text
 
 

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import datetime
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 import msgspec
 
-from inflight.errors import LoadError, RequestError, invalid
+from inflight.errors import LoadError, RequestError, first_line, invalid
 from inflight.model.files import read_json_object
+
+log = logging.getLogger("inflight.backend")
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_MESSAGES = 4096
@@ -100,9 +102,9 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
         try:
             self._environment(float("inf"), time.monotonic).from_string(source)
-        except jinja2.TemplateError as error:
+        except Exception as error:  # noqa: BLE001 — jinja2's own, and Python's over what jinja2 makes of the template
             raise LoadError(
-                f"the chat template is not a valid jinja2 template ({error}); mend chat_template.jinja."
+                f"the chat template is not a valid jinja2 template ({first_line(error)}); mend chat_template.jinja."
             ) from None
 
     def _environment(self, deadline: float, clock: Callable[[], float]) -> _Sandbox:
@@ -158,19 +160,30 @@ def load_chat_template(folder: Path, override: Path | None, special_tokens: Mapp
     None.
     """
     if override is not None:
-        try:
-            return ChatTemplate(override.read_text(encoding="utf-8"), special_tokens)
-        except (OSError, UnicodeDecodeError):
-            raise LoadError(
-                f"cannot read the file that model parameter chat_template names ({override.name})."
-            ) from None
+        return ChatTemplate(
+            _read_template(override, f"the file that model parameter chat_template names ({override.name})"),
+            special_tokens,
+        )
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return ChatTemplate(file.read_text(encoding="utf-8"), special_tokens)
+        return ChatTemplate(_read_template(file, "the engine directory's chat_template.jinja"), special_tokens)
     source = read_json_object(folder, "tokenizer_config.json").get("chat_template")
     if isinstance(source, list):  # several named templates: the one called "default"
-        source = next((item.get("template") for item in source if item.get("name") == "default"), None)
+        named = [item for item in source if isinstance(item, dict)]
+        source = next((item.get("template") for item in named if item.get("name") == "default"), None)
+    if source is not None and not isinstance(source, str):
+        log.warning("chat_template of tokenizer_config.json is neither text nor a list of templates: there is none")
     return ChatTemplate(source, special_tokens) if isinstance(source, str) else None
+
+
+def _read_template(file: Path, what: str) -> str:
+    """Raises `LoadError`; `what` is the file in words."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise LoadError(f"{what} is not UTF-8 text; save it as UTF-8.") from None
+    except OSError as error:
+        raise LoadError(f"cannot read {what} ({error.strerror}); check its name and permissions.") from None
 
 
 def parse_messages(data: bytes) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from inflight.errors import LoadError, quoted
 from inflight.model.files import read_json_object
 
 
@@ -39,4 +40,10 @@ def read_generation_defaults(folder: Path) -> GenerationDefaults:
 
 def _number(content: Mapping[str, Any], name: str) -> float | None:
     value = content.get(name)
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    if not abs(value) < 2**31:
+        raise LoadError(
+            f"{name} of generation_config.json is {quoted(value)}, which is no setting of a sampler; mend it."
+        )
+    return float(value)

@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from inflight.errors import LoadError, invalid
+from inflight.errors import LoadError, first_line, invalid
 from inflight.model.files import read_json_object
 
 # A batch is tokenized by the thread that asks. Threads of the library's own would be shared by all, small and large.
@@ -34,12 +34,15 @@ class TextTokenizer:
 
     def __init__(self, folder: Path) -> None:
         """Read `tokenizer.json` (and `tokenizer_config.json` where it is) from `folder`; raises `LoadError`."""
-        file = folder / "tokenizer.json"
         try:
-            self.library = Tokenizer.from_file(str(file))
+            self.library = Tokenizer.from_buffer((folder / "tokenizer.json").read_bytes())
+        except OSError as error:
+            raise LoadError(
+                f"cannot read tokenizer.json of the engine directory ({error.strerror}); build the engine again."
+            ) from None
         except Exception as error:  # noqa: BLE001 — the library raises nothing narrower
             raise LoadError(
-                f"cannot read tokenizer.json of the engine directory ({error}); build the engine again."
+                f"tokenizer.json of the engine directory is no tokenizer ({first_line(error)}); build the engine again."
             ) from None
         self.library.no_truncation()
         self.library.no_padding()

@@ -13,7 +13,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from inflight.answer.stream import Reply, Stream
-from inflight.errors import ErrorCode, RequestError, invalid
+from inflight.errors import ErrorCode, RequestError, invalid, sendable
 from inflight.request.parse import RawRequest
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -68,7 +68,7 @@ class TritonResponder:
 
     def fail(self, error: RequestError) -> None:
         """An error as the one terminal response."""
-        triton_error = pb_utils.TritonError(error.message, _CODES[error.code])
+        triton_error = pb_utils.TritonError(sendable(error.message), _CODES[error.code])
         self._sender.send(pb_utils.InferenceResponse([], triton_error), _FINAL)
 
     def is_cancelled(self) -> bool:

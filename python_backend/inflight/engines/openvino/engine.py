@@ -39,9 +39,9 @@ from inflight.engines.openvino.sequence import (
     second_token,
     with_followers,
 )
-from inflight.errors import LoadError, last_line
+from inflight.errors import LoadError, last_line, quoted
 from inflight.manifest import Manifest, ManifestError, check
-from inflight.model.files import read_json_object, stop_token_ids
+from inflight.model.files import count_of, read_json_object, stop_token_ids
 
 BLOCK_SIZE = 32  # tokens per KV block of OpenVINO's CPU plugin
 DEFAULT_MAX_RUNNING = 64
@@ -123,7 +123,7 @@ class OpenVinoEngine:
         return EngineInfo(
             name="openvino",
             version=openvino_genai.__version__,
-            vocab_size=int(config["vocab_size"]),
+            vocab_size=count_of(config, "vocab_size"),
             max_seq_len=min(max_seq_len, blocks * BLOCK_SIZE),
             max_running=max_running,
             block_size=BLOCK_SIZE,
@@ -372,10 +372,10 @@ def _kv_bytes_per_token(config: Mapping[str, Any], precision: str) -> int:
     """Bytes of keys and values per token: layers × 2 × KV heads × head size × bytes; u8 adds a scale and a zero per
     head.
     """
-    heads = int(config["num_attention_heads"])
-    kv_heads = int(config.get("num_key_value_heads") or heads)
-    head_size = int(config.get("head_dim") or config["hidden_size"] // heads)
+    heads = count_of(config, "num_attention_heads")
+    kv_heads = count_of(config, "num_key_value_heads", heads)
+    head_size = count_of(config, "head_dim", 0) or max(count_of(config, "hidden_size") // heads, 1)
     per_head = {"u8": head_size + 8, "f16": 2 * head_size, "bf16": 2 * head_size, "f32": 4 * head_size}.get(precision)
     if per_head is None:
-        raise LoadError(f"engine_options: kv_precision must be u8, f16, bf16 or f32, but is {precision!r}.")
-    return int(config["num_hidden_layers"]) * 2 * kv_heads * per_head
+        raise LoadError(f"engine_options: kv_precision must be u8, f16, bf16 or f32, but is {quoted(precision)}.")
+    return count_of(config, "num_hidden_layers") * 2 * kv_heads * per_head

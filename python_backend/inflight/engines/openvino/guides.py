@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import tempfile
@@ -25,9 +24,10 @@ from openvino import opset13 as ops
 from openvino.op.util import Variable, VariableInfo
 
 from inflight.engines.base import Guide
-from inflight.errors import last_line
+from inflight.errors import LoadError, last_line
 from inflight.grammar.nodes import GrammarError
 from inflight.grammar.prepare import prepare
+from inflight.model.files import count_of, read_json_object
 
 HEAD_SIZE = 16
 PROBE_TOKENS = 8  # written under the grammar after it was compiled
@@ -57,10 +57,13 @@ class OpenVinoCompiler:
 
     def __init__(self, folder: Path) -> None:
         """Raises `GrammarError` when this model's tokenizer cannot be guided."""
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        try:
+            vocab_size = count_of(read_json_object(folder, "config.json"), "vocab_size")
+        except LoadError as error:
+            raise GrammarError(str(error)) from None
         self._next_id = 0
         self.broken = False  # a grammar has failed: OpenVINO's pipeline is of no use after that
-        with _probe_folder(folder, int(config["vocab_size"]), with_tokenizer=True) as probe:
+        with _probe_folder(folder, vocab_size, with_tokenizer=True) as probe:
             self._pipeline: Any = openvino_genai.ContinuousBatchingPipeline(
                 str(probe), _scheduler(), "CPU", dict(_PROPERTIES)
             )

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from inflight.errors import LoadError
+from inflight.errors import LoadError, quoted
 
 Launcher = Literal["mpirun", "srun"]
 
@@ -113,7 +113,7 @@ def read_options(values: Mapping[str, Any]) -> TensorRtLlmOptions:
         raise LoadError(f"model parameter engine_options does not fit the tensorrt_llm engine: {error}.") from None
     if options.gpt_model_type not in BATCHING_TYPES:
         raise LoadError(
-            f"Invalid gpt_model_type {options.gpt_model_type!r}: TensorRT-LLM batches in flight only; set it to "
+            f"Invalid gpt_model_type {quoted(options.gpt_model_type)}: TensorRT-LLM batches in flight only; set it to "
             f"{' or '.join(BATCHING_TYPES)}."
         )
     _check_choice("batch_scheduler_policy", options.batch_scheduler_policy, POLICIES)
@@ -147,11 +147,11 @@ def read_options(values: Mapping[str, Any]) -> TensorRtLlmOptions:
 
 def _check_choice(name: str, value: str, known: Mapping[str, str]) -> None:
     if value not in known:
-        raise LoadError(f"model parameter {name} must be one of {', '.join(known)}, but is {value!r}.")
+        raise LoadError(f"model parameter {name} must be one of {', '.join(known)}, but is {quoted(value)}.")
 
 
 def parse_choices(name: str, text: str) -> list[list[int]]:
     """NVIDIA's form of a token tree, as `{0, 0, 0}, {0, 1}`. Raises `LoadError`."""
     if not re.fullmatch(r"\s*\{\s*\d+(\s*,\s*\d+)*\s*\}(\s*,\s*\{\s*\d+(\s*,\s*\d+)*\s*\})*\s*", text):
-        raise LoadError(f"model parameter {name} must look like {{0}}, {{0, 1}}, but is {text!r}.")
+        raise LoadError(f"model parameter {name} must look like {{0}}, {{0, 1}}, but is {quoted(text)}.")
     return [[int(number) for number in group.split(",")] for group in re.findall(r"\{([^}]*)\}", text)]
