@@ -148,7 +148,7 @@ def through_server() -> Iterator[tuple[Ask, Callable[[str, argparse.Namespace], 
             process.stdout.readline()  # they have begun
 
             def stop() -> None:
-                process.terminate()
+                process.kill()  # its clients are in the middle of something, always
                 process.wait(30.0)
 
             return stop

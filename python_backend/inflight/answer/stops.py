@@ -11,12 +11,19 @@ class StopMatcher:
     The match that *ends* first wins, as if the text came character by character; of several that end together the
     longest wins. The result therefore does not depend on how the text was cut. Text that could still become a stop
     string is held back, and released as soon as it cannot.
+
+    What a push costs follows from the text that it adds, however much is held: a place from which no stop string can
+    come any more has left `held` for good, so each place is given up once.
     """
 
-    __slots__ = ("_stops", "held")
+    __slots__ = ("_beginning", "_longest", "_stops", "held")
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
+        self._longest = max(map(len, self._stops), default=0)
+        self._beginning: dict[str, list[str]] = {}  # first character → stop strings, the longest first
+        for stop in sorted(self._stops, key=len, reverse=True):
+            self._beginning.setdefault(stop[0], []).append(stop)
         self.held = ""
 
     def push(self, text: str) -> tuple[str, bool]:
@@ -56,10 +63,14 @@ class StopMatcher:
 
     def _possible_start(self, window: str) -> int:
         """The first position from which the rest of `window` is a proper beginning of some stop string."""
-        start = len(window)
-        for stop in self._stops:
-            for length in range(min(len(stop) - 1, len(window)), len(window) - start, -1):
-                if window.endswith(stop[:length]):
-                    start = len(window) - length
+        for start in range(max(0, len(window) - self._longest + 1), len(window)):
+            stops = self._beginning.get(window[start])
+            if stops is None:
+                continue
+            rest = window[start:]
+            for stop in stops:
+                if len(stop) <= len(rest):
                     break
-        return start
+                if stop.startswith(rest):
+                    return start
+        return len(window)

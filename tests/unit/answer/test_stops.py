@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -84,8 +86,40 @@ def test_held_text_is_released_once() -> None:
     assert matcher.flush() == ""
 
 
-def test_a_long_text_of_near_misses_stays_cheap() -> None:
+def test_a_long_text_of_near_misses_is_held_no_longer_than_needed() -> None:
     matcher = StopMatcher(["a" * 1023 + "b"])
     emitted = sum(len(matcher.push("a" * 7)[0]) for _ in range(2000))
     assert emitted + len(matcher.held) == 14_000
     assert len(matcher.held) == 1023
+
+
+ANSWER = "".join(random.Random(7).choices("the quick brown fox jumps over lazy dogs.", k=8000))
+HOSTILE = {
+    "pieces of the answer": [ANSWER[16 * number : 16 * number + 1023] + "#" for number in range(64)],
+    "all from the beginning": [ANSWER[:1000] + chr(0x4E00 + number) * 24 for number in range(64)],
+    "one of many": [ANSWER[:1000] + "#", *(ANSWER[number : number + 1000][::-1] + "#" * 24 for number in range(63))],
+    "one letter": ["t" * (1023 - number) + "#" for number in range(64)],
+    "two letters": ["ab" * 500 + "a" * number + "#" for number in range(24)] + ["ba" * 500 + "#"],
+}
+
+
+@pytest.mark.parametrize(
+    ("stops", "answer"),
+    [
+        (HOSTILE["pieces of the answer"], ANSWER),
+        (HOSTILE["pieces of the answer"], ANSWER[:500] * 16),
+        (HOSTILE["all from the beginning"], ANSWER[:1000] * 8),
+        (HOSTILE["one of many"], ANSWER[:1000] * 8),
+        (HOSTILE["one letter"], "t" * 8000),
+        (HOSTILE["one letter"], ("t" * 1000 + "x") * 8),
+        (HOSTILE["two letters"], "ab" * 4000),
+        (HOSTILE["two letters"], ("ab" * 499 + "b") * 8),
+    ],
+)
+def test_what_a_piece_costs_does_not_grow_with_the_stop_strings(stops: list[str], answer: str) -> None:
+    """The lock of a stream and the interpreter are held meanwhile."""
+    matcher = StopMatcher(stops)
+    began = time.thread_time()
+    for start in range(0, 8000, 4):
+        assert not matcher.push(answer[start : start + 4])[1]
+    assert time.thread_time() - began < 2000 * 0.3e-3
