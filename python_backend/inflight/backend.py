@@ -392,8 +392,11 @@ class Backend:
         )
 
     def status(self) -> dict[str, Any]:
-        """For operators: what the model is doing."""
+        """For operators: what the model is doing, and what its engine is and can do."""
+        info = self._info
         return {
+            "engine": self._engine if info is None else f"{info.name} {info.version}",
+            "capabilities": [] if info is None else sorted(capability.value for capability in info.capabilities),
             "health": self._supervisor.health.value,
             "reason": self._supervisor.reason,
             "draining": self._draining,
