@@ -1,7 +1,8 @@
 """From what a person has in hand to a model repository: fetch, build and describe, each only where it is needed.
 
-A checkpoint is built into `.cache/serve/engines` (without a checkout: the user's cache) and found there the second
-time; a repository of one model is written around an engine. Nothing of what was given is changed.
+A checkpoint is built into `.cache/serve/engines` (without a checkout: in the user's cache; `INFLIGHT_SERVE_CACHE` names
+another folder) and found there the second time; a repository of one model is written around an engine. Nothing of what
+was given is changed.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ from inflight.engines.python import ask, find_packages
 from inflight.errors import LoadError
 from inflight_tools.common.layout import CACHE
 from inflight_tools.common.report import Failure
+from inflight_tools.server.engine_cache import make_room
 from inflight_tools.server.what import Kind, What
 
-SERVED = CACHE / "serve"
+SERVED = Path(os.environ.get("INFLIGHT_SERVE_CACHE") or CACHE / "serve")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*\Z")
 _CONFIG = """\
 # Written by inflight serve.
@@ -55,8 +57,16 @@ class Wish:
     engine_python: str = ""
 
 
-def prepare(what: What, wish: Wish, console: Console) -> Path:
-    """The repository of one model called `wish.name` that serves `what`.
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A repository of one model, and the directory that this model is served from."""
+
+    repository: Path
+    directory: Path
+
+
+def prepare(what: What, wish: Wish, console: Console) -> Prepared:
+    """A repository of one model called `wish.name` that serves `what`.
 
     Raises `Failure` with one sentence; `build_engine.errors.Interrupted` on Ctrl-C and SIGTERM, with nothing half-done
     left.
@@ -73,7 +83,7 @@ def prepare(what: What, wish: Wish, console: Console) -> Path:
         parameters["engine"] = engine
     if wish.engine_python:
         parameters["engine_python"] = os.path.abspath(wish.engine_python)
-    return write_repository(SERVED / "repositories", wish.name, parameters)
+    return Prepared(write_repository(SERVED / "repositories", wish.name, parameters), directory)
 
 
 def _engine(what: What, wish: Wish, console: Console) -> tuple[str, Path]:
@@ -116,7 +126,6 @@ def build_once(origin: Source, target: str, recipe: str, console: Console) -> Pa
         pass
     else:
         console.say(f"{origin.name}: {recipe} engine of an earlier build ({output})")
-        os.utime(output)
         return output
     words = ["build", str(origin.directory), "--target", target, "--quantization", recipe, "--output", str(output)]
     options = BuildOptions(
@@ -130,6 +139,8 @@ def build_once(origin: Source, target: str, recipe: str, console: Console) -> Pa
         command=shlex.join(["python", "-m", "build_engine", *words]),
     )
     console.say(f"{origin.name} has to be built first ({recipe}, for {target}); the next time it is found in {output}")
+    for old in make_room(output.parent, needed=origin.weight_bytes):
+        console.say(f"{old} was used longest ago and made room")
     build(options, console)
     return output
 
@@ -170,6 +181,6 @@ def write_repository(folder: Path, name: str, parameters: Mapping[str, str]) -> 
         partial.replace(model / "config.pbtxt")
     except OSError as error:
         raise Failure(
-            f"{model} cannot be written ({error.strerror}): choose another folder with XDG_CACHE_HOME."
+            f"{model} cannot be written ({error.strerror}): name another folder with INFLIGHT_SERVE_CACHE."
         ) from None
     return repository

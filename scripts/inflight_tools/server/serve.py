@@ -227,18 +227,22 @@ def _check_options(what: What, arguments: argparse.Namespace) -> None:
             raise Failure(f"{option} does not go with a model repository: that is said in the model's config.pbtxt.")
 
 
-def _made(what: What, arguments: argparse.Namespace, ports: Ports) -> tuple[Triton, Path, str]:
-    """The server, and the repository and the name of the one model that was made of `what`.
+def _made(what: What, arguments: argparse.Namespace, ports: Ports, stack: ExitStack) -> tuple[Triton, Path, str]:
+    """The server, and the repository and the name of the one model that was made of `what`; it is kept while `stack`
+    is open.
 
     What would fail at the start is looked at first: a build may take minutes.
     """
     triton = find_triton(arguments.tritonserver)
     ports.check(arguments.host)
     from build_engine.console import make_console
+    from inflight_tools.server.engine_cache import in_use
     from inflight_tools.server.prepare import Wish, prepare
 
     wish = Wish(arguments.name or _DEFAULT_MODEL, arguments.quantization, arguments.engine, arguments.engine_python)
-    return triton, prepare(what, wish, make_console(as_json=False)), wish.name
+    prepared = prepare(what, wish, make_console(as_json=False))
+    stack.enter_context(in_use(prepared.directory))
+    return triton, prepared.repository, wish.name
 
 
 def _what(arguments: argparse.Namespace) -> What:
@@ -268,40 +272,44 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
     if options.end_with_parent:
         os.setpgid(0, 0)
         end_with_parent()
-    triton: Triton | None = None
-    if what.kind is Kind.REPOSITORY:
-        repository = Path(what.place).absolute()
-        models = models_of(what, options.model or [], choose=options.what is not None)
-    else:
-        try:
-            triton, repository, name = _made(what, options, ports)
-        except Interrupted as interrupted:
-            print("stopped; nothing was left behind", file=sys.stderr)
-            return interrupted.exit_code
-        models = (name,)
-    stop = StopRequest()
-    config = ServerConfig(
-        repository=repository,
-        models=models,
-        ports=ports,
-        host=options.host,
-        arguments=tuple(passed),
-        log=options.log.absolute() if options.log else None,
-        drain_timeout_s=options.drain_timeout,
-        stop_timeout_s=options.stop_timeout,
-    )
-    server = Server(config, triton or find_triton(options.tritonserver))
     with ExitStack() as stack:
-        if not options.log:
-            stack.enter_context(Follower(server.log))
-        status = 1
-        try:
-            server.start()
-            status = supervise(server, options, stop)
-        finally:
-            if options.ready_file:
-                options.ready_file.unlink(missing_ok=True)
-            status = end(server, stop, status, lambda text: print(text, file=sys.stderr, flush=True))
+        triton: Triton | None = None
+        if what.kind is Kind.REPOSITORY:
+            repository = Path(what.place).absolute()
+            models = models_of(what, options.model or [], choose=options.what is not None)
+        else:
+            try:
+                triton, repository, name = _made(what, options, ports, stack)
+            except Interrupted as interrupted:
+                print("stopped; nothing was left behind", file=sys.stderr)
+                return interrupted.exit_code
+            models = (name,)
+        stop = StopRequest()
+        config = ServerConfig(
+            repository=repository,
+            models=models,
+            ports=ports,
+            host=options.host,
+            arguments=tuple(passed),
+            log=options.log.absolute() if options.log else None,
+            drain_timeout_s=options.drain_timeout,
+            stop_timeout_s=options.stop_timeout,
+        )
+        return run(Server(config, triton or find_triton(options.tritonserver)), options, stop, stack)
+
+
+def run(server: Server, options: argparse.Namespace, stop: StopRequest, stack: ExitStack) -> int:
+    """Start, stay, and stop in order; returns the exit status."""
+    if not options.log:
+        stack.enter_context(Follower(server.log))
+    status = 1
+    try:
+        server.start()
+        status = supervise(server, options, stop)
+    finally:
+        if options.ready_file:
+            options.ready_file.unlink(missing_ok=True)
+        status = end(server, stop, status, lambda text: print(text, file=sys.stderr, flush=True))
     return status
 
 

@@ -24,6 +24,7 @@ from inflight_tools import cli
 from inflight_tools.common.layout import REPOSITORY
 from inflight_tools.common.report import Failure
 from inflight_tools.server import prepare, serve
+from inflight_tools.server.engine_cache import in_use, make_room
 from inflight_tools.server.prepare import Wish, build_once, choose_engine, engine_key, write_repository
 from inflight_tools.server.server import Ports, Server, ServerConfig
 from inflight_tools.server.what import Kind, What, recognise
@@ -148,10 +149,11 @@ def test_a_checkpoint_is_built_once(tmp_path: Path, builder: FakeBuild) -> None:
     first = prepare.prepare(what, Wish(), Console())
     assert prepare.prepare(what, Wish(), Console()) == first
     (options,) = builder.asked
+    assert first.directory == options.output
     assert (options.target, options.quantization, options.force) == ("openvino", "int8", False)
     assert options.verify_tokens > 0
     assert options.output.name.startswith("my_model-int8-")
-    assert f'string_value: "{options.output}"' in (first / "llm" / "config.pbtxt").read_text()
+    assert f'string_value: "{options.output}"' in (first.repository / "llm" / "config.pbtxt").read_text()
     prepare.prepare(what, Wish(quantization="int4"), Console())
     assert [options.quantization for options in builder.asked] == ["int8", "int4"]
     (options.output / "weights.bin").write_bytes(b"1")  # damaged: built again, in its place
@@ -218,7 +220,7 @@ def test_what_an_installed_engine_takes_as_it_comes_is_not_built(
     monkeypatch.setattr(prepare, "find_packages", lambda names: {"vllm": "0.32.0"})
     assert choose_engine(folder, Wish()) == "vllm"
     assert choose_engine(folder, Wish(engine="openvino")) == "openvino"
-    made = prepare.prepare(What(Kind.CHECKPOINT, str(folder)), Wish(name="chat"), Console())
+    made = prepare.prepare(What(Kind.CHECKPOINT, str(folder)), Wish(name="chat"), Console()).repository
     assert builder.asked == []
     text = (made / "chat" / "config.pbtxt").read_text()
     assert f'key: "engine_dir" value {{ string_value: "{folder}" }}' in text
@@ -235,6 +237,29 @@ def test_an_engine_in_an_environment_of_its_own(tmp_path: Path) -> None:
         choose_engine(tmp_path / "m", Wish(engine_python="/bin/false"))
 
 
+def test_engines_used_longest_ago_make_room(tmp_path: Path) -> None:
+    folder = tmp_path / "engines"
+    for age, name in enumerate(("oldest", "old", "served", "new")):
+        (folder / name / "inner").mkdir(parents=True)
+        (folder / name / "inner" / "weights").write_bytes(b"x" * 100)
+        os.utime(folder / name, (age, age))
+    (folder / ".new.building-1").mkdir()  # a build at work
+    with in_use(folder / "served"):
+        assert make_room(folder, needed=100, limit=500) == []
+        assert make_room(folder, needed=100, limit=400) == [folder / "oldest"]
+        os.utime(folder / "served", (0, 0))
+        assert make_room(folder, needed=500, limit=400) == [folder / "old", folder / "new"]
+        assert sorted(path.name for path in folder.iterdir()) == [".new.building-1", "served"]
+    assert make_room(folder, needed=500, limit=400) == [folder / "served"]
+    assert make_room(tmp_path / "nothing", needed=1, limit=0) == []
+
+
+def test_what_is_served_counts_as_used(tmp_path: Path) -> None:
+    os.utime(tmp_path, (1, 1))
+    with in_use(tmp_path):
+        assert tmp_path.stat().st_mtime > 1
+
+
 # --- The repository ---------------------------------------------------------------------------------------------------
 
 
@@ -242,7 +267,7 @@ def test_an_engine_directory_is_linked_to_and_left_alone(tmp_path: Path) -> None
     engine = tmp_path / "engine ☂"
     engine.mkdir()
     (engine / "engine.json").write_text("{}")
-    made = prepare.prepare(What(Kind.ENGINE, str(engine)), Wish(), Console())
+    made = prepare.prepare(What(Kind.ENGINE, str(engine)), Wish(), Console()).repository
     assert sorted(path.relative_to(made).as_posix() for path in made.rglob("*")) == ["llm", "llm/1", "llm/config.pbtxt"]
     assert f'key: "engine_dir" value {{ string_value: "{engine}" }}' in (made / "llm" / "config.pbtxt").read_text(
         "utf-8"
@@ -260,7 +285,7 @@ def test_a_name_that_no_folder_may_have(name: str, tmp_path: Path) -> None:
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(Failure, match=r"cannot be written \(Not a directory\): choose another folder"):
+    with pytest.raises(Failure, match=r"cannot be written \(Not a directory\): name another folder"):
         write_repository(tmp_path / "file", "llm", {})
 
 
@@ -325,7 +350,7 @@ def build(options, console):
     print(*sorted(path.name for path in Path(options.model).iterdir()))
 prepare.build = build
 try:
-    print(prepare.prepare(recognise(sys.argv[1]), prepare.Wish(), Console()))
+    print(prepare.prepare(recognise(sys.argv[1]), prepare.Wish(), Console()).repository)
 except Failure as failure:
     sys.exit(str(failure))
 """
