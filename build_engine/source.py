@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from build_engine import hf_config
 from build_engine.errors import UserMistake
+from build_engine.fetch import fetch
 from build_engine.hf_config import ModelConfig
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
@@ -98,22 +100,13 @@ def _check_weights(directory: Path, weights: list[Path]) -> None:
 def _fetch(name: str, *, need_weights: bool) -> Path:
     if not HUB_NAME.match(name) or name.count("/") > 1:
         raise UserMistake(f"{name} is neither a directory nor a hub name like org/model")
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    except ImportError:
+    if importlib.util.find_spec("huggingface_hub") is None:
         raise UserMistake(
             f"{name} is not a directory, and fetching it needs huggingface_hub: "
             'pip install "inflight[build]", or give a local checkpoint'
-        ) from None
+        )
     patterns = [*CONFIG_FILES, *TOKENIZER_FILES, *QUANT_FILES, *(WEIGHT_PATTERNS if need_weights else ())]
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns, etag_timeout=20))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserMistake(
-            f"{name} is not a directory here and could not be fetched from the hub ({reason[:200]})"
-        ) from None
+    return Path(fetch(name, patterns))
 
 
 def stage(source: Source, directory: Path) -> Path:

@@ -64,7 +64,7 @@ def run_stage(
             stdout=log_file,
             stderr=log_file,
             pass_fds=(write_end,),
-            env={**os.environ, **QUIET_ENVIRONMENT, "PYTHONPATH": _python_path()},
+            env={**child_environment(), **QUIET_ENVIRONMENT},
             cwd=log.parent,  # a folder called "triton" where the user stands would pass for torch's triton package
             start_new_session=True,
         )
@@ -143,11 +143,11 @@ def _died(title: str, status: int, log: Path) -> str:
     return f"{title}: the process ended with status {status} and no result (log: {log})"
 
 
-def _python_path() -> str:
-    """The child finds `build_engine` and `inflight` where the parent did, installed or not."""
+def child_environment() -> dict[str, str]:
+    """The environment of a child that finds `build_engine` and `inflight` where the parent did, installed or not."""
     import inflight.manifest as manifest
 
     own = Path(__file__).resolve().parents[1]
     shared = Path(str(manifest.__file__)).resolve().parents[1]
     inherited = os.environ.get("PYTHONPATH", "")
-    return os.pathsep.join(str(part) for part in (own, shared, inherited) if part)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(str(part) for part in (own, shared, inherited) if part)}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -292,18 +294,27 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
 # --- The hub ----------------------------------------------------------------------------------------------------------
 
 
+HALF_SENT = threading.Event()
+GO_ON = threading.Event()
+
+
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[str]:
-    """A hub with one model, tiny/llama, over the real library's protocol; everything else is 404 there."""
+    """A hub with two models over the real library's protocol; everything else is 404 there. The weights of tiny/slow
+    come by half, the rest not before `GO_ON`.
+    """
+    HALF_SENT.clear()
+    GO_ON.clear()
     files = {path.name: path.read_bytes() for path in checkpoint(tmp_path / "on-the-hub").iterdir()}
     commit = "a" * 40
 
     class Handler(BaseHTTPRequestHandler):
         def reply(self, *, head: bool) -> None:
-            if self.path.startswith("/api/models/tiny/llama"):
+            model, _, name = self.path.removeprefix("/").partition(f"/resolve/{commit}/")
+            if self.path.startswith(("/api/models/tiny/llama", "/api/models/tiny/slow")):
                 siblings = [{"rfilename": name} for name in [*files, "pytorch_model.bin", "run_me.py"]]
                 content = json.dumps({"id": "tiny/llama", "sha": commit, "siblings": siblings}).encode()
-            elif (name := self.path.removeprefix(f"/tiny/llama/resolve/{commit}/")) in files:
+            elif model in ("tiny/llama", "tiny/slow") and name in files:
                 content = files[name]
             else:
                 self.send_response(404)
@@ -316,7 +327,14 @@ def hub(tmp_path: Path) -> Iterator[str]:
             self.send_header("ETag", f'"{hash(content) & 0xFFFFFFFF:x}"')
             self.send_header("X-Repo-Commit", commit)
             self.end_headers()
-            if not head:
+            if head:
+                return
+            if model == "tiny/slow" and name == "model.safetensors":
+                self.wfile.write(content[:3])
+                content = content[3:]
+                HALF_SENT.set()
+                GO_ON.wait(60)
+            with contextlib.suppress(OSError):
                 self.wfile.write(content)
 
         def do_GET(self) -> None:
@@ -332,6 +350,7 @@ def hub(tmp_path: Path) -> Iterator[str]:
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
+    GO_ON.set()
     server.shutdown()
     server.server_close()
     thread.join(5)
@@ -356,15 +375,18 @@ except Failure as failure:
 """
 
 
-def ask_hub(endpoint: str, name: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
-    """In a process of its own: the library reads its address and its cache when it is imported."""
+def of_hub(endpoint: str, tmp_path: Path) -> dict[str, str]:
+    """The environment of a process of its own: the library reads its address and its cache when it is imported."""
     path = os.pathsep.join(str(REPOSITORY / part) for part in ("scripts", "python_backend", "."))
-    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": path}
-    for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN", "HTTP_PROXY", "http_proxy"):
-        environment.pop(variable, None)
+    left_out = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN", "HTTP_PROXY", "http_proxy")
+    inherited = {name: value for name, value in os.environ.items() if name not in left_out}
+    return {**inherited, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": path}
+
+
+def ask_hub(endpoint: str, name: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", _PREPARE, name, tmp_path / "served"],
-        env=environment,
+        env=of_hub(endpoint, tmp_path),
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -390,6 +412,22 @@ def test_a_name_that_the_hub_does_not_have(hub: str, tmp_path: Path) -> None:
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line.strip()]
     assert line.startswith("tiny/lama is not a directory here and could not be fetched from the hub (404 ")
+
+
+def test_ctrl_c_in_the_middle_of_a_large_file_does_not_wait_for_its_end(hub: str, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "inflight_tools.cli", "build", "tiny/slow", "--target", "openvino", "--output", "out"],
+        env=of_hub(hub, tmp_path),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert HALF_SENT.wait(60)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)  # the file itself would take 60 s
+    assert process.returncode == 130
+    assert errors.endswith("stopped; nothing was left behind\n")
 
 
 # --- What is said before anything is begun ----------------------------------------------------------------------------
