@@ -243,14 +243,15 @@ class Backend:
         info = self._info
         assert info is not None
         request = parse_request(raw, self._config, self._defaults, self._builder.limits(info))
-        check_capabilities(request, info)
-        if request.guide is not None:
-            check_combination(request, info)
-            try:
-                request = dataclasses.replace(request, guide=self._guides.decide(request.guide, decision))
-            except NewGuide as new:
-                self._wait_for_guide(raw, arrival, new.guide)
-                return None
+        with request.its_words():
+            check_capabilities(request, info)
+            if request.guide is not None:
+                check_combination(request, info)
+                try:
+                    request = dataclasses.replace(request, guide=self._guides.decide(request.guide, decision))
+                except NewGuide as new:
+                    self._wait_for_guide(raw, arrival, new.guide)
+                    return None
         cost = reading_cost(request)
         return Work(
             lambda: self._step(arrival, lambda: self._read(request, arrival, info)),
@@ -282,9 +283,10 @@ class Backend:
             if arrival.closed:
                 raise _Ended
 
-        prompt = self._builder.build(request, info, go_on)
-        stops = stops_of(request, info, self._tokenizer)
-        for_engine = engine_request(next(self._ids), request, prompt, stops, info, self._tokenizer)
+        with request.its_words():
+            prompt = self._builder.build(request, info, go_on)
+            stops = stops_of(request, info, self._tokenizer)
+            for_engine = engine_request(next(self._ids), request, prompt, stops, info, self._tokenizer)
         live = self._make(request, prompt, stops, for_engine.request_id, arrival)
         self._live[live.request_id] = live
         self._arrivals.discard(arrival)

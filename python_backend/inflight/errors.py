@@ -63,9 +63,9 @@ def internal(request_id: str) -> RequestError:
     return RequestError(ErrorCode.INTERNAL, f"internal error while handling request {request_id}; see the server's log")
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`" (did you mean max_tokens?)"`, or an empty string when nothing is near."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """`" (did you mean max_tokens?)"`, or an empty string when nothing is near. At a `cutoff` of 1 only equals are."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f" (did you mean {near[0]}?)" if near else ""
 
 

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from inflight_tools.common.layout import ENGINE
 from inflight_tools.server.server import Server
-from tests.harness.grpc_client import GrpcClient
+from tests.harness.grpc_client import GrpcClient, RequestFailed
 from tests.harness.http_client import HttpClient, metric, wait_for_metric
 
 pytestmark = pytest.mark.server
@@ -124,6 +124,30 @@ def test_a_stop_word_that_names_a_special_token_ends_the_answer_at_it(grpc: Grpc
     beams = whole(grpc, None, beam_width=2, stop_words=["<|im_end|>"], **asked)
     assert beams.finish_reason == "stop"
     assert "<|im" not in beams.text
+
+
+def test_the_most_that_min_p_can_be_leaves_the_likeliest_token(grpc: GrpcClient, tokenizer: Tokenizer) -> None:
+    for ids in (tokenizer.encode(PROMPT).ids, list(range(100, 133))):  # the second one has its blocks cached first
+        likeliest = whole(grpc, None, input_ids=ids)
+        assert whole(grpc, None, input_ids=ids, min_p=1.0, temperature=1.0, seed=7).text == likeliest.text
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"beam_width": 2, "repetition_penalty": 1.25}, "repetition_penalty is 1.25, and beam search on the openvino"),
+        ({"min_length": 30, "max_tokens": 5}, "min_length is 30, more than max_tokens (5)"),
+        ({"sampling_parameters": '{"n": 2, "best_of": 1}'}, "best_of is 1, less than n (2)"),
+        ({"parameters": {"max-tokens": 3}}, "max-tokens (request parameter) is not a parameter of this model (did you"),
+        ({"input_ids": [5] * 9000}, "input_ids has 9000 tokens; the context holds 8192"),
+    ],
+)
+def test_a_refusal_names_what_the_client_sent_in_our_words(grpc: GrpcClient, values: dict[str, Any], told: str) -> None:
+    with pytest.raises(RequestFailed) as refusal:
+        whole(grpc, None if "input_ids" in values else PROMPT, **values)
+    assert str(refusal.value).startswith(told)
+    for word in ("Check '", ".cpp", "openvino.genai", "num_beams"):
+        assert word not in str(refusal.value)
 
 
 def test_a_seed_fixes_a_sampled_answer(grpc: GrpcClient) -> None:

@@ -165,9 +165,11 @@ class Stream:
             sequence.finish, sequence.done = FinishReason.STOP, True
 
     def fail(self, error: RequestError) -> None:
-        """End with an error. The first one wins; a stream that has ended keeps its end."""
+        """End with an error, which names what the client sent. The first one wins; a stream that has ended keeps its
+        end.
+        """
         if not self.done and not self.ended:
-            self._error = error
+            self._error = self.request.in_its_words(error)
 
     def break_off(self) -> None:
         """Nothing more can be told to the client: done, as an internal error."""

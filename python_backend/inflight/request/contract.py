@@ -112,6 +112,26 @@ INPUTS: tuple[Input, ...] = (
 JSON_ALIASES: dict[str, str] = {"n": "num_return_sequences", "stop": "stop_words"}
 JSON_ONLY: tuple[str, ...] = ("stop_token_ids", "best_of", "structured_outputs")
 
+# What other servers and libraries call these, for hints. None of them is taken.
+ELSEWHERE: dict[str, str] = {
+    "bad_words_list": "bad_words",
+    "eos_token_id": "end_id",
+    "max_completion_tokens": "max_tokens",
+    "max_new_tokens": "max_tokens",
+    "min_new_tokens": "min_tokens",
+    "num_beams": "beam_width",
+    "pad_token_id": "pad_id",
+    "prompt": "text_input",
+    "prompt_token_ids": "input_ids",
+    "request_output_len": "max_tokens",
+    "runtime_top_k": "top_k",
+    "runtime_top_p": "top_p",
+    "stop_sequences": "stop_words",
+    "stop_strings": "stop_words",
+    "top_logprobs": "logprobs",
+    "top_n_tokens": "logprobs",
+}
+
 OUTPUTS: tuple[Output, ...] = (
     Output("text_output", "STRING", -1, "streaming: the new text of one sequence; otherwise one text per sequence"),
     Output(

@@ -4,9 +4,10 @@ checks again.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -115,6 +116,29 @@ class GenerationRequest:
         """Whether the engine has to compute any log-probability."""
         return self.top_logprobs >= 0
 
+    def called(self, parameter: str) -> str:
+        """What the client called `parameter`; `input_ids` stands for the prompt, in whatever form it came."""
+        if parameter == "input_ids":
+            return "text_input" if self.text is not None else "messages" if self.messages is not None else parameter
+        if parameter.startswith("guided_decoding_guide") and "structured_outputs" in self.spelt:
+            parameter = "structured_outputs"
+        return self.spelt.get(parameter, parameter)
+
+    def in_its_words(self, error: RequestError) -> RequestError:
+        """`error` with the parameter that it begins with named as the client named it."""
+        name = error.parameter and self.called(error.parameter)
+        if name is None or name == error.parameter or not error.message.startswith(f"{error.parameter} "):
+            return error
+        return RequestError(error.code, name + error.message[len(error.parameter or "") :], name)
+
+    @contextlib.contextmanager
+    def its_words(self) -> Iterator[None]:
+        """Errors that are raised inside name what the client sent."""
+        try:
+            yield
+        except RequestError as error:
+            raise self.in_its_words(error) from None
+
 
 def parse_request(
     raw: RawRequest, config: ModelConfig, defaults: GenerationDefaults, limits: PromptLimits | None = None
@@ -136,7 +160,8 @@ def parse_request(
         raise invalid("length_penalty", "has an effect only with beam search; set beam_width above 1 or leave it at 1")
     stream = values.boolean("stream", False)
     if stream and best_of > num_sequences:
-        raise invalid("best_of", "above num_return_sequences cannot be streamed; set stream to false")
+        count, name = values.name("num_return_sequences"), values.name("stream")
+        raise invalid("best_of", f"above {count} cannot be streamed; set {name} to false")
     log_probs = values.boolean("return_log_probs", False)
     logprobs = values.integer("logprobs", 0, 0, MAX_LOGPROBS)
     cumulative = values.boolean("return_cumulative_logprob", False)

@@ -113,7 +113,9 @@ def _check_length(name: str, tokens: int, info: EngineInfo) -> None:
 
 
 def check_capabilities(request: GenerationRequest, info: EngineInfo) -> None:
-    """Raises UNSUPPORTED (or INVALID_ARG for a limit) that names the parameter this engine cannot honour."""
+    """Raises UNSUPPORTED (or INVALID_ARG for a limit) that names the parameter this engine cannot honour, by the
+    contract's name.
+    """
     needs: list[tuple[bool, Capability, str]] = [
         (request.wants_logprobs and not request.top_logprobs, Capability.LOGPROBS, _logprob_name(request)),
         (request.top_logprobs > 0, Capability.TOP_LOGPROBS, "logprobs"),
@@ -125,12 +127,10 @@ def check_capabilities(request: GenerationRequest, info: EngineInfo) -> None:
         (request.min_p > 0.0, Capability.MIN_P, "min_p"),
     ]
     if request.guide is not None:
-        name = "structured_outputs" if "structured_outputs" in request.spelt else "guided_decoding_guide_type"
-        needs.append((True, _GUIDES[request.guide.kind], name))
+        needs.append((True, _GUIDES[request.guide.kind], "guided_decoding_guide_type"))
     for needed, capability, name in needs:
         if needed and capability not in info.capabilities:
-            shown = request.spelt.get(name, name)
-            raise unsupported(shown, f"is not supported: the {info.name} engine of this model lacks {capability.value}")
+            raise unsupported(name, f"is not supported: the {info.name} engine of this model lacks {capability.value}")
     if request.beam_width > max(info.max_beam_width, 1):
         raise invalid("beam_width", f"is {request.beam_width}; this engine allows at most {info.max_beam_width}")
 

@@ -7,13 +7,14 @@ together are refused, and so is a name that nobody knows.
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from inflight.errors import did_you_mean, invalid
-from inflight.request.contract import INPUTS, JSON_ALIASES, JSON_ONLY, TRITON_PARAMETERS
+from inflight.request.contract import ELSEWHERE, INPUTS, JSON_ALIASES, JSON_ONLY, TRITON_PARAMETERS
 
 MAX_JSON_BYTES = 1 << 20
 INT32_MAX = 2**31 - 1
@@ -22,6 +23,7 @@ _CANONICAL = {alias: item.name for item in INPUTS for alias in item.aliases} | J
 _KNOWN = (frozenset(item.name for item in INPUTS) | frozenset(_CANONICAL) | frozenset(JSON_ONLY)) - {
     "sampling_parameters"
 }
+_SPELT_WITH_UNDERSCORES = frozenset(name for name in _KNOWN | {"sampling_parameters"} if "_" in name)
 _LISTS = frozenset(item.name for item in INPUTS if item.dims == -1) | {"stop_token_ids"}
 
 
@@ -71,7 +73,7 @@ class Values:
         for name, origin in self._unknown:
             shown = name if len(name) <= 64 else name[:61] + "..."
             where = "in sampling_parameters" if origin == "sampling_parameters" else f"({origin})"
-            raise invalid(shown, f"{where} is not a parameter of this model{did_you_mean(name[:64], _KNOWN)}")
+            raise invalid(shown, f"{where} is not a parameter of this model{_hint(name[:64])}")
 
     def given(self, name: str) -> bool:
         """Whether the client gave this value at all."""
@@ -180,10 +182,20 @@ class Values:
 
 
 def _is_tritons(name: str) -> bool:
-    """Parameters of Triton's own, and forwarded HTTP headers (the only ones with a hyphen, or the trace headers)."""
-    return (
-        name in TRITON_PARAMETERS or name.startswith("triton_") or "-" in name or name in ("traceparent", "tracestate")
-    )
+    """Parameters of Triton's own, and forwarded HTTP headers: those with a hyphen, and the trace headers. One that is
+    a name of ours but for its hyphens is taken for that name, misspelt.
+    """
+    if "-" in name:
+        return name.lower().replace("-", "_") not in _SPELT_WITH_UNDERSCORES
+    return name in TRITON_PARAMETERS or name.startswith("triton_") or name in ("traceparent", "tracestate")
+
+
+def _hint(name: str) -> str:
+    """The parameter that was meant: misspelt, or by the name that it has elsewhere. What is merely similar misleads."""
+    name = name.lower().replace("-", "_")
+    elsewhere = ELSEWHERE.get(name)
+    known = _KNOWN | {"sampling_parameters"}
+    return f" (did you mean {elsewhere}?)" if elsewhere else did_you_mean(name, known, cutoff=0.81)
 
 
 def _from_tensor(name: str, items: Sequence[Any]) -> Any:
@@ -230,18 +242,22 @@ def _to_int(name: str, value: Any) -> int:
     raise invalid(name, "must be a whole number")
 
 
+_FP32 = struct.Struct("<f")
+
+
 def _to_float(name: str, value: Any) -> float:
+    """The value as FP32 has it, wherever it came from: the same request, the same answer in all three places."""
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     if (isinstance(value, (int, float)) and not isinstance(value, bool)) or (
         isinstance(value, str) and len(value) <= 64 and _is_plain(value)
     ):
         try:
-            number = float(value)
+            (number,) = _FP32.unpack(_FP32.pack(float(value)))
         except (ValueError, OverflowError):
             number = math.nan
         if math.isfinite(number):
-            return number
+            return float(number)
     raise invalid(name, "must be a finite number")
 
 

@@ -191,7 +191,7 @@ class Dispatcher:
             try:
                 self._say(frames.Add(job.request))
             except FrameError:  # larger than any frame; nothing was sent
-                self._delivery.fail(job.live, invalid("input_ids", "are too many for one request"))
+                self._delivery.fail(job.live, invalid("input_ids", "is too long for one request"))
                 self._release(request_id)
 
     def _say(self, message: frames.ToEngine) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from inflight.engines.base import Capability, EngineInfo, EngineRequest
-from inflight.errors import ErrorCode, RequestError
+from inflight.errors import ErrorCode, RequestError, invalid, unavailable
 from inflight.model.parameters import ModelConfig
 from inflight.request.chat_template import ChatTemplate
 from inflight.request.defaults import GenerationDefaults
@@ -335,4 +335,35 @@ def test_a_missing_capability_is_named_as_the_client_asked_for_it(
 ) -> None:
     parsed = request(sampling_parameters=json_)
     error = refusal(lambda: check_capabilities(parsed, info(capabilities=frozenset(Capability) - {capability})))
-    assert error.parameter == name
+    told = parsed.in_its_words(error)
+    assert (told.code, told.parameter) == (ErrorCode.UNSUPPORTED, name)
+    assert told.message.startswith(f"{name} is not supported")
+
+
+@pytest.mark.parametrize(
+    ("values", "parameter", "called"),
+    [
+        ({"random_seed": 3}, "seed", "random_seed"),
+        ({"min_length": 3}, "min_tokens", "min_length"),
+        ({"sampling_parameters": '{"stop": "x"}'}, "stop_words", "stop"),
+        ({"sampling_parameters": '{"n": 2}'}, "num_return_sequences", "n"),
+        ({"streaming": True}, "stream", "streaming"),
+        ({"messages": "[]"}, "input_ids", "messages"),
+        ({}, "input_ids", "text_input"),
+        ({"input_ids": [1]}, "input_ids", "input_ids"),
+        (
+            {"sampling_parameters": '{"structured_outputs": {"regex": "a"}}'},
+            "guided_decoding_guide",
+            "structured_outputs",
+        ),
+        ({"max_tokens": 3}, "max_tokens", "max_tokens"),
+    ],
+)
+def test_an_error_names_what_the_client_sent(values: dict[str, Any], parameter: str, called: str) -> None:
+    error = request(**values).in_its_words(invalid(parameter, "is wrong"))
+    assert (error.parameter, error.message) == (called, f"{called} is wrong")
+
+
+def test_an_error_that_names_no_parameter_stays_what_it_is() -> None:
+    error = unavailable("the seed of all evil")
+    assert request(random_seed=3).in_its_words(error) is error

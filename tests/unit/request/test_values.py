@@ -6,12 +6,13 @@ import contextlib
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from inflight.errors import ErrorCode, RequestError
-from inflight.request.contract import INPUTS, JSON_ALIASES
+from inflight.request.contract import ELSEWHERE, INPUTS, JSON_ALIASES
 from inflight.request.values import Values
 from tests.unit.machines.strategies import budget
 
@@ -90,6 +91,79 @@ def test_an_unknown_name_is_refused_with_the_nearest_known_one() -> None:
     error = refusal(values(None, None, temprature=1.0).refuse_unknown)
     assert "did you mean temperature?" in error.message
     assert "request parameter" in error.message
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("max_new_tokens", "max_tokens"),
+        ("maxTokens", "max_tokens"),
+        ("repetition_penality", "repetition_penalty"),
+        ("stop_sequences", "stop_words"),
+        ("num_beams", "beam_width"),
+        ("exclude_input_from_output", "exclude_input_in_output"),
+        *ELSEWHERE.items(),
+    ],
+)
+def test_a_hint_names_what_was_meant(name: str, meant: str) -> None:
+    assert f"(did you mean {meant}?)" in refusal(values(None, {name: 1}).refuse_unknown).message
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "include_output_text",
+        "output_mode",
+        "prompt_scores",
+        "allowed_tokens",
+        "spaces_between_tokens",
+        "num_tokens",
+        "return_context_logits",
+        "timeout_ms",
+        "lora_task_id",
+    ],
+)
+def test_a_name_that_is_merely_similar_gets_no_hint(name: str) -> None:
+    assert "did you mean" not in refusal(values(None, {name: 1}).refuse_unknown).message
+
+
+def test_hints_are_names_of_ours_for_names_that_are_not() -> None:
+    ours = {name for item in INPUTS for name in (item.name, *item.aliases)} | set(JSON_ALIASES)
+    assert set(ELSEWHERE.values()) <= ours
+    assert not set(ELSEWHERE) & ours
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name.replace("_", "-") for item in INPUTS for name in (item.name, *item.aliases) if "_" in name],
+)
+def test_a_parameter_with_hyphens_for_underscores_is_refused_by_its_name(name: str) -> None:
+    for spelt in (name, name.title()):
+        error = refusal(values(None, None, **{spelt: 3}).refuse_unknown)
+        assert error.parameter == spelt
+        assert f"(did you mean {name.replace('-', '_')}?)" in error.message
+
+
+@pytest.mark.parametrize("name", ["x-max-tokens", "stop-", "content-type", "seed-x", "user-agent", "x-stream"])
+def test_any_other_name_with_a_hyphen_is_a_forwarded_header(name: str) -> None:
+    values(None, None, **{name: "3"}).refuse_unknown()
+
+
+def test_a_header_that_is_spelt_like_an_input_acts_as_one() -> None:
+    """A trap, documented: proxies that forward such a header set the parameter."""
+    assert values(None, None, max_tokens="3").integer("max_tokens", 9, 1) == 3
+
+
+def test_a_number_is_the_same_in_every_place() -> None:
+    tensor = [float(np.float32(0.7))]
+    found = {
+        values({"top_p": tensor}).number("top_p", 1.0),
+        values(None, {"top_p": 0.7}).number("top_p", 1.0),
+        values(None, None, top_p=0.7).number("top_p", 1.0),
+    }
+    assert len(found) == 1
+    refusal(lambda: values(None, {"top_p": 1e-60}).number("top_p", 1.0, above=0.0))  # 0 to any engine
+    refusal(lambda: values(None, {"top_p": 1e60}).number("top_p", 1.0, most=1.0))
 
 
 def test_an_unknown_name_is_refused_even_with_null() -> None:
@@ -190,7 +264,7 @@ def test_python_spellings_of_numbers_are_no_numbers(value: str) -> None:
 
 @pytest.mark.parametrize(("value", "number"), [(0.7, 0.7), ("0.7", 0.7), (b"0.7", 0.7), (1, 1.0), ("1e-1", 0.1)])
 def test_numbers(value: Any, number: float) -> None:
-    assert values(None, None, temperature=value).number("temperature", 9.0) == number
+    assert values(None, None, temperature=value).number("temperature", 9.0) == np.float32(number)
 
 
 @pytest.mark.parametrize(

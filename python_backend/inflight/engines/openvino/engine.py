@@ -24,7 +24,6 @@ from inflight.engines.base import (
     Capability,
     EngineInfo,
     EngineOutput,
-    EngineRefusal,
     EngineRequest,
     EngineStats,
     FinishReason,
@@ -39,6 +38,7 @@ from inflight.engines.openvino.sequence import (
     second_token,
     with_followers,
 )
+from inflight.engines.refusals import in_our_words
 from inflight.errors import LoadError, last_line, quoted
 from inflight.manifest import Manifest, ManifestError, check
 from inflight.model.files import count_of, read_json_object, stop_token_ids
@@ -179,11 +179,12 @@ class OpenVinoEngine:
             first = primer(first)
         self._of_request[request.request_id] = []
         try:
-            first.config.validate()
+            for sequence in sequences:  # all of them now: followers are submitted in a step
+                sequence.config.validate()
             self._submit(first)
         except (RuntimeError, ValueError, TypeError) as error:
             del self._of_request[request.request_id]
-            raise EngineRefusal(last_line(error)) from None
+            raise in_our_words(self.info.name, error, request) from None
 
     def _needs_primer(self, length: int) -> bool:
         """Whether the prompt would be computed differently the first time and when it comes again.

@@ -7,7 +7,7 @@ from typing import Any
 
 import openvino_genai
 
-from inflight.engines.base import EngineOutput, EngineRefusal, EngineRequest, FinishReason, Guide
+from inflight.engines.base import EngineOutput, EngineRefusal, EngineRequest, FinishReason, Guide, SamplingParams
 from inflight.engines.openvino.guides import structured_output
 from inflight.grammar.nodes import GrammarError
 
@@ -15,6 +15,9 @@ from inflight.grammar.nodes import GrammarError
 # prompt would then have only its last token computed, differently (see `OpenVinoEngine._needs_primer`), so sequences
 # stay for a second token, which nobody sees. One that its first token ends all the same is followed by `second_token`.
 LEAST_TOKENS = 2
+
+# OpenVINO takes min_p below 1 only. The largest float32 there leaves what 1 would: the likeliest token and its equals.
+_BELOW_ONE = 1.0 - 2.0**-24
 
 
 class Sequence:
@@ -128,6 +131,7 @@ def generation_config(request: EngineRequest, index: int, own_stops: frozenset[i
         config.ignore_eos = True  # which makes OpenVINO ignore stop_token_ids as well
         left = stops
     if sampling.beam_width > 1:
+        _check_beams(sampling)
         config.num_beams = sampling.beam_width
         config.num_return_sequences = sampling.num_sequences
         config.length_penalty = sampling.length_penalty
@@ -137,11 +141,23 @@ def generation_config(request: EngineRequest, index: int, own_stops: frozenset[i
         config.top_p = sampling.top_p
         if sampling.top_k > 0:
             config.top_k = sampling.top_k
-        config.min_p = sampling.min_p
+        config.min_p = min(sampling.min_p, _BELOW_ONE)
         config.rng_seed = sampling.seed_of(index)
     if request.guide is not None:
         left = _structured(config, request.guide, stops, own_stops)
     return config, left
+
+
+def _check_beams(sampling: SamplingParams) -> None:
+    """OpenVINO's beam search has no penalties. Raises `EngineRefusal`."""
+    for name, neutral in (("repetition_penalty", 1), ("presence_penalty", 0), ("frequency_penalty", 0)):
+        value = getattr(sampling, name)
+        if value != neutral:
+            raise EngineRefusal(
+                f"is {value:g}, and beam search on the openvino engine has none; set it to {neutral}, "
+                "or beam_width to 1",
+                name,
+            )
 
 
 def _structured(config: Any, guide: Guide, stops: frozenset[int], own_stops: frozenset[int]) -> frozenset[int]:
@@ -153,7 +169,7 @@ def _structured(config: Any, guide: Guide, stops: frozenset[int], own_stops: fro
     try:
         config.structured_output_config = structured_output(guide)
     except GrammarError as error:
-        raise EngineRefusal(f"guided_decoding_guide {error}", "guided_decoding_guide") from None
+        raise EngineRefusal(str(error), "guided_decoding_guide") from None
     config.ignore_eos = False
     config.stop_token_ids = set(own_stops)
     config.eos_token_id = min(own_stops)

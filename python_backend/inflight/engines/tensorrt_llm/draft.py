@@ -14,7 +14,8 @@ from typing import Any
 
 import msgspec
 
-from inflight.engines.base import EngineInfo, EngineOutput, EngineRefusal, EngineRequest, EngineStats, FinishReason
+from inflight.engines.base import EngineInfo, EngineOutput, EngineRequest, EngineStats, FinishReason
+from inflight.engines.refusals import in_our_words
 from inflight.engines.tensorrt_llm.executor import ExecutorEngine
 from inflight.engines.tensorrt_llm.sampling import executor_request, split_stops
 
@@ -62,7 +63,7 @@ class DraftedEngine:
             self._start_draft(pair)
         except (RuntimeError, TypeError, ValueError) as error:
             del self._pairs[request.request_id]
-            raise EngineRefusal(str(error)[:300]) from None
+            raise in_our_words(self.info.name, error, request) from None
 
     def cancel(self, request_id: int) -> None:
         pair = self._pairs.get(request_id)

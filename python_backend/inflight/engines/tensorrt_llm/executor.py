@@ -20,8 +20,8 @@ from inflight.engines.base import (
     EngineStats,
     FinishReason,
 )
+from inflight.engines.refusals import in_our_words
 from inflight.engines.tensorrt_llm.lora import MISSING, Adapters
-from inflight.engines.tensorrt_llm.probe import first_line
 from inflight.engines.tensorrt_llm.sampling import Stops, executor_request, split_stops
 
 log = logging.getLogger("inflight.engine_worker")
@@ -108,10 +108,10 @@ class ExecutorEngine:
         """Raises `EngineRefusal` for what this engine cannot take, before TensorRT-LLM sees it."""
         if len(request.token_ids) > self._max_input_len:
             raise EngineRefusal(
-                f"the prompt has {len(request.token_ids)} tokens and the engine was built for {self._max_input_len} at "
-                "most (max_input_len)"
+                f"has {len(request.token_ids)} tokens and the engine was built for {self._max_input_len} at most "
+                "(max_input_len)",
+                "input_ids",
             )
-
         total = len(request.token_ids) + request.sampling.max_tokens - 1
         if self._restarts and request.sampling.beam_width == 1 and total > self._max_input_len:
             raise EngineRefusal(
@@ -189,7 +189,7 @@ class ExecutorEngine:
                 self._adapters.forget(name)
                 self._enqueue(live)
                 return
-            raise EngineRefusal(first_line(error)) from None
+            raise in_our_words(self.info.name, error, live.request) from None
         self._live[live.own_id] = live
         if name is not None and self._adapters is not None:
             self._adapters.taken(name)

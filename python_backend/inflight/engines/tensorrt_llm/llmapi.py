@@ -31,6 +31,7 @@ from inflight.engines.base import (
     EngineStats,
     FinishReason,
 )
+from inflight.engines.refusals import in_our_words
 from inflight.engines.tensorrt_llm.options import TensorRtLlmOptions
 from inflight.engines.tensorrt_llm.probe import Installed, first_line
 from inflight.engines.tensorrt_llm.sampling import Stops, llm_sampling_params, split_stops
@@ -146,7 +147,7 @@ class LlmEngine:
             started = asyncio.run_coroutine_threadsafe(self._start(live, params, extra), self._loop)
             started.result(CALL_S)
         except (ValueError, TypeError, RuntimeError) as error:
-            raise EngineRefusal(first_line(error)) from None
+            raise in_our_words(self.info.name, error, request) from None
         self._live[request.request_id] = live
 
     def _check_beams(self, width: int) -> None:

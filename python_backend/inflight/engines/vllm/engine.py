@@ -27,10 +27,10 @@ from inflight.engines.base import (
     EngineStats,
     FinishReason,
 )
+from inflight.engines.refusals import in_our_words
 from inflight.engines.vllm.load import (
     DraftCounts,
     check_checkpoint,
-    first_line,
     import_vllm,
     load,
     warm_up_requests,
@@ -158,8 +158,7 @@ class VllmEngine:
                 taken.append(sequence)
         except Exception as error:  # noqa: BLE001 — what is wrong with a request has many types in vLLM
             self._engine.abort_request([sequence.key for sequence in taken])
-            name = getattr(error, "parameter", None)
-            raise EngineRefusal(first_line(error), name if isinstance(name, str) else None) from None
+            raise in_our_words(self.info.name, error, request) from None
         self._of_request[request.request_id] = sequences
         self._sequences.update((sequence.key, sequence) for sequence in sequences)
 

@@ -50,7 +50,7 @@ def grammar_text(guide: Guide) -> str:
     try:
         return prepare(guide.kind, guide.text)
     except GrammarError as error:
-        raise EngineRefusal(f"guided_decoding_guide {error}", "guided_decoding_guide") from None
+        raise EngineRefusal(str(error), "guided_decoding_guide") from None
 
 
 def split_logprobs(

@@ -236,14 +236,16 @@ def test_a_prompt_beyond_the_engine_is_refused_in_our_words(install: Install) ->
 
 
 @pytest.mark.parametrize("how", ["raise", "response"])
-def test_limits_that_only_tensorrt_llm_knows(install: Install, how: str) -> None:
+def test_limits_that_only_tensorrt_llm_knows(install: Install, how: str, caplog: pytest.LogCaptureFixture) -> None:
     """They come out of enqueue_request, or as a response with an error: both end the request and nothing else."""
     double = install(errors=how)
     engine = double.engine(max_num_tokens=100)
     long = request(1, [7] * 200)
     if how == "raise":
-        with pytest.raises(EngineRefusal, match=r"^Prompt length \(200\) exceeds max_num_tokens"):
+        with pytest.raises(EngineRefusal, match=r"^has 200 tokens, which") as refusal:
             engine.add(long)
+        assert refusal.value.parameter == "input_ids"
+        assert "Prompt length (200) exceeds max_num_tokens" in caplog.text
     else:
         (outputs,) = run(engine, long).values()
         assert outputs[-1].error is not None
@@ -277,11 +279,12 @@ def test_cancel_of_a_request_that_waits(install: Install) -> None:
     assert (ids(found[(2, 0)]), found[(2, 0)][-1].finish) == ([], FinishReason.CANCELLED)
 
 
-def test_enqueue_that_raises_harms_nobody_else(install: Install) -> None:
+def test_enqueue_that_raises_harms_nobody_else(install: Install, caplog: pytest.LogCaptureFixture) -> None:
     engine = install(enqueue_raises_at=2).engine()
     engine.add(request(1, PROMPT, max_tokens=50))
-    with pytest.raises(EngineRefusal, match="told to raise"):
+    with pytest.raises(EngineRefusal, match="does not take these values together; the server's log has the reason"):
         engine.add(request(2, PROMPT))
+    assert "told to raise" in caplog.text
     assert collect(engine, {(1, 0)})[(1, 0)][-1].finish is FinishReason.LENGTH
 
 

@@ -97,7 +97,7 @@ def test_stop_tokens_guides_and_min_tokens(checkpoint: Checkpoint) -> None:
     assert outputs[-1].finish is FinishReason.STOP
 
 
-def test_cancel_and_errors(checkpoint: Checkpoint) -> None:
+def test_cancel_and_errors(checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture) -> None:
     engine = checkpoint(double={"step_ms": 5})
     engine.add(request(1, PROMPT, max_tokens=500, temperature=1.0, num_sequences=2))
     while not engine.step(0.05):
@@ -106,8 +106,10 @@ def test_cancel_and_errors(checkpoint: Checkpoint) -> None:
     engine.cancel(1)
     found = collect(engine, {(1, 0), (1, 1)})
     assert {outputs[-1].finish for outputs in found.values()} == {FinishReason.CANCELLED}
-    with pytest.raises(EngineRefusal, match="should not exceed max_seq_len"):
+    with pytest.raises(EngineRefusal, match=r"^has 3000 tokens, which") as refusal:
         engine.add(request(2, [5] * 3000))
+    assert refusal.value.parameter == "input_ids"
+    assert "should not exceed max_seq_len" in caplog.text
     assert run(engine, request(3, PROMPT, max_tokens=2))
 
 
