@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python_backend"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from inflight.model.parameters import model_parameters
 from inflight.request.contract import INPUTS, JSON_ALIASES, JSON_ONLY, OUTPUTS, declared_inputs
+from inflight.request.limits import limits
 from inflight.serving.metrics import FAMILIES
 from inflight_tools.common.layout import REPOSITORY
 
@@ -102,6 +103,15 @@ print()
 """
 
 
+_HEADERS = """\
+Triton forwards headers as request parameters where its `--http-header-forward-pattern` and
+`--grpc-header-forward-pattern` say so. Those with a hyphen pass (`x-request-id`), and so do `traceparent` and
+`tracestate`. One that is a parameter's name but for its hyphens (`max-tokens`) is refused: it looks like a parameter,
+and would have no effect. **A trap:** a header that is spelt exactly like a parameter acts as one. With the pattern `.*`
+a proxy's header `stop` or `max_tokens` changes the answer. Forward what you need, such as `(?i)x-.*`.
+"""
+
+
 def config_text(batch: int, engine_dir: str) -> str:
     """One complete config.pbtxt."""
     lines = [_FLAT_HEAD if batch == 0 else _BATCHED_HEAD, _BODY.format(batch=batch, engine_dir=engine_dir)]
@@ -135,6 +145,12 @@ def requests_text() -> str:
     lines.append("\n## Outputs\n\n| output | type, dims | sent with | note |\n|---|---|---|---|\n")
     lines += [f"| {item.name} | {item.type} [{item.dims}] | {item.when} | {item.note} |\n" for item in OUTPUTS]
     lines.append("\n## How a request ends\n\n" + _ENDS)
+    lines.append(
+        "\n## Limits\n\nWhat goes beyond them: INVALID_ARG that names it. No more requests fit: UNAVAILABLE.\n\n"
+    )
+    lines.append("| what | limit |\n|---|---|\n")
+    lines += [f"| {what} | {limit} |\n" for what, limit in limits()]
+    lines.append("\n## Headers\n\n" + _HEADERS)
     lines.append("\n## Model parameters (config.pbtxt)\n\n| parameter | default | note |\n|---|---|---|\n")
     for parameter in model_parameters().values():
         lines.append(f"| {parameter.name} | {_shown(parameter.default)} | {parameter.note} |\n")

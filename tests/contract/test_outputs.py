@@ -50,15 +50,15 @@ ROWS = [
         Row(name, {"return_perf_metrics": True}, 1, lambda values: values[0] > 0)
         for name in ("arrival_time_ns", "first_scheduled_time_ns", "first_token_time_ns", "last_token_time_ns")
     ),
+    Row("kv_cache_reused_block", {"return_perf_metrics": True}, 1, lambda values: values[0] >= 0),
 ]
 WITH_SEVERAL = {"sequence_index"}
-# Sent only by an engine that tells for each request how many of its blocks were reused; these two do not.
-ENGINE_KNOWS = {"kv_cache_reused_block"}
 
 
 def answers(client: GrpcClient, model: str, **values: Any) -> list[pb.ModelInferResponse]:
     """The raw responses of one request."""
-    request = client.build(model=model, batched=SHAPES[model], text_input=PROMPT, max_tokens=TOKENS, **values)
+    inputs = {"text_input": PROMPT, "max_tokens": TOKENS, **values}
+    request = client.build(model=model, batched=SHAPES[model], **inputs)
     del request.parameters["triton_enable_empty_final_response"]
     call = service_pb2_grpc.GRPCInferenceServiceStub(client._channel).ModelStreamInfer(iter([request]), timeout=30)
     found = []
@@ -145,6 +145,39 @@ def test_several_sequences_are_several_elements(model: str, grpc: GrpcClient) ->
     assert tensor(response, "sequence_index")[2] == [0, 1, 2]  # type: ignore[index]
 
 
+@pytest.mark.parametrize("model", SHAPES)
+@pytest.mark.parametrize("asked", [{"return_token_ids": True}, {"return_log_probs": True}], ids=str)
+def test_tokens_of_several_sequences_have_borders(model: str, asked: dict[str, Any], grpc: GrpcClient) -> None:
+    values = {"temperature": 1.0, "seed": 1, "stop_words": ["e"], **asked}
+    (response,) = answers(grpc, model, stream=False, num_return_sequences=3, **values)
+    counts, ids = tensor(response, "num_output_tokens"), tensor(response, "output_ids")
+    assert counts is not None
+    assert ids is not None
+    assert len(counts[2]) == 3
+    assert sum(counts[2]) == len(ids[2])
+    (alone,) = answers(grpc, model, stream=False, **values)
+    assert tensor(alone, "num_output_tokens") is None
+    assert tensor(alone, "output_ids")[2] == ids[2][: counts[2][0]]  # type: ignore[index]
+
+
+def test_blocks_of_a_prompt_that_was_there_before(grpc: GrpcClient) -> None:
+    def reused() -> int:
+        values = {"text_input": None, "input_ids": list(range(20, 140)), "return_perf_metrics": True}
+        (response,) = answers(grpc, "llm", stream=False, **values)
+        found = tensor(response, "kv_cache_reused_block")
+        assert found is not None
+        return int(found[2][0])
+
+    reused()
+    assert reused() > 0
+
+
+def test_ranks_are_numbers_where_the_choice_is_greedy(grpc: GrpcClient) -> None:
+    (response,) = answers(grpc, "llm", stream=False, return_log_probs=True)
+    entries = json.loads(tensor(response, "logprobs")[2][0])  # type: ignore[index]
+    assert [next(iter(entry.values()))["rank"] for entry in entries] == [1] * TOKENS
+
+
 def test_a_client_that_names_its_outputs_gets_those_and_no_error(grpc: GrpcClient) -> None:
     (response,) = answers(grpc, "llm", stream=False, wanted=["text_output"], return_num_output_tokens=True)
     assert [output.name for output in response.outputs] == ["text_output"]
@@ -158,4 +191,4 @@ def test_an_output_that_does_not_exist_is_refused_by_core(grpc: GrpcClient) -> N
 
 
 def test_every_row_of_the_contract_is_tried() -> None:
-    assert {row.name for row in ROWS} | WITH_SEVERAL | ENGINE_KNOWS == {item.name for item in OUTPUTS}
+    assert {row.name for row in ROWS} | WITH_SEVERAL == {item.name for item in OUTPUTS}

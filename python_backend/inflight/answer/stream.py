@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 
 from inflight.answer.detokenizer import Detokenizer
@@ -19,6 +20,8 @@ from inflight.errors import ErrorCode, RequestError, internal
 from inflight.request.parse import GenerationRequest
 from inflight.request.prompt import Prompt
 from inflight.request.stop_words import Stops
+
+_HALF = math.log(0.5)  # what is likelier than all others together is the likeliest
 
 
 @dataclasses.dataclass(slots=True)
@@ -41,12 +44,13 @@ class Reply:
 
 @dataclasses.dataclass(slots=True)
 class Timing:
-    """Monotonic times in ns; 0 is "not yet"."""
+    """Monotonic times in ns; 0 is "not yet". `reused_blocks` of the prompt's KV blocks; None where nobody knows."""
 
     arrival_ns: int = 0
     scheduled_ns: int = 0
     first_token_ns: int = 0
     last_token_ns: int = 0
+    reused_blocks: int | None = None
 
 
 @dataclasses.dataclass(slots=True)
@@ -73,8 +77,8 @@ class _Sequence:
         "is_over",
         "logprobs",
         "pending",
+        "ranks",
         "reported",
-        "score",
         "text",
         "top",
     )
@@ -83,6 +87,7 @@ class _Sequence:
         self.text = text
         self.ids: list[int] = []  # used, not yet in a reply
         self.logprobs: list[float] = []
+        self.ranks: list[int] = []  # of the ids, where the engine knows them
         self.top: list[dict[int, float]] = []
         self.pending = ""  # text not yet in a reply
         self.reported = False  # its finish reason is in a reply
@@ -139,6 +144,8 @@ class Stream:
         if output.error is not None:
             self._error = internal(self.request_id)
             return
+        if output.reused_blocks is not None:
+            self.timing.reused_blocks = output.reused_blocks
         if output.token_ids:
             if not self.timing.first_token_ns:
                 self.timing.first_token_ns = now_ns
@@ -159,6 +166,8 @@ class Stream:
         if output.logprobs is not None:
             sequence.logprobs += output.logprobs[:used]
             sequence.cumulative += sum(output.logprobs[:used])
+        if output.ranks is not None:
+            sequence.ranks += output.ranks[:used]
         if output.top_logprobs is not None:
             sequence.top += output.top_logprobs[:used]
         if pushed.stopped:
@@ -236,7 +245,7 @@ class Stream:
             reply.logprobs += sequence.logprobs
             if self.request.return_logprobs_json:
                 reply.top_logprobs.append(self._logprobs_json(sequence))
-            sequence.pending, sequence.ids, sequence.logprobs, sequence.top = "", [], [], []
+            sequence.pending, sequence.ids, sequence.logprobs, sequence.ranks, sequence.top = "", [], [], [], []
         return reply
 
     @staticmethod
@@ -244,17 +253,29 @@ class Stream:
         return sequence.finish.value if sequence.finish is not None else ""
 
     def _logprobs_json(self, sequence: _Sequence) -> str:
-        """In the form of vLLM: a list with one {token id: {logprob, rank, decoded_token}} per new token."""
+        """The form of vLLM's backend: a list with one {token id: {logprob, rank, decoded_token}} per new token."""
         entries = []
         for place, (token_id, logprob) in enumerate(zip(sequence.ids, sequence.logprobs, strict=False)):
             others = sequence.top[place] if place < len(sequence.top) else {}
             ranked = sorted(others.items(), key=lambda item: -item[1])
-            ranks = {other: rank for rank, (other, _) in enumerate(ranked, 1)}
+            ranks: dict[int, int | None] = {other: rank for rank, (other, _) in enumerate(ranked, 1)}
+            if token_id not in ranks:
+                ranks[token_id] = self._rank(sequence, place, logprob, alone=not others)
             values = {token_id: logprob, **dict(ranked)}
             entries.append(
                 {
-                    str(other): {"logprob": value, "rank": ranks.get(other), "decoded_token": self._token_text(other)}
+                    str(other): {"logprob": value, "rank": ranks[other], "decoded_token": self._token_text(other)}
                     for other, value in values.items()
                 }
             )
         return json.dumps(entries, ensure_ascii=False)
+
+    def _rank(self, sequence: _Sequence, place: int, logprob: float, alone: bool) -> int | None:
+        """Of a chosen token that is not among the likeliest: as the engine says, or, where it names none of those
+        (`alone`), as it must be.
+        """
+        if place < len(sequence.ranks):
+            return sequence.ranks[place]
+        request = self.request
+        greedy = request.temperature == 0.0 and request.beam_width == 1 and request.guide is None
+        return 1 if alone and (greedy or logprob > _HALF) else None

@@ -89,6 +89,7 @@ def pack_outputs(outputs: list[EngineOutput], stats: EngineStats) -> Outputs:
             and output.logprobs is None
             and output.error is None
             and output.top_logprobs is None
+            and output.reused_blocks is None
             and output.request_id not in in_others
         ):
             ids.append(output.request_id)

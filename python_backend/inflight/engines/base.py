@@ -74,6 +74,16 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         """The seed of one of several sequences, 64 bits; that of the first is the request's own."""
         return (self.seed + index * 0x9E3779B97F4A7C15) % 2**64  # the golden ratio spreads them
 
+    def folded_seed_of(self, index: int, bits: int) -> int:
+        """The same for an engine that takes a seed of 32 to 63 `bits`, or looks at the lowest 32 of them.
+
+        The upper half, mixed, goes into the lower one. So all bits count, seeds below 2^32 stay what they are, and
+        those that share an upper half still differ.
+        """
+        high, low = divmod(self.seed_of(index), 2**32)
+        mixed = high * 0x9E3779B1 % 2**32  # an odd factor: no two upper halves give the same
+        return ((high << 32) | (low ^ mixed ^ (mixed >> 15))) & ((1 << bits) - 1)
+
 
 class Guide(msgspec.Struct, frozen=True):
     """A grammar that the output must follow. `kind` is json, json_schema, regex, ebnf_grammar or choice."""
@@ -92,13 +102,17 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     lora_name: str | None = None
     cache_salt: str | None = None
     priority: int = 0
+    perf_metrics: bool = False
 
 
 class EngineOutput(msgspec.Struct, array_like=True, omit_defaults=True):
     """What one step gave one sequence.
 
     `token_ids` are new tokens only. A `finish` or an `error` makes it the sequence's one terminal output. `logprobs`
-    has one value per new token; `top_logprobs` one {token id: log-probability} per new token.
+    has one value per new token, `ranks` the place of each among all tokens by likelihood (1 is the likeliest; None
+    where the engine does not know); `top_logprobs` one {token id: log-probability} per new token. `reused_blocks` is
+    how many KV blocks of the prompt were not computed again, told once of sequence 0, with tokens or without, if the
+    request wants `perf_metrics` and the engine knows it.
     """
 
     request_id: int
@@ -108,6 +122,8 @@ class EngineOutput(msgspec.Struct, array_like=True, omit_defaults=True):
     error: str | None = None
     logprobs: list[float] | None = None
     top_logprobs: list[dict[int, float]] | None = None
+    ranks: list[int] | None = None
+    reused_blocks: int | None = None
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):

@@ -27,14 +27,12 @@ from inflight.grammar.nodes import GrammarError
 from inflight.grammar.prepare import parse_choices, parse_json
 from inflight.guides.frames import Check, LinkError, Start, Verdict
 from inflight.guides.process import GuideProcess, TooLong
+from inflight.request.limits import MAX_CHOICES, MAX_GUIDE_DEPTH, MAX_GUIDE_VALUES
 from inflight.request.parse import GenerationRequest
 
 log = logging.getLogger("inflight.guides")
 
 NAME = "guided_decoding_guide"
-MAX_DEPTH = 64  # of a schema's JSON
-MAX_VALUES = 20_000  # objects, lists, strings and numbers of a schema
-MAX_CHOICES = 1_000
 JOIN_S = 10.0
 UNLOADED = "the model is being unloaded; send the request to another server"
 
@@ -114,10 +112,10 @@ def _check_size(schema: object) -> None:
     while level:
         depth += 1
         count += len(level)
-        if depth > MAX_DEPTH:
-            raise GrammarError(f"is nested more than {MAX_DEPTH} levels deep")
-        if count > MAX_VALUES:
-            raise GrammarError(f"has more than {MAX_VALUES:,} values")
+        if depth > MAX_GUIDE_DEPTH:
+            raise GrammarError(f"is nested more than {MAX_GUIDE_DEPTH} levels deep")
+        if count > MAX_GUIDE_VALUES:
+            raise GrammarError(f"has more than {MAX_GUIDE_VALUES:,} values")
         below: list[object] = []
         for value in level:
             if isinstance(value, dict):

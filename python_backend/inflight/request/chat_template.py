@@ -23,12 +23,11 @@ import msgspec
 
 from inflight.errors import LoadError, RequestError, first_line, invalid
 from inflight.model.files import read_json_object
+from inflight.request.limits import MAX_MESSAGES, RENDER_SECONDS
 
 log = logging.getLogger("inflight.backend")
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-MAX_MESSAGES = 4096
-RENDER_SECONDS = 2.0
 
 
 MAX_EXPONENT = 64

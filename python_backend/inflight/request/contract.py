@@ -66,7 +66,12 @@ INPUTS: tuple[Input, ...] = (
     Input("frequency_penalty", "FP32", 1, "0", "-2 to 2"),
     Input("length_penalty", "FP32", 1, "1", "needs beam_width above 1"),
     Input(
-        "seed", "UINT64", 1, "fresh for each request", "the same seed, alone, gives the same tokens", ("random_seed",)
+        "seed",
+        "UINT64",
+        1,
+        "fresh for each request",
+        "64 bits; the same seed, alone, gives the same tokens",
+        ("random_seed",),
     ),
     Input(
         "stop_words",
@@ -77,7 +82,14 @@ INPUTS: tuple[Input, ...] = (
     ),
     Input("bad_words", "STRING", -1, "none", "strings that must not be generated; empty ones are ignored"),
     Input("num_return_sequences", "INT32", 1, "1", "answers to one prompt"),
-    Input("beam_width", "INT32", 1, "1", "above 1 only where the engine has beams"),
+    Input(
+        "beam_width",
+        "INT32",
+        1,
+        "1",
+        "above 1 only where the engine has beams; they are not sampled: temperature, top_p, top_k, min_p, seed have no "
+        "effect on them",
+    ),
     Input("logprobs", "INT32", 1, "0", "log-probabilities of this many likeliest tokens"),
     Input("return_log_probs", "BOOL", 1, "false", "log-probability of each chosen token", ("return_logprobs",)),
     Input(
@@ -149,7 +161,11 @@ OUTPUTS: tuple[Output, ...] = (
         "num_return_sequences or beam_width above 1",
     ),
     Output(
-        "output_ids", "INT32", -1, "token ids of this response (one sequence)", "return_token_ids or return_log_probs"
+        "output_ids",
+        "INT32",
+        -1,
+        "token ids of this response, one sequence after the other",
+        "return_token_ids or return_log_probs",
     ),
     Output(
         "cumulative_logprob", "FP32", -1, "sum of log-probabilities so far, per sequence", "return_cumulative_logprob"
@@ -161,19 +177,34 @@ OUTPUTS: tuple[Output, ...] = (
         "the same under TensorRT-LLM's name",
         "return_cumulative_logprob or return_log_probs",
     ),
-    Output("output_log_probs", "FP32", -1, "log-probability of each token of this response", "return_log_probs"),
+    Output("output_log_probs", "FP32", -1, "log-probability of each of these tokens", "return_log_probs"),
     Output(
-        "logprobs", "STRING", -1, "JSON: per token {id: {logprob, rank, decoded_token}}", "return_log_probs or logprobs"
+        "logprobs",
+        "STRING",
+        -1,
+        "JSON: per token {id: {logprob, rank, decoded_token}}; rank is null where nothing tells it: on OpenVINO for "
+        "unlikely tokens of sampled answers",
+        "return_log_probs or logprobs",
     ),
     Output("num_input_tokens", "UINT32", -1, "prompt tokens", "return_num_input_tokens"),
     Output(
-        "num_output_tokens", "UINT32", -1, "generated tokens; streaming: of this response", "return_num_output_tokens"
+        "num_output_tokens",
+        "UINT32",
+        -1,
+        "generated tokens, per sequence; streaming: of this response",
+        "return_num_output_tokens; always beside the tokens of several sequences, to tell where each ends",
     ),
     Output("arrival_time_ns", "INT64", 1, "monotonic clock", "return_perf_metrics, last response"),
     Output("first_scheduled_time_ns", "INT64", 1, "monotonic clock", "return_perf_metrics, last response"),
     Output("first_token_time_ns", "INT64", 1, "monotonic clock", "return_perf_metrics, last response"),
     Output("last_token_time_ns", "INT64", 1, "monotonic clock", "return_perf_metrics, last response"),
-    Output("kv_cache_reused_block", "INT32", 1, "where the engine knows it", "return_perf_metrics, last response"),
+    Output(
+        "kv_cache_reused_block",
+        "INT32",
+        1,
+        "KV blocks of the prompt that were in the cache, where the engine tells: not OpenVINO",
+        "return_perf_metrics, last response",
+    ),
 )
 
 # What Triton itself, its front ends and proxies add to a request's parameters. They mean nothing to us and are let

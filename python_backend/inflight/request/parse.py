@@ -17,13 +17,21 @@ from inflight.errors import ErrorCode, RequestError, invalid
 from inflight.model.parameters import ModelConfig
 from inflight.request import fields
 from inflight.request.defaults import GenerationDefaults
-from inflight.request.values import MAX_JSON_BYTES, Values
+from inflight.request.limits import (
+    MAX_GUIDE_BYTES,
+    MAX_JSON_BYTES,
+    MAX_LOGPROBS,
+    MAX_NAME_BYTES,
+    MAX_PENALTY,
+    MAX_PRIORITY,
+    MAX_REPETITION_PENALTY,
+    MAX_SEQUENCES,
+    MAX_STOP_CHARS,
+    MAX_STOPS,
+    MAX_TEMPERATURE,
+)
+from inflight.request.values import Values
 
-MAX_STOPS = 64
-MAX_STOP_CHARS = 1024
-MAX_SEQUENCES = 128
-MAX_GUIDE_BYTES = 64 << 10
-MAX_LOGPROBS = 100
 GUIDE_TYPES = ("json", "json_schema", "regex", "ebnf_grammar", "choice")
 
 
@@ -182,10 +190,10 @@ def parse_request(
         top_k=top_k,
         min_p=min_p,
         repetition_penalty=values.number(
-            "repetition_penalty", _or(defaults.repetition_penalty, 1.0), above=0.0, most=100.0
+            "repetition_penalty", _or(defaults.repetition_penalty, 1.0), above=0.0, most=MAX_REPETITION_PENALTY
         ),
-        presence_penalty=values.number("presence_penalty", 0.0, least=-2.0, most=2.0),
-        frequency_penalty=values.number("frequency_penalty", 0.0, least=-2.0, most=2.0),
+        presence_penalty=values.number("presence_penalty", 0.0, least=-MAX_PENALTY, most=MAX_PENALTY),
+        frequency_penalty=values.number("frequency_penalty", 0.0, least=-MAX_PENALTY, most=MAX_PENALTY),
         length_penalty=length_penalty,
         seed=values.integer("seed", secrets.randbits(63), 0, 2**64 - 1),
         stops=_words(values, "stop_words"),
@@ -204,11 +212,11 @@ def parse_request(
         return_token_ids=values.boolean("return_token_ids", False),
         echo_prompt=not values.boolean("exclude_input_in_output", config.exclude_input_in_output),
         guide=_guide(values),
-        lora_name=values.text("lora_name", 256),
-        cache_salt=values.text("cache_salt", 256),
+        lora_name=values.text("lora_name", MAX_NAME_BYTES),
+        cache_salt=values.text("cache_salt", MAX_NAME_BYTES),
         skip_special_tokens=values.boolean("skip_special_tokens", True),
         add_special_tokens=values.boolean("add_special_tokens", True),
-        priority=values.integer("request_priority", 0, -100, 100),
+        priority=values.integer("request_priority", 0, -MAX_PRIORITY, MAX_PRIORITY),
         deadline_ms=_deadline(values, config, raw.timeout_us),
         spelt=values.spellings(),
     )
@@ -283,7 +291,7 @@ def _sampling(values: Values, defaults: GenerationDefaults) -> tuple[float, floa
         or (values.given("min_p") and min_p > 0.0)
     )
     temperature = values.number(
-        "temperature", _or(defaults.temperature, 1.0 if narrowed else 0.0), least=0.0, most=100.0
+        "temperature", _or(defaults.temperature, 1.0 if narrowed else 0.0), least=0.0, most=MAX_TEMPERATURE
     )
     return temperature, top_p, max(top_k, 0), min_p
 

@@ -181,6 +181,7 @@ def engine_request(
         lora_name=request.lora_name,
         cache_salt=request.cache_salt,
         priority=request.priority,
+        perf_metrics=request.return_perf_metrics,
     )
 
 

@@ -15,8 +15,8 @@ import msgspec
 
 from inflight.errors import did_you_mean, invalid
 from inflight.request.contract import ELSEWHERE, INPUTS, JSON_ALIASES, JSON_ONLY, TRITON_PARAMETERS
+from inflight.request.limits import MAX_JSON_BYTES
 
-MAX_JSON_BYTES = 1 << 20
 INT32_MAX = 2**31 - 1
 
 _CANONICAL = {alias: item.name for item in INPUTS for alias in item.aliases} | JSON_ALIASES

@@ -80,7 +80,7 @@ class TritonResponder:
         tensors = [self._strings("text_output", reply.texts)]
         if request.return_finish_reason:
             tensors.append(self._strings("finish_reason", reply.finishes))
-        if request.num_sequences > 1:
+        if request.num_sequences > 1 or request.beam_width > 1:
             tensors.append(self._array("sequence_index", reply.indices, np.int32))
         if request.return_token_ids or request.return_log_probs:
             tensors.append(self._array("output_ids", reply.token_ids, np.int32))
@@ -94,7 +94,8 @@ class TritonResponder:
             tensors.append(self._strings("logprobs", reply.top_logprobs))
         if request.return_num_input_tokens:
             tensors.append(self._array("num_input_tokens", [stream.num_input_tokens], np.uint32))
-        if request.return_num_output_tokens:
+        has_borders = len(reply.texts) > 1 and (request.return_token_ids or request.return_log_probs)
+        if request.return_num_output_tokens or has_borders:
             tensors.append(self._array("num_output_tokens", reply.num_output_tokens, np.uint32))
         if request.return_perf_metrics and reply.timing is not None:
             timing = reply.timing
@@ -105,6 +106,8 @@ class TritonResponder:
                 ("last_token_time_ns", timing.last_token_ns),
             ):
                 tensors.append(self._array(name, [value], np.int64))
+            if timing.reused_blocks is not None:
+                tensors.append(self._array("kv_cache_reused_block", [timing.reused_blocks], np.int32))
         return tensors
 
     def _array(self, name: str, values: Sequence[Any], dtype: Any) -> Any:

@@ -263,3 +263,42 @@ def test_log_probabilities_behind_a_stop_string_are_cut_off_with_their_tokens() 
     (reply,) = stream.take().replies
     assert (reply.texts, reply.token_ids, reply.logprobs) == (["a"], [*ids("a"), *ids("b")], [-1.0, -2.0])
     assert reply.cumulative_logprobs == [-3.0]
+
+
+def ranks_of(reply: Any) -> list[Any]:
+    return [next(iter(entry.values()))["rank"] for entry in json.loads(reply.top_logprobs[0])]
+
+
+def test_the_rank_that_the_engine_gives_is_told_and_cut_with_its_token() -> None:
+    stream = stream_of(temperature=1.0, stop_words=["b"], stream=True, return_log_probs=True)
+    tokens = [*ids("a"), *ids("b"), *ids("c")]
+    stream.append(EngineOutput(1, 0, tokens, logprobs=[-3.0, -0.1, -4.0], ranks=[17, 2, 5]), 9)
+    (reply,) = stream.take().replies
+    assert ranks_of(reply) == [17, 2]
+
+
+@pytest.mark.parametrize(
+    ("values", "ranks"),
+    [
+        ({}, [1, 1]),
+        ({"temperature": 1.0}, [1, None]),
+        ({"guided_decoding_guide_type": "regex", "guided_decoding_guide": "ab"}, [1, None]),
+    ],
+)
+def test_a_rank_that_the_engine_does_not_give_is_what_it_must_be(values: dict[str, Any], ranks: list[Any]) -> None:
+    """Greedy takes the likeliest; what is likelier than all others together is it; of the rest nobody knows."""
+    stream = stream_of(stream=True, return_log_probs=True, **values)
+    stream.append(EngineOutput(1, 0, [*ids("a"), *ids("b")], logprobs=[-0.5, -2.0]), 9)
+    (reply,) = stream.take().replies
+    assert ranks_of(reply) == ranks
+
+
+def test_reused_blocks_come_with_the_times() -> None:
+    stream = stream_of(stream=True, return_perf_metrics=True)
+    stream.append(EngineOutput(1, 0, [], reused_blocks=3), 8)
+    assert stream.take().replies == []
+    assert stream.timing.first_token_ns == 0
+    stream.append(EngineOutput(1, 0, ids("a"), FinishReason.LENGTH), 9)
+    timing = stream.take().replies[-1].timing
+    assert timing is not None
+    assert timing.reused_blocks == 3

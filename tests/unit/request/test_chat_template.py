@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from inflight.errors import ErrorCode, LoadError, RequestError
-from inflight.request.chat_template import MAX_MESSAGES, ChatTemplate, load_chat_template, parse_messages
+from inflight.request.chat_template import ChatTemplate, load_chat_template, parse_messages
+from inflight.request.limits import MAX_MESSAGES
 
 pytestmark = pytest.mark.fast
 

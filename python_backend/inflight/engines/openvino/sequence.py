@@ -142,7 +142,7 @@ def generation_config(request: EngineRequest, index: int, own_stops: frozenset[i
         if sampling.top_k > 0:
             config.top_k = sampling.top_k
         config.min_p = min(sampling.min_p, _BELOW_ONE)
-        config.rng_seed = sampling.seed_of(index)
+        config.rng_seed = sampling.folded_seed_of(index, 32)  # its generator looks at no more
     if request.guide is not None:
         left = _structured(config, request.guide, stops, own_stops)
     return config, left

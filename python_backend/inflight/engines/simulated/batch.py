@@ -35,6 +35,7 @@ class InflightBatch:
         self._ends: dict[int, list[SimulatedSequence]] = {}  # step → steady sequences that end then
         self._growths: dict[int, list[SimulatedSequence]] = {}  # step → those that need another block then
         self._cancelled: list[int] = []
+        self._news: list[EngineOutput] = []  # of sequences that have begun, before their first tokens
         self._steps = 0
         self._reserved = 0  # blocks, of running sequences
         self._context = 0  # tokens of all decoding sequences
@@ -77,6 +78,9 @@ class InflightBatch:
         if self.options.real_time:
             self._pay(work)
         self._steps += 1
+        if self._news:
+            outputs += self._news
+            self._news = []
         outputs += self._decode_steady()
         if self._varied:
             outputs += self._decode_varied()
@@ -162,6 +166,7 @@ class InflightBatch:
                 # The last token is always computed: its result is the first token of the answer.
                 reused = max(0, min(sequence.lease.held * self.options.block_size, sequence.prompt - 1))
                 sequence.prefill_left -= reused
+                sequence.reused_blocks = sequence.lease.held
                 self._reused += reused
             self._reading.append(sequence)
 
@@ -185,6 +190,9 @@ class InflightBatch:
     def _begin(self, sequence: SimulatedSequence) -> None:
         """Its first token comes in this step."""
         assert sequence.lease is not None
+        if sequence.request.perf_metrics and sequence.leader is None:
+            reused = sequence.reused_blocks
+            self._news.append(EngineOutput(sequence.request_id, sequence.index, [], reused_blocks=reused))
         self._pool.publish(sequence.lease)
         sequence.state = State.DECODING
         self._context += sequence.prompt

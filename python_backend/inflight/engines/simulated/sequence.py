@@ -24,7 +24,7 @@ class SimulatedSequence:
 
     __slots__ = (
         "answer", "began", "chances", "ids", "index", "keys", "last_step", "leader", "lease", "logprobs", "made",
-        "prefill_left", "prompt", "request", "request_id", "reserved", "state",
+        "prefill_left", "prompt", "request", "request_id", "reserved", "reused_blocks", "state",
     )  # fmt: skip
 
     def __init__(self, request: EngineRequest, index: int, answer: Answer, leader: SimulatedSequence | None) -> None:
@@ -39,6 +39,7 @@ class SimulatedSequence:
         self.logprobs = request.sampling.logprobs >= 0
         self.state = State.WAITING
         self.reserved = 0
+        self.reused_blocks = 0  # of its prompt
         self.keys: list[int] = []
         self.lease: Lease | None = None
         self.chances: random.Random | None = None  # of its drafts

@@ -52,8 +52,9 @@ class Answer:
 
     def __init__(self, request: EngineRequest, index: int, vocabulary: Vocabulary, eos_every: int) -> None:
         sampling = request.sampling
-        seed = sampling.seed if sampling.temperature > 0 else 0
-        material = repr((request.token_ids, seed, index if seed else 0)).encode()
+        # Seed 0 is as good as any other, but 0 stands for greedy here, so that it is told by a number that is no seed.
+        seed, place = (sampling.seed or 2**64, index) if sampling.temperature > 0 else (0, 0)
+        material = repr((request.token_ids, seed, place)).encode()
         self._start = int.from_bytes(hashlib.sha256(material).digest()[:8], "little")
         self._vocabulary = vocabulary
         self.length, self.finish, self.ends_with_eos = sampling.max_tokens, FinishReason.LENGTH, False

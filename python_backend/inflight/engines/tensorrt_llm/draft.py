@@ -137,7 +137,8 @@ class DraftedEngine:
         pair.verifying = True
         pair.offered = len(draft)
         self._engine.add_round(
-            msgspec.structs.replace(pair.request, token_ids=pair.known, sampling=round_sampling), draft
+            msgspec.structs.replace(pair.request, token_ids=pair.known, sampling=round_sampling, perf_metrics=False),
+            draft,
         )
 
     def _take_verified(self, pair: _Pair, output: EngineOutput, outputs: list[EngineOutput]) -> None:

@@ -199,6 +199,8 @@ class ExecutorEngine:
             self._failed(live, str(response.error_msg), outputs)
             return
         result = response.result
+        if live.request.perf_metrics and result.is_final:
+            self._tell_reuse(live, result, outputs)
         if live.request.sampling.beam_width > 1:
             if result.is_final:
                 self._beams(live, result, outputs)
@@ -209,6 +211,14 @@ class ExecutorEngine:
                 reason = FinishReason.CANCELLED if live.cancelled else FinishReason.STOP
                 self._finish(live, index, reason, [], None, outputs)
             del self._live[live.own_id]
+
+    @staticmethod
+    def _tell_reuse(live: _Live, result: Any, outputs: list[EngineOutput]) -> None:
+        """How much of the prompt was in the cache, before the sequence's end."""
+        metrics = result.request_perf_metrics
+        if metrics is not None and 0 not in live.ended:
+            reused = int(metrics.kv_cache_metrics.num_reused_blocks)
+            outputs.append(EngineOutput(live.request.request_id, 0, [], reused_blocks=reused))
 
     def _increment(self, live: _Live, result: Any, outputs: list[EngineOutput]) -> None:
         """One sequence's new tokens. Its log-probabilities are all so far: the new ones are the last."""

@@ -246,10 +246,12 @@ class LlmEngine:
             ids, logprobs, reason = ids[:stop], logprobs and logprobs[:stop], FinishReason.STOP
         if not ids and reason is None:
             return
-        chosen, top = _logprobs(ids, logprobs, live.request.sampling.logprobs)
+        chosen, top, ranks = _logprobs(ids, logprobs, live.request.sampling.logprobs)
         if reason is not None:
             live.ended.add(index)
-        outputs.append(EngineOutput(live.request.request_id, index, ids, reason, logprobs=chosen, top_logprobs=top))
+        outputs.append(
+            EngineOutput(live.request.request_id, index, ids, reason, logprobs=chosen, top_logprobs=top, ranks=ranks)
+        )
         if len(live.ended) == live.request.sampling.num_sequences:
             if stop:
                 self.cancel(live.request.request_id)
@@ -328,20 +330,24 @@ def _chosen(token: int, entry: Any) -> float:
     return float(entry) if isinstance(entry, (int, float)) else float(entry[token].logprob)
 
 
-def _logprobs(ids: list[int], entries: Any, wanted: int) -> tuple[list[float] | None, list[dict[int, float]] | None]:
-    """(of the chosen tokens, of the likeliest ones); entries are {token: Logprob} or plain numbers."""
+def _logprobs(
+    ids: list[int], entries: Any, wanted: int
+) -> tuple[list[float] | None, list[dict[int, float]] | None, list[int] | None]:
+    """(of the chosen tokens, of the likeliest ones, ranks of the chosen); entries are {token: Logprob} or numbers."""
     if wanted < 0 or not entries:
-        return None, None
-    chosen, top = [], []
+        return None, None, None
+    chosen, top, ranks = [], [], []
     for token, entry in zip(ids, entries, strict=False):
         chosen.append(_chosen(token, entry))
         if isinstance(entry, (int, float)):
             top.append({token: float(entry)})
             continue
+        if entry[token].rank is not None:
+            ranks.append(int(entry[token].rank))
         values = {int(other): float(value.logprob) for other, value in entry.items()}
         ranked = sorted(values.items(), key=lambda item: -item[1])
         top.append(dict(ranked[:wanted]))
-    return chosen, top if wanted > 0 and top else None
+    return chosen, top if wanted > 0 and top else None, ranks if len(ranks) == len(chosen) else None
 
 
 def llm_arguments(options: TensorRtLlmOptions, api: Any, old_sampler: bool, max_running: int) -> dict[str, Any]:

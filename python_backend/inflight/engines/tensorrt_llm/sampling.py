@@ -101,7 +101,7 @@ def executor_request(
             return_generation_logits=False,
             exclude_input_from_output=True,
             return_encoder_output=False,
-            return_perf_metrics=False,
+            return_perf_metrics=request.perf_metrics,
         ),
         "return_all_generated_tokens": False,
         "priority": 0.5 + request.priority / 200.0,  # -100…100 on 0…1

@@ -209,9 +209,13 @@ class VllmEngine:
         return outputs
 
     def _take(self, sequence: _Sequence, result: Any, outputs: list[EngineOutput]) -> None:
+        reused = None
         if not sequence.reused:
             sequence.reused = True
-            self._reused_tokens += int(result.num_cached_tokens or 0)
+            cached = int(result.num_cached_tokens or 0)
+            self._reused_tokens += cached
+            if sequence.request.perf_metrics and sequence.index == 0:
+                reused = cached // self.info.block_size
         (completion,) = result.outputs
         token_ids = [int(token) for token in completion.token_ids]
         finish = error = None
@@ -221,12 +225,21 @@ class VllmEngine:
                 log.warning("vLLM ended request %s with %r", sequence.key, completion.finish_reason)
                 error = "the engine could not compute this request"
             self._forget(sequence)
-        elif not token_ids:
+        elif not token_ids and reused is None:
             return
-        chosen, top = split_logprobs(token_ids, completion.logprobs, sequence.request.sampling.logprobs)
-        request_id = sequence.request.request_id
+        chosen, top, ranks = split_logprobs(token_ids, completion.logprobs, sequence.request.sampling.logprobs)
         outputs.append(
-            EngineOutput(request_id, sequence.index, token_ids, finish, error, logprobs=chosen, top_logprobs=top)
+            EngineOutput(
+                sequence.request.request_id,
+                sequence.index,
+                token_ids,
+                finish,
+                error,
+                logprobs=chosen,
+                top_logprobs=top,
+                ranks=ranks,
+                reused_blocks=reused,
+            )
         )
 
     def _forget(self, sequence: _Sequence) -> None:

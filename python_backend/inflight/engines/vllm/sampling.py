@@ -35,7 +35,8 @@ def sampling_values(request: EngineRequest, index: int, own_stops: tuple[int, ..
         values |= {
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,
-            "seed": sampling.seed_of(index) % 2**63,  # torch takes a signed one
+            # torch takes a signed one, of which its generator for CPUs looks at 32 bits
+            "seed": sampling.folded_seed_of(index, 63),
         }
     for name, neutral in _NEUTRAL.items():
         if getattr(sampling, name) != neutral:
@@ -55,15 +56,20 @@ def grammar_text(guide: Guide) -> str:
 
 def split_logprobs(
     token_ids: Sequence[int], given: Sequence[Mapping[int, Any]] | None, top: int
-) -> tuple[list[float] | None, list[dict[int, float]] | None]:
-    """(log-probability of each token, the `top` likeliest of each place) of what vLLM gives: per token a mapping of ids
-    to something with `logprob` and `rank`, in which the chosen token is besides the likeliest.
+) -> tuple[list[float] | None, list[dict[int, float]] | None, list[int] | None]:
+    """(log-probability of each token, the `top` likeliest of each place, the rank of each token) of what vLLM gives:
+    per token a mapping of ids to something with `logprob` and `rank`, in which the chosen token is besides the
+    likeliest.
     """
     if given is None:
-        return None, None
-    chosen = [float(places[token].logprob) for token, places in zip(token_ids, given, strict=True)]
+        return None, None, None
+    entries = [places[token] for token, places in zip(token_ids, given, strict=True)]
+    chosen = [float(entry.logprob) for entry in entries]
+    ranks = [int(entry.rank) for entry in entries if entry.rank is not None]
+    known = ranks if len(ranks) == len(entries) else None
     if top <= 0:
-        return chosen, None
-    return chosen, [
+        return chosen, None, known
+    likeliest = [
         {int(token): float(entry.logprob) for token, entry in places.items() if entry.rank <= top} for places in given
     ]
+    return chosen, likeliest, known

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from inflight.engines.base import EngineRefusal, EngineRequest, SamplingParams
 from inflight.engines.openvino.sequence import generation_config
-from inflight.request.parse import MAX_SEQUENCES
+from inflight.request.limits import MAX_SEQUENCES
 from tests.unit.machines.strategies import budget
 
 pytestmark = pytest.mark.fast

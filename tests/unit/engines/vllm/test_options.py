@@ -235,9 +235,9 @@ class Entry:
 
 def test_log_probabilities() -> None:
     given = [{3: Entry(-2.5, 9), 7: Entry(-0.1, 1), 8: Entry(-3.0, 2)}, {7: Entry(-0.2, 1), 3: Entry(-2.0, 2)}]
-    assert split_logprobs([3, 7], given, 2) == ([-2.5, -0.2], [{7: -0.1, 8: -3.0}, {7: -0.2, 3: -2.0}])
-    assert split_logprobs([3, 7], given, 0) == ([-2.5, -0.2], None)
-    assert split_logprobs([3, 7], None, 2) == (None, None)
+    assert split_logprobs([3, 7], given, 2) == ([-2.5, -0.2], [{7: -0.1, 8: -3.0}, {7: -0.2, 3: -2.0}], [9, 1])
+    assert split_logprobs([3, 7], given, 0) == ([-2.5, -0.2], None, [9, 1])
+    assert split_logprobs([3, 7], None, 2) == (None, None, None)
 
 
 # -- loading ---------------------------------------------------------------------------------------------------------
