@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -90,6 +91,20 @@ def test_equal_beginnings_are_read_once() -> None:
     assert batch.stats().reused_tokens_total == 3 * SIZE
     # 4 blocks of the prompt and one of the answer, and one of the second: three of its four are the same.
     assert batch.stats().blocks_used == 4 + 1 + 1
+
+
+def test_who_asks_is_told_how_many_blocks_were_reused_before_the_first_token() -> None:
+    batch = batch_of()
+    prompt = list(range(3 * SIZE))
+    found = []
+    for request_id in (1, 2, 3):
+        asked = engine_request(request_id, token_ids=prompt, max_tokens=4, num_sequences=2)
+        batch.add(msgspec.structs.replace(asked, perf_metrics=request_id < 3))
+        outputs = [output for _ in range(12) for output in batch.step(0.0)]
+        told = [output for output in outputs if output.reused_blocks is not None]
+        assert not told or outputs.index(told[0]) < next(i for i, output in enumerate(outputs) if output.token_ids)
+        found.append([(output.sequence_index, output.reused_blocks) for output in told])
+    assert found == [[(0, 0)], [(0, 3)], []]
 
 
 def test_a_prompt_that_is_wholly_known_still_computes_its_last_token() -> None:

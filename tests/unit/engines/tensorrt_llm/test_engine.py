@@ -228,6 +228,19 @@ def test_salts_keep_cached_blocks_apart(install: Install) -> None:
     assert engine.stats().reused_tokens_total == 2 * 3 * 32
 
 
+def test_who_asks_is_told_how_many_blocks_were_reused_before_the_end(install: Install) -> None:
+    engine = install().engine()
+    prompt = list(range(300, 400))
+    found = []
+    for request_id in (1, 2, 3):
+        asked = request(request_id, prompt, max_tokens=8, perf_metrics=request_id < 3)
+        (outputs,) = run(engine, asked).values()
+        told = [output.reused_blocks for output in outputs if output.reused_blocks is not None]
+        assert all(output.finish is None for output in outputs if output.reused_blocks is not None)
+        found.append(told)
+    assert found == [[0], [3], []]
+
+
 def test_a_prompt_beyond_the_engine_is_refused_in_our_words(install: Install) -> None:
     double = install()
     engine = double.engine(double.folder(max_input_len=64))
