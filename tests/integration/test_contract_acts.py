@@ -13,9 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 
 from inflight.request.contract import INPUTS, JSON_ALIASES, JSON_ONLY, OUTPUTS
-from inflight_tools.common.layout import REPOSITORY
+from inflight_tools.common.layout import ENGINE, REPOSITORY
 from tests.harness.grpc_client import GrpcClient, Pending, RequestFailed
 
 pytestmark = pytest.mark.server
@@ -99,7 +100,7 @@ CASES: dict[str, Acts | Refused | Elsewhere] = {
     "presence_penalty": Acts(2.0, differs, LOG),
     "frequency_penalty": Acts(2.0, differs, LOG),
     "length_penalty": Refused(2.0, "has an effect only with beam search"),
-    "seed": Acts(6, differs, {"temperature": 2.0, "seed": 5}),
+    "seed": Acts(6, differs, {"temperature": 2.0, "SELF": 5}),
     "stop_words": Acts(["two"], lambda got, without: "two" in without.text and "two" not in got.text),
     "bad_words": Refused(["two"]),
     "num_return_sequences": Acts(2, several(2), HOT),
@@ -165,6 +166,9 @@ def filled(value: Any, third: int) -> Any:
 
 def check(client: GrpcClient, name: str, case: Acts | Refused, third: int, in_json: bool = False) -> None:
     base, value = filled(case.base, third), filled(case.value, third)
+    if "SELF" in base:  # the same name with another value
+        base[name] = base.pop("SELF")
+        assert _chosen(ask(client, base)) == _chosen(ask(client, base))
     asked = {**base, "sampling_parameters": json.dumps({name: value})} if in_json else {**base, name: value}
     if isinstance(case, Refused):
         with pytest.raises(RequestFailed) as refusal:
@@ -206,9 +210,11 @@ def test_every_name_that_only_json_knows_acts_or_is_refused(name: str, grpc: Grp
 
 
 def test_beams_of_different_lengths_are_weighed_by_length_penalty(grpc: GrpcClient) -> None:
-    asked = {"messages": CHAT, "beam_width": 4, "max_tokens": 40}
-    texts = {ask(grpc, {**asked, "length_penalty": penalty}).text for penalty in (-8.0, 8.0)}
-    assert len(texts) == 2
+    full_stop = Tokenizer.from_file(str(ENGINE / "tokenizer.json")).token_to_id(".")
+    asked = {"text_input": "The capital of France is", "beam_width": 4, "max_tokens": 16}
+    asked["sampling_parameters"] = json.dumps({"stop_token_ids": [full_stop]})
+    short, long = (ask(grpc, {**asked, "length_penalty": penalty}) for penalty in (-8.0, 8.0))
+    assert short.output_tokens < long.output_tokens
 
 
 SEEN_WITH: dict[str, dict[str, Any]] = {
