@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from inflight.errors import LoadError, RequestError, internal, sendable, unforeseen
 from inflight.triton import config as triton_config
+from inflight.triton.region import InUse
 
 log = logging.getLogger("inflight")
 
@@ -61,6 +62,7 @@ class TritonPythonModel:
         from inflight.triton import metrics as triton_metrics
 
         self._io = triton_io
+        self._in_use = InUse()
 
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         model_config = json.loads(args["model_config"])
@@ -107,3 +109,6 @@ class TritonPythonModel:
         backend = getattr(self, "_backend", None)
         if backend is not None:
             backend.stop()
+        in_use = getattr(self, "_in_use", None)
+        if in_use is not None:
+            in_use.close()

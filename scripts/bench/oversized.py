@@ -143,7 +143,7 @@ def through_server() -> Iterator[tuple[Ask, Callable[[str, argparse.Namespace], 
         def neighbours(kind: str, options: argparse.Namespace) -> Callable[[], None]:
             command = [sys.executable, "-m", "bench.oversized", "--neighbours", server.grpc_url, kind]
             command += ["--clients", str(options.clients), "--bytes", str(options.bytes)]
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8", errors="replace")
             assert process.stdout is not None
             process.stdout.readline()  # they have begun
 

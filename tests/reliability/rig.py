@@ -21,7 +21,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from inflight import control
-from inflight.engines.python import RUN_PREFIX
+from inflight.engines.run_folder import RUN_PREFIX
 from inflight_tools.server import shm
 from inflight_tools.server.processes import holds_any
 from inflight_tools.server.server import Server, ServerConfig

@@ -9,20 +9,19 @@ import json
 import logging
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from inflight.engine_process import frames
+from inflight.engine_process import frames, unix_path
 from inflight.engine_process.framing import FrameBuffer, FrameError
 from inflight.engine_process.watchdog import StatePage
 from inflight.engines.base import EngineInfo
-from inflight.engines.python import RUN_PREFIX, foreign_environment, lend_package, own_environment, python_executable
+from inflight.engines.python import foreign_environment, lend_package, own_environment, python_executable
+from inflight.engines.run_folder import RunFolder
 from inflight.engines.spec import WorkerSpec
 from inflight.errors import LoadError
 
@@ -36,25 +35,39 @@ class EngineProcess:
     """One life of an engine process: its run folder, its socket, its page and the process itself."""
 
     def __init__(self, spec: WorkerSpec) -> None:
+        """Make what the process needs; raises `LoadError` when that cannot be, and leaves nothing behind then."""
         self._spec = spec
-        self._folder = Path(tempfile.mkdtemp(prefix=f"{RUN_PREFIX}{os.getpid()}-"))  # 0700
         self._token = secrets.token_hex(32)
         self._process: subprocess.Popen[bytes] | None = None
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.page = self._prepare()
         self.connection: socket.socket | None = None
         self.buffer = FrameBuffer(frames.MAX_FRAME_BYTES)
         self._received: collections.deque[bytes] = collections.deque()  # whole frames that nobody has taken yet
+        with contextlib.ExitStack() as undo:
+            try:
+                self._prepare(undo)
+            except OSError as error:
+                raise LoadError(
+                    f"the engine's folder in the system's temporary one cannot be made ({error.strerror}); free space "
+                    "there, or name another folder in the environment variable TMPDIR."
+                ) from None
+            self._belongings = undo.pop_all()
 
-    def _prepare(self) -> StatePage:
+    def _prepare(self, undo: contextlib.ExitStack) -> None:
+        run_folder = RunFolder()
+        undo.callback(run_folder.close)
+        self._folder = run_folder.path
         (self._folder / "spec.json").write_text(json.dumps(self._spec.to_json()), encoding="utf-8")
         token_file = self._folder / "token"
         token_file.touch(mode=0o600)
         token_file.write_text(self._token, encoding="utf-8")
-        self._listener.bind(str(self._folder / "engine.sock"))
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        undo.callback(self._listener.close)
+        with unix_path.address(self._folder / "engine.sock") as address:
+            self._listener.bind(address)
         self._listener.listen(4)
         self._listener.settimeout(POLL_S)
-        return StatePage(self._folder / "state", create=True)
+        self.page = StatePage(self._folder / "state", create=True)
+        undo.callback(self.page.close)
 
     @property
     def pid(self) -> int:
@@ -163,20 +176,6 @@ class EngineProcess:
                 self._process.wait(EXIT_WAIT_S)
             except subprocess.TimeoutExpired:
                 log.error("the engine process %d does not end although it was killed", self._process.pid)
-        self._listener.close()
         if self.connection is not None:
             self.connection.close()
-        self.page.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def sweep_run_folders() -> None:
-    """Remove the run folders of this user's backends that were killed before they could."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{RUN_PREFIX}*"):
-        owner = folder.name[len(RUN_PREFIX) :].split("-")[0]
-        try:
-            ours = folder.lstat().st_uid == os.getuid() and owner.isdigit()
-        except OSError:
-            continue
-        if ours and not Path("/proc", owner).exists():
-            shutil.rmtree(folder, ignore_errors=True)
+        self._belongings.close()

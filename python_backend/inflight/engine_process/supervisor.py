@@ -16,10 +16,11 @@ import time
 from typing import Protocol
 
 from inflight.engine_process import frames
-from inflight.engine_process.launch import EngineProcess, sweep_run_folders
+from inflight.engine_process.launch import EngineProcess
 from inflight.engine_process.link import EngineLink, LinkHandler, LinkLost
 from inflight.engine_process.watchdog import Watchdog, beat_of
 from inflight.engines.base import EngineInfo
+from inflight.engines.run_folder import sweep_run_folders
 from inflight.engines.spec import WorkerSpec
 from inflight.errors import LoadError
 

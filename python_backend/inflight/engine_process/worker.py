@@ -16,7 +16,7 @@ import socket
 import time
 from pathlib import Path
 
-from inflight.engine_process import frames
+from inflight.engine_process import frames, unix_path
 from inflight.engine_process.framing import FrameBuffer
 from inflight.engine_process.parent import die_with_parent
 from inflight.engine_process.watchdog import StatePage, WorkerState
@@ -44,7 +44,8 @@ def main(run_dir: Path) -> int:
     token_file.unlink()
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
-    connection.connect(str(run_dir / "engine.sock"))
+    with unix_path.address(run_dir / "engine.sock") as address:
+        connection.connect(address)
     connection.sendall(frames.encode(frames.Hello(token, os.getpid())))
     try:
         engine = create_engine(spec)

@@ -20,7 +20,6 @@ from inflight.model.files import path_of
 
 ASK_TIMEOUT_S = 60.0
 LEAST_VERSION = (3, 10)
-RUN_PREFIX = "inflight-run-"  # of folders in the system's temporary one; then the backend's process id
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -10,11 +10,11 @@ import select
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 
-from inflight.engines.python import RUN_PREFIX, foreign_environment, lend_package, own_environment, python_executable
+from inflight.engines.python import foreign_environment, lend_package, own_environment, python_executable
+from inflight.engines.run_folder import RunFolder
 from inflight.guides.frames import Check, LinkError, Ready, Start, Verdict, receive_from_worker, send
 
 START_LIMIT_S = 60.0
@@ -61,9 +61,9 @@ class GuideProcess:
 
     def _spawn(self, python: str, undo: contextlib.ExitStack) -> None:
         # What the process imports it has imported when it is ready; until then it needs the folder.
-        self._folder = tempfile.TemporaryDirectory(prefix=f"{RUN_PREFIX}{os.getpid()}-")
-        undo.callback(self._folder.cleanup)
-        environment = self._environment(python, Path(self._folder.name))
+        self._folder = RunFolder()
+        undo.callback(self._folder.close)
+        environment = self._environment(python, self._folder.path)
         self._connection, theirs = socket.socketpair()
         undo.callback(self._connection.close)
         with theirs:
@@ -89,7 +89,7 @@ class GuideProcess:
             raise LinkError("it did not start in time") from None
         if not isinstance(ready, Ready):
             raise LinkError("it does not speak this version's protocol")
-        self._folder.cleanup()
+        self._folder.close()
         self.refusal = ready.refusal
 
     @property

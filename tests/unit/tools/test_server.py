@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from inflight.triton.region import InUse, mark_of
+from inflight_tools.common.layout import BACKEND_SOURCE, SCRIPTS
 from inflight_tools.common.report import Failure
 from inflight_tools.server import drain as control
 from inflight_tools.server import find as triton
@@ -223,8 +225,64 @@ def region() -> Iterator[Path]:
 
 
 def test_a_region_that_nobody_has_is_removed(region: Path) -> None:
+    os.utime(region, (time.time() - 120, time.time() - 120))
     assert region in shm.sweep()
     assert not region.exists()
+
+
+def test_a_young_region_that_no_stub_has_marked_yet_stays(region: Path) -> None:
+    assert region not in shm.sweep()
+
+
+def test_a_region_goes_with_the_stub_that_marked_it(region: Path) -> None:
+    os.utime(region, (time.time() - 120, time.time() - 120))
+    mark = mark_of(region)
+    program = f"""
+import pathlib, time
+from inflight.triton.region import InUse
+in_use = InUse([pathlib.Path({str(region)!r})])
+print("marked", flush=True)
+time.sleep(300)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(BACKEND_SOURCE)}
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "marked\n"
+        assert region not in shm.sweep()
+        assert mark.exists()
+        process.kill()
+    os.utime(region)  # however young
+    assert region in shm.sweep()
+    assert not mark.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a PID namespace")
+def test_a_region_of_a_living_stub_in_another_pid_namespace_stays(tmp_path: Path) -> None:
+    region = tmp_path / "triton_inflight_backend_shm_region_x"
+    region.write_bytes(bytes(mmap.PAGESIZE))
+    os.utime(region, (time.time() - 120, time.time() - 120))
+    program = f"""
+import pathlib
+from inflight_tools.server import shm
+shm.FOLDER = pathlib.Path({str(tmp_path)!r})  # not the machine's: servers of an earlier version mark nothing
+print(*shm.sweep())
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(BACKEND_SOURCE), str(SCRIPTS)])}
+    command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", program]
+
+    def removed_from_there() -> str:
+        done = subprocess.run(command, env=environment, capture_output=True, check=True, timeout=60, encoding="utf-8")
+        return done.stdout.strip()
+
+    with region.open("rb") as held:
+        in_use = InUse([region])
+        assert removed_from_there() == ""
+        in_use.close()
+        assert held.read(1) == b"\0"
+    assert removed_from_there() == str(region)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_region_that_is_open_or_mapped_stays(region: Path) -> None:
@@ -234,6 +292,7 @@ def test_a_region_that_is_open_or_mapped_stays(region: Path) -> None:
     # mmap keeps a descriptor of its own; what a stub keeps is the mapping alone
     assert region not in shm.sweep()
     mapped.close()
+    os.utime(region, (time.time() - 120, time.time() - 120))
     assert region in shm.sweep()
 
 
@@ -255,6 +314,7 @@ time.sleep(300)
         assert region not in shm.sweep()
         process.kill()
     wait_until(lambda: not is_alive(process.pid))
+    os.utime(region, (time.time() - 120, time.time() - 120))
     assert region in shm.sweep()
 
 

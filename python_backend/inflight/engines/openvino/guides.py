@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from openvino import opset13 as ops
 from openvino.op.util import Variable, VariableInfo
 
 from inflight.engines.base import Guide
+from inflight.engines.run_folder import RunFolder
 from inflight.errors import LoadError, last_line
 from inflight.grammar.nodes import GrammarError
 from inflight.grammar.prepare import prepare
@@ -139,8 +139,7 @@ class CompiledGrammars:
 @contextlib.contextmanager
 def _probe_folder(folder: Path, vocab_size: int, with_tokenizer: bool) -> Iterator[Path]:
     """A private folder with a probe model beside the engine's tokenizer, for as long as it takes to load it."""
-    with tempfile.TemporaryDirectory(prefix=f"inflight-run-{os.getpid()}-") as name:
-        probe = Path(name)
+    with RunFolder() as probe:
         openvino.save_model(probe_model(vocab_size), probe / "openvino_model.xml", compress_to_fp16=False)
         for path in folder.iterdir():
             is_tokenizer = path.name.startswith(("openvino_tokenizer", "openvino_detokenizer"))
