@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from inflight_tools.common.layout import ENGINE
-from inflight_tools.server.server import Server
+from inflight_tools.common.report import Failure
+from inflight_tools.server.server import Server, ServerConfig
 from tests.conftest import MakeServer
 from tests.harness.damage import FILES, copy_files, damage
 from tests.harness.http_client import HttpClient
@@ -55,6 +56,18 @@ def test_texts_and_names_beyond_ascii_are_read_under_the_locale_c(
     assert status == 200, answer
     assert answer["text_output"].startswith("<|user|>Grüße, 你好 «für»")
     assert "Traceback" not in server.log_text()
+
+
+def test_a_repository_beyond_ascii_and_one_behind_a_plain_link_load(tmp_path: Path) -> None:
+    """What `serve` refuses is what Triton cannot start; the way out that it names is one."""
+    write_model(tmp_path / "mes modèles", "llm", {"engine": "simulated"})
+    (tmp_path / "modèles").symlink_to(tmp_path / "mes modèles")
+    with pytest.raises(Failure, match="a blank in the path"):
+        Server(ServerConfig(repository=tmp_path / "mes modèles"))
+    config = ServerConfig(repository=tmp_path / "modèles", log=tmp_path / "log", drain_timeout_s=0.0)
+    with Server(config) as server:
+        server.wait_ready(60.0)
+        assert HttpClient(server.http_url).generate(text_input="Grüße", max_tokens=2)[0] == 200
 
 
 def test_such_a_name_that_leads_nowhere_is_said_as_it_is_written(make_server: MakeServer) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import inflight
 from inflight_tools.common.layout import BACKEND_SOURCE, BACKENDS, CACHE, IS_CHECKOUT, WRAPPER
 from inflight_tools.common.report import Failure
+from inflight_tools.server.paths import check_backend_directory
 
 CONTAINER = Path("/opt/tritonserver/bin/tritonserver")
 _STUB = "triton_python_backend_stub"
@@ -39,6 +40,7 @@ def find_triton(program: Path | None = None) -> Triton:
     backends and this one. Raises `Failure` when there is no server or it cannot run this backend.
     """
     if program is None and WRAPPER.exists():
+        check_backend_directory(BACKENDS)
         return Triton(WRAPPER, BACKENDS)
     on_path = shutil.which("tritonserver")
     candidates = [program] if program else [CONTAINER, *([Path(on_path)] if on_path else [])]
@@ -81,6 +83,7 @@ def _adopt(program: Path) -> Triton:
         )
     if not (backends / "inflight" / "model.py").exists():
         backends = _with_this_backend(backends)
+    check_backend_directory(backends)
     # The stub takes its packages from the first python3 on PATH.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     return Triton(program, backends, {"PATH": path, "PYTHONNOUSERSITE": "1"})

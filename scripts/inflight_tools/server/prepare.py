@@ -34,6 +34,7 @@ from inflight.errors import LoadError
 from inflight_tools.common.layout import CACHE
 from inflight_tools.common.report import Failure
 from inflight_tools.server.engine_cache import make_room
+from inflight_tools.server.paths import check_repository
 from inflight_tools.server.what import Kind, What
 
 SERVED = Path(os.environ.get("INFLIGHT_SERVE_CACHE") or CACHE / "serve")
@@ -73,6 +74,7 @@ def prepare(what: What, wish: Wish, console: Console) -> Prepared:
     """
     if not _NAME.match(wish.name):
         raise Failure(f"--name is {wish.name!r} and has to be letters, digits, '.', '_' and '-'.")
+    check_repository(SERVED / "repositories", (wish.name,))
     try:
         with interruptible():
             engine, directory = _engine(what, wish, console)

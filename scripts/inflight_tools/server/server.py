@@ -25,6 +25,7 @@ from inflight_tools.server import shm
 from inflight_tools.server.drain import drain_models
 from inflight_tools.server.find import Triton, find_triton
 from inflight_tools.server.log import failure_reason
+from inflight_tools.server.paths import check_repository
 from inflight_tools.server.processes import command_line, end_with_parent, kill_all, marked_pids
 
 _MARK = "INFLIGHT_SERVER_ID"  # in the environment of everything that a server starts
@@ -120,7 +121,9 @@ class Server:
     """
 
     def __init__(self, config: ServerConfig, triton: Triton | None = None) -> None:
-        """Nothing is started yet. Raises `Failure` when no server is installed or the models do not exist."""
+        """Nothing is started yet. Raises `Failure` when no server is installed, the models do not exist, or the server
+        could never start them from where they lie.
+        """
         self.config = config
         self.ports = config.ports or Ports.free()
         self.drained = False  # whether every request had ended before the server was told to stop
@@ -130,6 +133,7 @@ class Server:
         self._mark = uuid.uuid4().hex
         self._log_start = 0  # bytes that were in the log file before
         self.log = config.log or _fresh_log()
+        check_repository(config.repository, config.models)
         for model in config.models:
             if not (config.repository / model).is_dir():
                 known = sorted(path.name for path in config.repository.glob("*") if path.is_dir())

@@ -203,6 +203,63 @@ def test_a_drain_without_models_is_no_drain(fake: Fake, tmp_path: Path, monkeypa
     assert not server.drained
 
 
+# --- Paths that Triton cannot start a backend from -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["my models", "a\tb", "$HOME", "a;b", "it's", "a&b", "(x)", "a*"])
+def test_a_repository_that_bash_would_read_otherwise_is_refused_before_the_start(tmp_path: Path, name: str) -> None:
+    (tmp_path / name / "llm").mkdir(parents=True)
+    with pytest.raises(Failure, match="--repository"):
+        Server(ServerConfig(repository=tmp_path / name), Triton(tmp_path / "x", tmp_path / "backends"))
+    (tmp_path / "models").symlink_to(tmp_path / name)
+    Server(ServerConfig(repository=tmp_path / "models"), Triton(tmp_path / "x", tmp_path / "backends"))
+
+
+@pytest.mark.parametrize("models", [(), ("my model",)])
+def test_a_model_of_such_a_name_is_refused_before_the_start(tmp_path: Path, models: tuple[str, ...]) -> None:
+    (tmp_path / "my model").mkdir()
+    (tmp_path / "my model" / "config.pbtxt").touch()
+    with pytest.raises(Failure, match="rename"):
+        Server(ServerConfig(repository=tmp_path, models=models), Triton(tmp_path / "x", tmp_path / "backends"))
+
+
+@pytest.mark.parametrize("name", ["my checkout", "größe"])
+def test_a_checkout_that_triton_cannot_start_a_backend_from_is_refused(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrapper = tmp_path / name / "bin" / "tritonserver"
+    wrapper.parent.mkdir(parents=True)
+    wrapper.touch()
+    monkeypatch.setattr(triton, "WRAPPER", wrapper)
+    monkeypatch.setattr(triton, "BACKENDS", tmp_path / name / "backends")
+    with pytest.raises(Failure, match="move the checkout"):
+        triton.find_triton()
+
+
+@pytest.mark.parametrize("name", ["my server", "größe"])
+def test_an_installed_server_that_triton_cannot_start_a_backend_from_is_refused(
+    container: Path, tmp_path: Path, name: str
+) -> None:
+    (container.parent.parent / "backends" / "inflight").mkdir()
+    (container.parent.parent / "backends" / "inflight" / "model.py").touch()
+    container.parent.parent.rename(tmp_path / name)
+    with pytest.raises(Failure, match="or the server"):
+        triton.find_triton(tmp_path / name / "bin" / "tritonserver")
+
+
+def test_serve_says_so_in_one_line(container: Path, tmp_path: Path) -> None:
+    (container.parent.parent / "backends" / "inflight").mkdir()
+    (container.parent.parent / "backends" / "inflight" / "model.py").touch()
+    (tmp_path / "my models" / "llm").mkdir(parents=True)
+    command = [sys.executable, str(SCRIPTS / "serve.py"), "--repository", str(tmp_path / "my models")]
+    command += ["--tritonserver", str(container)]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert "a blank in the path of the model repository" in line
+
+
 # --- Processes and shared memory --------------------------------------------------------------------------------------
 
 
