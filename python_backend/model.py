@@ -6,6 +6,7 @@ and whose `triton_python_backend_utils` has no requests and responses.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
@@ -38,7 +39,8 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Load the engine; whatever is in the way is one sentence in Triton's log."""
         # The stub's Python takes ASCII for everybody's encoding, whatever the locale.
-        sys.stderr.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+        with contextlib.suppress(AttributeError):  # something else in its place
+            sys.stderr.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
         try:
             self._load(args)

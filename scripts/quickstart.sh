@@ -62,6 +62,10 @@ while (($#)); do
   shift
 done
 
+if [[ $ROOT == *[!A-Za-z0-9_@%+=:,./-]* ]]; then # as inflight_tools/server/paths.py
+  fail "Triton cannot start a Python backend from $ROOT: move the checkout to a path of plain ASCII letters, without blanks."
+fi
+
 for port in "$http_port" "$grpc_port" "$metrics_port"; do
   [[ $port =~ ^[0-9]{1,5}$ ]] && ((10#$port >= 1 && 10#$port <= 65535)) ||
     fail "'$port' is not a port: it has to be a number from 1 to 65535."

@@ -157,6 +157,7 @@ def test_an_operator_with_another_environment_finds_the_model(stub: subprocess.P
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root speaks to the models of other users")
+@pytest.mark.skipif(shutil.which("python3", path=os.defpath) is None, reason="no Python here that every user may run")
 def test_root_finds_the_models_of_every_user(tmp_path: Path) -> None:
     def as_nobody() -> None:
         os.setgroups([])

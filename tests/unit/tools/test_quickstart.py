@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 from collections.abc import Mapping
@@ -23,11 +24,11 @@ def program(folder: Path, name: str, script: str) -> Path:
     return folder / name
 
 
-def refused(*arguments: str, environment: Mapping[str, str] | None = None) -> str:
+def refused(*arguments: str, environment: Mapping[str, str] | None = None, checkout: Path = REPOSITORY) -> str:
     """Run quickstart.sh, which has to fail at once; returns its sentence."""
     ports = Ports.free()
     done = subprocess.run(
-        [REPOSITORY / "scripts" / "quickstart.sh", *arguments],
+        [checkout / "scripts" / "quickstart.sh", *arguments],
         env={
             **os.environ,
             "INFLIGHT_HTTP_PORT": str(ports.http),
@@ -113,3 +114,17 @@ def test_help_names_every_option() -> None:
     text = subprocess.run([script, "--help"], capture_output=True, text=True, timeout=30, check=True).stdout
     for option in ("--serve", "--model", "--python", "--http-port", "--grpc-port", "--metrics-port", "--prompt"):
         assert option in text
+
+
+@pytest.mark.parametrize("name", ["my checkout", "größe", "a&b"])
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_a_checkout_that_triton_cannot_start_a_backend_from(tmp_path: Path, name: str, locale: str) -> None:
+    checkout = tmp_path / name
+    for part in ("quickstart.sh", "lib"):
+        target = checkout / "scripts" / part
+        target.parent.mkdir(parents=True, exist_ok=True)
+        copy = shutil.copytree if part == "lib" else shutil.copy
+        copy(REPOSITORY / "scripts" / part, target)
+    sentence = refused(environment={"LC_ALL": locale}, checkout=checkout)
+    assert sentence.startswith(f"Triton cannot start a Python backend from {checkout}")
+    assert "move the checkout" in sentence

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from inflight.triton.region import InUse, mark_of
+from inflight.triton.region import InUse, is_in_use, mark_of
 from inflight_tools.common.layout import BACKEND_SOURCE, SCRIPTS
 from inflight_tools.common.report import Failure
 from inflight_tools.server import drain as control
@@ -313,6 +313,17 @@ time.sleep(300)
     os.utime(region)  # however young
     assert region in shm.sweep()
     assert not mark.exists()
+
+
+def test_a_stub_finds_and_marks_its_own_region_by_itself(region: Path) -> None:
+    with region.open("r+b") as file, mmap.mmap(file.fileno(), 0):
+        file.close()
+        in_use = InUse()
+        try:
+            assert is_in_use(mark_of(region)) is True
+        finally:
+            in_use.close()
+    assert is_in_use(mark_of(region)) is None
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a PID namespace")
