@@ -230,7 +230,8 @@ def ask(
         connection.settimeout(timeout_s)
         with unix_path.address(path) as address:
             connection.connect(address)
-        if only is not None and _peer(connection)[0] not in only:
+        process, user = _peer(connection)
+        if user != path.parent.lstat().st_uid or (only is not None and process not in only):
             raise ProcessLookupError(f"{path.name} is another process's")
         connection.sendall(json.dumps(dict(request)).encode() + b"\n")
         answer = _read_line(connection)
@@ -252,7 +253,8 @@ def ask_all(request: Mapping[str, Any], timeout_s: float, models: Collection[str
         try:
             return path.stem, ask(path, request, timeout_s)
         except ConnectionRefusedError:
-            if _is_abandoned(path):
+            # In another user's folder a name may lead anywhere: root leaves it to that user.
+            if path.parent.lstat().st_uid == os.getuid() and _is_abandoned(path):
                 path.unlink(missing_ok=True)
             return path.stem, {}
         except (OSError, ValueError) as error:

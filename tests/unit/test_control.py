@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -226,6 +227,30 @@ def test_a_socket_that_nobody_owns_any_more_is_removed(
     os.utime(left, (time.time() - 60, time.time() - 60))
     assert control.ask_all({"command": "status"}, 5.0) == {}
     assert not left.exists()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root looks into the folders of other users")
+def test_what_another_user_put_into_his_folder_is_neither_asked_nor_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = control.open_control("llm", Model())
+    left = tmp_path / "left.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(left))
+    os.utime(left, (time.time() - 60, time.time() - 60))
+    theirs = private(tmp_path / f"inflight-control-{NOBODY}")
+    (theirs / "a-1.sock").symlink_to(server._path)
+    (theirs / "b-1.sock").symlink_to(left)
+    os.chown(theirs, NOBODY, NOBODY)
+    monkeypatch.setattr(control, "candidate_folders", lambda: [theirs])
+    try:
+        answers = control.ask_all({"command": "status"}, 5.0)
+    finally:
+        server.stop(5.0)
+    assert list(answers) == ["a-1"]
+    assert "another process" in answers["a-1"]["error"]
+    assert len(list(theirs.iterdir())) == 2
+    assert left.exists()
 
 
 def test_a_socket_whose_folder_was_removed_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
