@@ -1,8 +1,7 @@
 """The model's own chat template, rendered in jinja2's sandbox with limits on time and size.
 
-Templates come from the engine directory or from a file the operator names, never from a client. A thread cannot be
-stopped in the middle of a template, so the sandbox looks at the clock at every attribute, item and call, and the
-output is taken piece by piece.
+Templates come from the engine directory or from a file the operator names, never from a client. They are compiled once;
+the output is taken piece by piece.
 """
 
 from __future__ import annotations
@@ -18,63 +17,21 @@ from typing import Any
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
-import jinja2.sandbox
 import msgspec
 
 from inflight.errors import LoadError, RequestError, first_line, invalid
 from inflight.model.files import read_json_object
 from inflight.request.limits import MAX_MESSAGES, RENDER_SECONDS
+from inflight.request.template_sandbox import Budget, Sandbox, TemplateTimeout
 
 log = logging.getLogger("inflight.backend")
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-
-
-MAX_EXPONENT = 64
-
-
-class TemplateTimeout(Exception):
-    """A template ran for longer, or would make more, than it may."""
+MAX_PATTERN = 256  # characters of a date's format
 
 
 class _Rejected(Exception):
     """The template called `raise_exception`: the conversation is not what it accepts."""
-
-
-class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """A sandbox with a clock. One per rendering, because the deadline is its own."""
-
-    intercepted_binops = frozenset({"*", "**"})
-    deadline = float("inf")
-    clock: Callable[[], float] = time.monotonic
-    max_bytes = 1 << 20
-
-    def _check(self) -> None:
-        if self.clock() > self.deadline:
-            raise TemplateTimeout
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """One expression must not make any amount of text or digits."""
-        self._check()
-        if operator == "**" and (not isinstance(right, (int, float)) or abs(right) > MAX_EXPONENT):
-            raise TemplateTimeout
-        if operator == "*":
-            for repeated, times in ((left, right), (right, left)):
-                if hasattr(repeated, "__len__") and isinstance(times, int) and len(repeated) * times > self.max_bytes:
-                    raise TemplateTimeout
-        return super().call_binop(context, operator, left, right)
-
-    def getattr(self, obj: Any, attribute: str) -> Any:
-        self._check()
-        return super().getattr(obj, attribute)
-
-    def getitem(self, obj: Any, argument: Any) -> Any:
-        self._check()
-        return super().getitem(obj, argument)
-
-    def call(self, context: Any, obj: Any, *args: Any, **kwargs: Any) -> Any:
-        self._check()
-        return super().call(context, obj, *args, **kwargs)
 
 
 class _GenerationTag(jinja2.ext.Extension):
@@ -92,55 +49,45 @@ def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, *
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
 
 
+def _nothing() -> None:
+    return None
+
+
 class ChatTemplate:
     """A compiled template and the special tokens it may use. Thread-safe."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         """Raises `LoadError` when the template does not compile."""
-        self._source = source
         self._special_tokens = dict(special_tokens)
+        self._sandbox = Sandbox(
+            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _GenerationTag]
+        )
+        self._sandbox.add_filter("tojson", _tojson)
+        self._sandbox.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
         try:
-            self._environment(float("inf"), time.monotonic).from_string(source)
+            self._template = self._sandbox.from_string(source)
         except Exception as error:  # noqa: BLE001 — jinja2's own, and Python's over what jinja2 makes of the template
             raise LoadError(
                 f"the chat template is not a valid jinja2 template ({first_line(error)}); mend chat_template.jinja."
             ) from None
 
-    def _environment(self, deadline: float, clock: Callable[[], float]) -> _Sandbox:
-        environment = _Sandbox(
-            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _GenerationTag]
-        )
-        environment.deadline, environment.clock = deadline, clock
-        environment.filters["tojson"] = _tojson
-
-        def raise_exception(message: str) -> None:
-            raise _Rejected(str(message))
-
-        def strftime_now(pattern: str) -> str:
-            return datetime.datetime.now().strftime(pattern)
-
-        environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
-        return environment
-
     def render(
-        self, messages: list[dict[str, Any]], max_bytes: int, clock: Callable[[], float] = time.monotonic
+        self,
+        messages: list[dict[str, Any]],
+        max_bytes: int,
+        clock: Callable[[], float] = time.monotonic,
+        go_on: Callable[[], None] = _nothing,
     ) -> str:
         """The prompt for `messages`, at most `max_bytes` long, ready for the assistant's turn.
 
-        Raises INVALID_ARG with the template's own message when it refuses the conversation.
+        Raises INVALID_ARG with the template's own message when it refuses the conversation. `go_on` is called now and
+        then; what it raises ends the rendering.
         """
-        environment = self._environment(clock() + RENDER_SECONDS, clock)
-        environment.max_bytes = max_bytes
-        template = environment.from_string(self._source)
-        pieces: list[str] = []
-        size = 0
+        stop = _Stop(go_on)
+        budget = Budget(max_bytes, clock() + RENDER_SECONDS, clock, stop)
         try:
-            for piece in template.generate(messages=messages, add_generation_prompt=True, **self._special_tokens):
-                environment._check()
-                size += len(piece.encode("utf-8", "replace"))
-                if size > max_bytes:
-                    raise invalid("messages", f"make a prompt of more than the {max_bytes} bytes this model accepts")
-                pieces.append(piece)
+            with self._sandbox.spending(budget):
+                return self._render(messages, max_bytes)
         except RequestError:
             raise
         except _Rejected as error:
@@ -150,8 +97,45 @@ class ChatTemplate:
                 "messages", "take the model's chat template too long or make too much of it; send less"
             ) from None
         except Exception as error:  # noqa: BLE001 — whatever a template makes of odd messages is the client's to mend
+            if stop.error is not None:
+                raise stop.error from None
             raise invalid("messages", f"do not fit the model's chat template: {str(error)[:500]}") from None
+
+    def _render(self, messages: list[dict[str, Any]], max_bytes: int) -> str:
+        pieces: list[str] = []
+        size = 0
+        for piece in self._template.generate(messages=messages, add_generation_prompt=True, **self._special_tokens):
+            self._sandbox.check()
+            size += len(piece.encode("utf-8", "replace"))
+            if size > max_bytes:
+                raise invalid("messages", f"make a prompt of more than the {max_bytes} bytes this model accepts")
+            pieces.append(piece)
         return "".join(pieces)
+
+
+class _Stop:
+    """Remembers what ended a rendering from outside."""
+
+    def __init__(self, go_on: Callable[[], None]) -> None:
+        self._go_on = go_on
+        self.error: Exception | None = None
+
+    def __call__(self) -> None:
+        try:
+            self._go_on()
+        except Exception as error:
+            self.error = error
+            raise
+
+
+def _raise_exception(message: str) -> None:
+    raise _Rejected(str(message))
+
+
+def _strftime_now(pattern: str) -> str:
+    if len(pattern) > MAX_PATTERN:
+        raise TemplateTimeout
+    return datetime.datetime.now().strftime(pattern)
 
 
 def load_chat_template(folder: Path, override: Path | None, special_tokens: Mapping[str, str]) -> ChatTemplate | None:

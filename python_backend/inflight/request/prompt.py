@@ -65,7 +65,7 @@ class PromptBuilder:
             ids = list(request.input_ids)
             self.tokenizer.check_ids(ids, info.vocab_size)
             return Prompt(ids, self.tokenizer.decode(ids, request.skip_special_tokens) if request.echo_prompt else "")
-        text, name = self._text(request, info)
+        text, name = self._text(request, info, go_on)
         go_on()
         self._count(name, text, info, go_on)
         ids = self.tokenizer.encode(text, request.add_special_tokens and request.messages is None)
@@ -89,14 +89,15 @@ class PromptBuilder:
                 )
             go_on()
 
-    def _text(self, request: GenerationRequest, info: EngineInfo) -> tuple[str, str]:
+    def _text(self, request: GenerationRequest, info: EngineInfo, go_on: Callable[[], None]) -> tuple[str, str]:
         if request.messages is None:
             return request.text or "", "text_input"
         if self._template is None:
             raise invalid(
                 "messages", "need a chat template, and this model has none; send the whole prompt as text_input"
             )
-        return self._template.render(parse_messages(request.messages), self.limits(info).size), "messages"
+        messages = parse_messages(request.messages)
+        return self._template.render(messages, self.limits(info).size, go_on=go_on), "messages"
 
 
 def reading_cost(request: GenerationRequest) -> int:

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import json
 import time
+import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jinja2.sandbox
 import pytest
 
 from inflight.errors import ErrorCode, LoadError, RequestError
@@ -91,6 +94,77 @@ def test_what_hugging_face_templates_use_is_there() -> None:
         "trim_blocks and lstrip_blocks, as transformers renders"
     )
     assert render("{{ tools is defined }}") == "False"
+
+
+EXPRESSIONS = (
+    "messages|map(attribute='content')|join(', ')",
+    "messages|selectattr('role', 'equalto', 'user')|list|length",
+    "messages|rejectattr('role', 'in', ['tool'])|map(attribute='role')|join",
+    "messages|groupby('role')|length",
+    "(messages|first).content ~ 1 ~ none ~ [1, 'a']",
+    "messages[-1]['content'].split(' ')[0]|trim|upper",
+    "'%s: %5.2f (%d%%)' % ('x', 1.5, 9)",
+    "'%s-%s'|format('a', 'b')",
+    "'%(a)s'|format(a=3)",
+    "'{}{:>6}{x!r:{w}}'.format(1, 'a', x='b', w=5)",
+    "'{a[0]}'.format_map({'a': [7]})",
+    "('a\nb\n\nc')|indent",
+    "('a\nb')|indent(width='> ', first=true)",
+    "'a b c'|replace('b', 'x')|replace(' ', '', 1)",
+    "'ab'.replace('a', 'xy').center(9).ljust(12, '.').rjust(15).zfill(17)",
+    "'ab'|center(10)",
+    "'a\tb'.expandtabs(4) ~ 'a'.join(['x', 'y'])",
+    "'a,b'.split(',')|join(' ')",
+    "'the quick brown fox jumps'|wordwrap(10)",
+    "'the quick brown fox jumps'|truncate(12)",
+    "[3, 1, 2]|sort|reverse|list",
+    "[1, 2, 3, 4, 5]|batch(2, 0)|list",
+    "[1, 2, 3, 4, 5]|slice(2)|list",
+    "[1, 2, 3]|sum ~ [[1], [2]]|sum(start=[])",
+    "{'b': 1, 'a': 2}|dictsort ~ {'b': 1}|items|list",
+    "(2 ** 10 + 7 // 2 - 7 % 4 * 1.5, 2.567|round(1), '7'|int, 'f'|int(base=16))",
+    "([1] + [2], 'a' + 'b', 'a' * 3, [0] * 2)",
+    "undefined|default('d') ~ undefined ~ ''|default('e', true)",
+    "1000000000|default(1) ~ undefined|default(1000000000)",
+    "[1, 10000000]|select('gt', 9000000)|list",
+    "messages|length ~ 'é🙂'|length ~ messages|last|string",
+    "'<a>'|escape ~ '<a>'|e|safe ~ 'a b'|urlencode",
+    "'x' in 'xyz' and 'role' in messages[0] and 3 is divisibleby 3",
+    "'a'|pprint ~ ('a', 1)|list|unique|list",
+    "messages|map('tojson')|list",
+    "dict(a=1, b=2).items()|list ~ range(3)|list ~ cycler('a', 'b').next()",
+    "messages is iterable and messages[0] is mapping and messages[0].content is string",
+)
+
+
+@pytest.mark.parametrize("source", ["{{ " + expression + " }}" for expression in EXPRESSIONS])
+def test_limits_change_nothing_within_them(source: str) -> None:
+    """What jinja2's own sandbox makes of it."""
+    plain = jinja2.sandbox.ImmutableSandboxedEnvironment()
+    plain.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
+    messages = [*USER, {"role": "assistant", "content": "Hello you"}]
+    assert render(source, messages) == plain.from_string(source).render(messages=messages)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for m in messages %}{{ loop.index }}/{{ loop.length }}{{ loop.last }}{{ loop.nextitem }}{% endfor %}",
+        "{% for m in messages if m.role == 'user' %}{{ loop.length }}{{ m.content }}{% else %}none{% endfor %}",
+        "{% for key, value in messages[0].items() %}{{ key }}={{ value }},{% endfor %}",
+        "{% for c in 'abc' recursive %}{{ c }}{% if c == 'a' %}{{ loop('xy') }}{% endif %}{% endfor %}",
+        "{% for m in nothing %}x{% else %}empty{% endfor %}",
+        "{% set x %}a{{ messages[0].role }}{% endset %}{{ x ~ x }}",
+        "{% macro f(a, b='c') %}{{ a }}{{ b }}{{ caller() if caller }}{% endmacro %}"
+        "{{ f(1) }}{% call f(2) %}in{% endcall %}",
+        "{% filter upper %}a{{ 'b' }}{% endfilter %}",
+        "{% set ns = namespace(n=0) %}{% for a in range(3) %}{% for b in range(a) %}{% set ns.n = ns.n + b %}"
+        "{% endfor %}{% endfor %}{{ ns.n }}",
+    ],
+)
+def test_statements_do_what_jinja2_does(source: str) -> None:
+    plain = jinja2.sandbox.ImmutableSandboxedEnvironment()
+    assert render(source, USER * 3) == plain.from_string(source).render(messages=USER * 3)
 
 
 def test_the_generation_tag_is_accepted() -> None:
@@ -199,6 +273,148 @@ def test_the_output_is_limited_while_it_grows() -> None:
 )
 def test_one_expression_cannot_take_any_amount_of_memory(source: str) -> None:
     refusal(source)
+
+
+BIG = 20_000_000
+HOSTILE = (
+    f"{{{{ 'x'|center({BIG}) }}}}",
+    f"{{{{ 'x'|center(width={BIG})|length }}}}",
+    f"{{{{ 'x'.center({BIG}) }}}}",
+    f"{{{{ ''.ljust({BIG})|length }}}}",
+    f"{{{{ ''|attr('rjust')({BIG})|length }}}}",
+    f"{{{{ '1'.zfill({BIG})|length }}}}",
+    f"{{{{ '1'['zfill']({BIG})|length }}}}",
+    f"{{{{ '\t'.expandtabs({BIG})|length }}}}",
+    f"{{{{ ''.encode().center({BIG})|length }}}}",
+    f"{{{{ (1).to_bytes({BIG}, 'big')|length }}}}",
+    f"{{{{ '%{BIG}d' % 1 }}}}",
+    f"{{{{ ('%*d' % ({BIG}, 1))|length }}}}",
+    f"{{{{ '%.{BIG}f' % 1 }}}}",
+    f"{{{{ '%{BIG}d'|format(1) }}}}",
+    f"{{{{ '%({BIG}'|format(1) }}}}",
+    f"{{{{ '{{:>{BIG}}}'.format(1)|length }}}}",
+    f"{{{{ '{{:{{}}}}'.format(1, {BIG})|length }}}}",
+    f"{{{{ '{{x:>{BIG}}}'.format_map({{'x': 1}})|length }}}}",
+    f"{{{{ 'x'|indent({BIG}, true)|length }}}}",
+    "{{ (('x\n' * 5000)|indent(5000))|length }}",
+    "{{ (('x\n' * 5000)|indent(width='y' * 5000))|length }}",
+    "{{ range(5000)|join('y' * 5000)|length }}",
+    "{{ range(5000)|map('string')|join('y' * 5000)|length }}",
+    "{{ ('y' * 5000).join('x' * 5000)|length }}",
+    "{{ ('x' * 5000)|replace('x', 'y' * 5000)|length }}",
+    "{{ ('x' * 5000)|replace('', 'y' * 5000)|length }}",
+    "{{ ('x' * 5000).replace('x', 'y' * 5000)|length }}",
+    "{{ ('x' * 5000).translate({120: 'y' * 5000})|length }}",
+    "{{ ('%s' * 5000 % (('y' * 5000),))|length }}",
+    "{{ (('%(a)s' * 5000) % {'a': 'y' * 5000})|length }}",
+    "{{ (('%s' * 5000)|format('y' * 5000))|length }}",
+    "{{ ('{0}' * 5000).format('y' * 5000)|length }}",
+    "{{ ('x' * 5000)|wordwrap(1, wrapstring='y' * 5000)|length }}",
+    "{{ ('x' * 50000)|wordwrap(1)|length }}",
+    f"{{{{ [1]|batch({BIG}, 0)|list|length }}}}",
+    f"{{{{ [1]|batch(linecount={BIG}, fill_with=0)|list|length }}}}",
+    f"{{{{ [1]|slice({BIG})|list|length }}}}",
+    f"{{{{ messages|tojson(indent={BIG})|length }}}}",
+    "{{ ([[]] * 50000)|tojson(indent=60)|length }}",
+    "{{ ([[1] * 5000] * 5000)|sum(start=[])|length }}",
+    f"{{{{ 2.5|round({BIG}, 'ceil') }}}}",
+    "{{ strftime_now('%c' * 50000)|length }}",
+    "{{ (10 ** 60) ** 4000 > 1 }}",
+    "{% set ns = namespace(x=10) %}{% for i in range(26) %}{% set ns.x = ns.x * ns.x %}{% endfor %}{{ ns.x > 1 }}",
+    "{% set ns = namespace(x='ab') %}{% for i in range(26) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x|length }}",
+    "{% set ns = namespace(x='ab') %}{% for i in range(26) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x|length }}",
+    "{% set ns = namespace(x=[1]) %}{% for i in range(26) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x|length }}",
+    "{% set ns = namespace(x=[1]) %}{% for i in range(24) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
+    *(
+        "{% set ns = namespace(x=[1]) %}{% for i in range(24) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ("
+        + expression
+        + ")|length }}"
+        for expression in (
+            "ns.x|string",
+            "ns.x ~ ''",
+            "'%s' % (ns.x,)",
+            "'%s'|format(ns.x)",
+            "'{}'.format(ns.x)",
+            "ns.x|tojson",
+            "ns.x|upper",
+            "ns.x|pprint",
+            "ns.x|join('')",
+            "ns.x|replace('1', '2')",
+            "ns.x|indent",
+        )
+    ),
+    "{% set ns = namespace(x='ab') %}{% for i in range(26) %}{% set x %}{{ ns.x }}{{ ns.x }}{% endset %}"
+    "{% set ns.x = x %}{% endfor %}{{ ns.x|length }}",
+    "{% set ns = namespace(x='ab') %}{% macro twice() %}{{ ns.x }}{{ ns.x }}{% endmacro %}"
+    "{% for i in range(26) %}{% set ns.x = twice() %}{% endfor %}{{ ns.x|length }}",
+)
+
+
+@pytest.mark.parametrize("source", HOSTILE)
+def test_no_single_expression_makes_any_amount_of_text(source: str) -> None:
+    """Refused before it is computed: the peak stays far below what it would have made, at load as well."""
+    tracemalloc.start()
+    began = time.thread_time()
+    try:
+        template = ChatTemplate(source, {})
+        with pytest.raises(RequestError, match="make too much of it"):
+            template.render(USER, 100_000)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 12_000_000
+    assert time.thread_time() - began < 2.0
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% set r = range(9999) %}{% for a in r %}{% for b in r %}{% for c in r %}{% endfor %}{% endfor %}{% endfor %}",
+        "{% set r = range(9999)|list %}{{ r|select('in', r)|list|length }}{{ r|reject('in', r)|list|length }}" * 9,
+    ],
+)
+def test_loops_without_any_expression_are_stopped_too(source: str) -> None:
+    ticks: Iterator[int] = iter(range(10**9))
+    began = time.thread_time()
+    with pytest.raises(RequestError, match="too long"):
+        ChatTemplate(source, {}).render(USER, 1 << 20, clock=lambda: next(ticks) * 0.001)
+    assert time.thread_time() - began < 2.0
+
+
+def test_a_filter_that_is_left_out_fails_the_load() -> None:
+    with pytest.raises(LoadError, match="urlize"):
+        ChatTemplate("{{ 'x'|urlize }}", {})
+
+
+class Gone(Exception):
+    """Nobody waits for the rendering any more."""
+
+
+def test_a_rendering_that_nobody_waits_for_any_more_ends() -> None:
+    looks = iter(range(10**9))
+
+    def go_on() -> None:
+        if next(looks) > 100:
+            raise Gone
+
+    template = ChatTemplate("{% for a in range(9999) %}{% for b in range(9999) %}x{% endfor %}{% endfor %}", {})
+    with pytest.raises(Gone):
+        template.render(USER, 1 << 30, go_on=go_on)
+    assert ChatTemplate(CHATML, {}).render(USER, 1000)
+
+
+def test_renderings_on_several_threads_have_each_their_own_limits() -> None:
+    template = ChatTemplate("{% for a in range(200) %}{{ messages[0].content }}{% endfor %}", {})
+
+    def rendered(limit: int) -> int:
+        try:
+            return len(template.render(USER, limit))
+        except RequestError:
+            return 0
+
+    with ThreadPoolExecutor(4) as pool:
+        limits = [100, 400, 399, 4000] * 25
+        assert list(pool.map(rendered, limits)) == [400 if limit >= 400 else 0 for limit in limits]
 
 
 def test_an_endless_range_is_refused() -> None:
