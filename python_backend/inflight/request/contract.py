@@ -133,6 +133,7 @@ ELSEWHERE: dict[str, str] = {
     "min_new_tokens": "min_tokens",
     "num_beams": "beam_width",
     "pad_token_id": "pad_id",
+    "priority": "request_priority",
     "prompt": "text_input",
     "prompt_token_ids": "input_ids",
     "request_output_len": "max_tokens",

@@ -128,6 +128,8 @@ class GenerationRequest:
         """What the client called `parameter`; `input_ids` stands for the prompt, in whatever form it came."""
         if parameter == "input_ids":
             return "text_input" if self.text is not None else "messages" if self.messages is not None else parameter
+        if parameter == "num_return_sequences" and self.best_of > self.num_sequences:
+            return "best_of"  # how many are generated
         if parameter.startswith("guided_decoding_guide") and "structured_outputs" in self.spelt:
             parameter = "structured_outputs"
         return self.spelt.get(parameter, parameter)

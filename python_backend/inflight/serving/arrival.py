@@ -68,7 +68,7 @@ class Arrival:
 
     def end_by_deadline(self) -> None:
         """Its deadline has passed."""
-        self.end(unavailable(f"the deadline passed while {self.waits}; raise deadline_ms"))
+        self.end(unavailable(f"the deadline passed while {self.waits}; raise deadline_ms, or the request's timeout"))
 
     def poll_cancelled(self) -> bool:
         """Ask Triton whether the client has left, and end the request if so; whether it has ended."""

@@ -239,7 +239,10 @@ class Dispatcher:
         if self._queue.withdraw(live.request_id):
             del self._jobs[live.request_id]
             self._delivery.fail(
-                live, unavailable("the deadline passed while the request was queued; raise deadline_ms")
+                live,
+                unavailable(
+                    "the deadline passed while the request was queued; raise deadline_ms, or the request's timeout"
+                ),
             )
         else:
             self._delivery.end_by_deadline(live)

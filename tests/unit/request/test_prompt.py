@@ -347,6 +347,7 @@ def test_a_missing_capability_is_named_as_the_client_asked_for_it(
         ({"min_length": 3}, "min_tokens", "min_length"),
         ({"sampling_parameters": '{"stop": "x"}'}, "stop_words", "stop"),
         ({"sampling_parameters": '{"n": 2}'}, "num_return_sequences", "n"),
+        ({"sampling_parameters": '{"n": 2, "best_of": 3}'}, "num_return_sequences", "best_of"),
         ({"streaming": True}, "stream", "streaming"),
         ({"messages": "[]"}, "input_ids", "messages"),
         ({}, "input_ids", "text_input"),
