@@ -51,7 +51,10 @@ class TritonPythonModel:
             sentence = unforeseen(error)
         else:
             return
-        self.finalize()
+        try:
+            self.finalize()
+        except Exception:
+            log.exception("model %s has left something behind", args["model_name"])
         raise pb_utils.TritonModelException(sendable(f"model {args['model_name']} cannot be loaded: {sentence}"))
 
     def _load(self, args: dict[str, str]) -> None:
