@@ -24,7 +24,7 @@ def limits() -> list[tuple[str, str]]:
     """(what is limited, its limit) in words."""
     return [
         ("`text_input`, `messages` and what the chat template makes of them", "model parameter `max_prompt_bytes`"),
-        ("`input_ids`", "a quarter of `max_prompt_bytes`"),
+        ("`input_ids`", "a quarter of `max_prompt_bytes`, where it is set; else the model's context"),
         ("any prompt", "the model's context less one token"),
         ("`messages`", f"{MAX_MESSAGES:,} messages; {RENDER_SECONDS:g} s for the chat template"),
         ("`sampling_parameters`", f"{MAX_JSON_BYTES:,} bytes"),
@@ -41,5 +41,6 @@ def limits() -> list[tuple[str, str]]:
         ("`guided_decoding_guide`, `structured_outputs`", f"{MAX_GUIDE_BYTES:,} bytes"),
         ("a JSON Schema", f"{MAX_GUIDE_DEPTH} levels, {MAX_GUIDE_VALUES:,} values"),
         ("choices", f"{MAX_CHOICES:,}"),
+        ("values of any other list", "the model's context, at least 4,096"),
         ("requests that wait", "model parameters `max_queue_size` and `max_queue_tokens`"),
     ]

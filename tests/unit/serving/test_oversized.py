@@ -62,8 +62,8 @@ class Client:
 
 
 @contextmanager
-def serving(folder: Path, **changes: Any) -> Iterator[Backend]:
-    write_folder(folder / "engine", chat_template=TEMPLATE)
+def serving(folder: Path, template: str = TEMPLATE, **changes: Any) -> Iterator[Backend]:
+    write_folder(folder / "engine", chat_template=template)
     options = {"step_ms": 1.0, "max_seq_len": 8192}
     backend = Backend(ModelConfig(engine="simulated", engine_options=options, **changes), folder)
     backend.start()
@@ -156,3 +156,26 @@ def test_a_priority_counts_while_prompts_wait_to_be_read(tmp_path: Path) -> None
             ask(backend, text_input="x", max_tokens=1).wait()  # the first thread has looked at both by now
         assert low.wait().error is high.wait().error is None
         assert high.began + high.ended_s < low.began + low.ended_s
+
+
+SLOW = "{% for a in range(9999) %}{% for b in range(9999) %}{% set x = messages[0] %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize("how", ["unload", "drain"])
+def test_an_end_does_not_wait_for_what_is_still_to_be_read(how: str, tmp_path: Path) -> None:
+    """Each of these prompts takes its two seconds: one after another they would take minutes."""
+    with serving(tmp_path, SLOW) as backend:
+        clients = [ask(backend, messages='[{"role": "user", "content": "x"}]') for _ in range(200)]
+        time.sleep(0.3)  # until the threads are in the middle of some
+        began = time.monotonic()
+        if how == "unload":
+            backend.stop()
+        else:
+            assert backend.drain(100)["left"] == 0
+        assert time.monotonic() - began < 8.0  # most of it is for the engine to leave
+        assert backend.status()["under_way"] == 0
+        for client in clients:
+            client.wait()
+            assert client.terminals == 1
+            assert client.error is not None
+            assert client.error.code is ErrorCode.UNAVAILABLE
