@@ -25,7 +25,7 @@ from inflight.engines.factory import resolve_engine
 from inflight.engines.python import ask, choose_python, python_executable
 from inflight.engines.spec import WorkerSpec
 from inflight.errors import ErrorCode, LoadError, RequestError, internal, quoted, unavailable
-from inflight.guides.service import Decision, GuideService, NewGuide, check_combination
+from inflight.guides.service import Decision, GuideLimits, GuideService, NewGuide, check_combination
 from inflight.model.files import is_folder, path_of, text_of
 from inflight.model.parameters import ModelConfig
 from inflight.request.chat_template import load_chat_template
@@ -91,7 +91,9 @@ class Backend:
         self._flusher = Flusher(self._observation.flush, config.metrics_interval_ms / 1000)
         self._warmups_left = warmup_requests
         self._pool = ParsePool()
-        self._guides = GuideService(self._engine, text_of(folder), python=python)
+        # What the engine compiles inside a step must not look like a stall to the watchdog.
+        limits = GuideLimits(most_compile_s=config.stall_timeout_ms / 2000)
+        self._guides = GuideService(self._engine, text_of(folder), limits, python)
         self._delivery = Delivery(config.sender_threads, metrics, self._live)
         self._dispatcher = Dispatcher(self._delivery, self._make_queue)
         self._poller = CancellationPoller(self._open_requests, self._poll_cancelled)

@@ -33,21 +33,27 @@ class Check(msgspec.Struct, tag="check", frozen=True):
 
 
 class Ready(msgspec.Struct, tag="ready", frozen=True):
-    """The process can check. `refusal` tells why it cannot, and never will be able to, for this model."""
+    """The process can check. `refusal` tells why it cannot, and never will be able to, for this model. `vocab_size` is
+    the compiler's, in tokens: what a guide costs grows with it. 0: nothing is compiled.
+    """
 
     refusal: str = ""
+    vocab_size: int = 0
 
 
 class Verdict(msgspec.Struct, tag="verdict", frozen=True):
     """What became of a guide: `grammar` for the engine, or `problem` (it completes "guided_decoding_guide …").
 
-    `compile_s` is what the engine's compiler took: the smaller one of its wall-clock and processor time, in seconds.
+    What the engine's compiler took: `compile_s` of processor time and `wall_s` by the clock, in seconds, while others
+    had the share `others` of all processors.
     `last` says that the process leaves now; a new one is needed for the next check.
     """
 
     grammar: str = ""
     problem: str = ""
     compile_s: float = 0.0
+    wall_s: float = 0.0
+    others: float = 0.0
     last: bool = False
 
 

@@ -15,13 +15,13 @@ from pathlib import Path
 
 from inflight.engines.python import foreign_environment, lend_package, own_environment, python_executable
 from inflight.engines.run_folder import RunFolder
+from inflight.guides.cost import WALL_FACTOR, Cost, Meter, judge
 from inflight.guides.frames import Check, LinkError, Ready, Start, Verdict, receive_from_worker, send
 
 START_LIMIT_S = 60.0
 ANSWER_LIMIT_S = 5.0
 EXIT_S = 2.0  # for a process whose end of the connection is closed to be gone
 POLL_S = 0.02
-WALL_FACTOR = 4  # on a busy machine a check may take so many times longer by the clock than it may compute
 CRASHES = (  # signals that a program brings upon itself; any other one came from outside
     signal.SIGABRT,
     signal.SIGBUS,
@@ -36,7 +36,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class TooLong(Exception):
-    """A check ran past its limit; the process is gone. `busy` is whether the machine was rather than the guide."""
+    """A check ran past its limit; the process is gone. `busy` is whether that may be the machine's fault."""
 
     def __init__(self, busy: bool) -> None:
         super().__init__()
@@ -51,6 +51,7 @@ class GuideProcess:
         interpreter to run it with, for the engine's compiler that only this one has.
         """
         self.refusal = ""  # why no guide can be checked for this model, once it is ready
+        self.vocab_size = 0  # of the engine's compiler, likewise
         self._start = start
         with contextlib.ExitStack() as undo:
             try:
@@ -90,7 +91,7 @@ class GuideProcess:
         if not isinstance(ready, Ready):
             raise LinkError("it does not speak this version's protocol")
         self._folder.close()
-        self.refusal = ready.refusal
+        self.refusal, self.vocab_size = ready.refusal, ready.vocab_size
 
     @property
     def pid(self) -> int:
@@ -101,15 +102,16 @@ class GuideProcess:
         """One check. Raises `TooLong` past `limit_s` seconds of computing, `LinkError` when the process is lost; it is
         of no use after either.
         """
-        began, computed = time.monotonic(), self._computed_s()
+        meter = Meter(self._computed_s)
         send(self._connection, check)
         readable = select.poll()
         readable.register(self._connection, select.POLLIN | select.POLLHUP)
         while not readable.poll(POLL_S * 1000):
-            wall, used = time.monotonic() - began, self._computed_s() - computed
-            if min(wall, used) > limit_s or wall > WALL_FACTOR * limit_s:
+            spent = meter.spent()
+            cost = judge(spent, limit_s)
+            if cost is Cost.TOO_HIGH or spent.wall_s > WALL_FACTOR * limit_s:
                 self.close()
-                raise TooLong(busy=used < limit_s)
+                raise TooLong(busy=cost is not Cost.TOO_HIGH)
         try:
             verdict = receive_from_worker(self._connection, time.monotonic() + ANSWER_LIMIT_S)
         except TimeoutError:

@@ -25,6 +25,7 @@ from inflight.engines.base import EngineInfo, Guide
 from inflight.errors import RequestError, cancelled, invalid, unavailable, unsupported
 from inflight.grammar.nodes import GrammarError
 from inflight.grammar.prepare import parse_choices, parse_json
+from inflight.guides.cost import Cost, Spent, judge, scaled
 from inflight.guides.frames import Check, LinkError, Start, Verdict
 from inflight.guides.process import GuideProcess, TooLong
 from inflight.request.limits import MAX_CHOICES, MAX_GUIDE_DEPTH, MAX_GUIDE_VALUES
@@ -39,15 +40,17 @@ UNLOADED = "the model is being unloaded; send the request to another server"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GuideLimits:
-    """`check_s`: seconds that a check may compute before it is killed. `compile_s`: the most that the engine's compiler
-    may take, because the engine will stall for as long once. `waiting`: new guides that may wait for their check, each
-    for `patience_s` seconds.
+    """`check_s`: seconds of processor time that a check may take before it is killed. `compile_s`: what the engine's
+    compiler may take of them, because the engine will stall for it once (for half as long where two processors are
+    free: it computes in several threads). Both grow with the vocabulary (`cost`), until `compile_s` is
+    `most_compile_s`. `waiting`: new guides that may wait for their check, each for `patience_s` seconds.
     `known`, `known_bytes`: verdicts that are kept, by number and by the size of their grammars. `spare_bytes`: address
     space that a check may use.
     """
 
-    check_s: float = 2.0
-    compile_s: float = 1.0
+    check_s: float = 3.0
+    compile_s: float = 2.0
+    most_compile_s: float = 5.0
     waiting: int = 256
     patience_s: float = 10.0
     known: int = 4_096
@@ -307,13 +310,13 @@ class GuideService:
                     return Decision(error=unsupported(name, process.refusal)), True
                 self.checks += 1
                 checking = True
-                verdict = process.check(Check(guide.kind, guide.text), self._limits.check_s)
+                compile_s = scaled(self._limits.compile_s, process.vocab_size, self._limits.most_compile_s)
+                check_s = self._limits.check_s + compile_s - self._limits.compile_s
+                verdict = process.check(Check(guide.kind, guide.text), check_s)
             except TooLong as error:
                 self._end_process()
                 self.kills += 1
-                if error.busy:
-                    return Decision(error=unavailable("the server is too busy to check a new guide; try again")), False
-                return self._too_long(self._limits.check_s), True
+                return (_busy(), False) if error.busy else (_too_long(check_s), True)
             except LinkError as error:
                 crashes += checking and process.crashed()
                 self._end_process()
@@ -321,27 +324,10 @@ class GuideService:
             else:
                 if verdict.last:
                     self._end_process()
-                return self._decision(verdict), True
+                return _decision(verdict, compile_s)
         if crashes == 2:
             return Decision(error=invalid(NAME, "crashes the grammar compiler; write it in another way")), True
         return Decision(error=unavailable("the guide could not be checked; try again")), False
-
-    def _decision(self, verdict: Verdict) -> Decision:
-        if verdict.problem:
-            return Decision(error=invalid(NAME, verdict.problem))
-        if verdict.compile_s > self._limits.compile_s:
-            return self._too_long(self._limits.compile_s)
-        return Decision(guide=Guide("ebnf_grammar", verdict.grammar))
-
-    @staticmethod
-    def _too_long(limit_s: float) -> Decision:
-        return Decision(
-            error=invalid(
-                NAME,
-                f"takes too long to compile (more than {limit_s:g} s); use smaller repetition counts and lengths, or "
-                "fewer alternatives",
-            )
-        )
 
     def _running(self) -> GuideProcess:
         """The process, ready. Raises `LinkError`."""
@@ -358,6 +344,32 @@ class GuideService:
         if process is not None:
             with contextlib.suppress(OSError):
                 process.close()
+
+
+def _decision(verdict: Verdict, compile_s: float) -> tuple[Decision, bool]:
+    """The decision, and whether it holds for good."""
+    if verdict.problem:
+        return Decision(error=invalid(NAME, verdict.problem)), True
+    cost = judge(Spent(verdict.compile_s, verdict.wall_s, verdict.others), compile_s)
+    if cost is Cost.UNKNOWN:
+        return _busy(), False
+    if cost is Cost.TOO_HIGH:
+        return _too_long(compile_s), True
+    return Decision(guide=Guide("ebnf_grammar", verdict.grammar)), True
+
+
+def _busy() -> Decision:
+    return Decision(error=unavailable("the server is too busy to check a new guide; try again"))
+
+
+def _too_long(limit_s: float) -> Decision:
+    return Decision(
+        error=invalid(
+            NAME,
+            f"takes too long to compile (more than {limit_s:.1f} s); use smaller repetition counts and lengths, or "
+            "fewer alternatives",
+        )
+    )
 
 
 def _has_left(asker: _Asker) -> bool:

@@ -21,21 +21,25 @@ from typing import Protocol
 from inflight.engine_process.parent import die_with_parent
 from inflight.grammar.nodes import GrammarError
 from inflight.grammar.prepare import prepare
+from inflight.guides.cost import Meter, Spent
 from inflight.guides.frames import Check, LinkError, Ready, Start, Verdict, receive_in_worker, send
 
 log = logging.getLogger("inflight.guide_worker")
 
 CPU_BACKSTOP_S = 60  # processor time of one check after which the kernel ends us, should the parent not
-MAX_RSS_BYTES = 1 << 30  # compiled grammars stay in the compiler's cache: beyond this a new process takes over
+MAX_GROWTH_BYTES = 1 << 30  # compiled grammars stay in the compiler's cache: beyond this a new process takes over
 MAX_PROBLEM = 500  # characters of a sentence to the client
 NICENESS = 5  # a check is less urgent than the tokens of those who are served
 RECURSION = 5_000
 
 
 class Compiler(Protocol):
-    """An engine's compiler of grammars, away from the engine. A `broken` one must not be used again."""
+    """An engine's compiler of grammars, away from the engine, for `vocab_size` tokens. A `broken` one must not be used
+    again.
+    """
 
     broken: bool
+    vocab_size: int
 
     def compile(self, grammar: str) -> None:
         """Compile it as the engine would. Raises `GrammarError` when it cannot, `MemoryError` when room runs out."""
@@ -61,13 +65,14 @@ def main(connection: socket.socket) -> int:
         return 0
     try:
         _limit_memory(start.spare_bytes)
-        send(connection, Ready())
+        send(connection, Ready(vocab_size=compiler.vocab_size))
+        most_bytes = _rss_bytes() + MAX_GROWTH_BYTES
         while True:
             check = receive_in_worker(connection)
             if not isinstance(check, Check):
                 return 1
             _limit_cpu()
-            verdict = _check(compiler, check)
+            verdict = _check(compiler, check, most_bytes)
             send(connection, verdict)
             if verdict.last:
                 return 0
@@ -77,14 +82,15 @@ def main(connection: socket.socket) -> int:
         compiler.close()
 
 
-def _check(compiler: Compiler, check: Check) -> Verdict:
+def _check(compiler: Compiler, check: Check, most_bytes: int) -> Verdict:
+    """`most_bytes` is the memory beyond which this process is to be replaced."""
     grammar = problem = ""
-    compile_s = 0.0
+    spent = Spent(0.0, 0.0, 0.0)
     try:
         grammar = prepare(check.kind, check.text)
-        wall, processor = time.monotonic(), time.process_time()
+        meter = Meter(time.process_time)
         compiler.compile(grammar)
-        compile_s = min(time.monotonic() - wall, time.process_time() - processor)
+        spent = meter.spent()
     except GrammarError as error:
         problem = str(error)
     except MemoryError:
@@ -93,8 +99,8 @@ def _check(compiler: Compiler, check: Check) -> Verdict:
         problem = "is nested too deeply"
     if len(problem) > MAX_PROBLEM:  # it may quote the guide
         problem = problem[:MAX_PROBLEM] + "…"
-    last = compiler.broken or _rss_bytes() > MAX_RSS_BYTES
-    return Verdict("" if problem else grammar, problem, compile_s, last)
+    last = compiler.broken or _rss_bytes() > most_bytes
+    return Verdict("" if problem else grammar, problem, spent.used_s, spent.wall_s, spent.others, last)
 
 
 def _compiler(start: Start) -> Compiler:
@@ -114,6 +120,7 @@ class _NoCompiler:
     """For engines that compile guides in a place of their own, where a bad one costs only its own request."""
 
     broken = False
+    vocab_size = 0
 
     def compile(self, grammar: str) -> None:
         """Nothing to do."""

@@ -38,7 +38,7 @@ def test_what_the_backend_says_arrives(pair: Pair, message: Start | Check) -> No
     speaker.join()
 
 
-@pytest.mark.parametrize("message", [Ready(), Ready("cannot"), Verdict("root ::= 🙂" * 100_000, "", 0.5, True)])
+@pytest.mark.parametrize("message", [Ready(), Ready("cannot"), Verdict("root ::= 🙂" * 100_000, "", 0.5, last=True)])
 def test_what_the_process_says_arrives(pair: Pair, message: Ready | Verdict) -> None:
     ours, theirs = pair
     speaker = threading.Thread(target=send, args=(theirs, message))

@@ -45,6 +45,7 @@ class FakeProcess:
     behave: Callable[[Check], Verdict]
     refusal = ""
     pid = 1
+    vocab_size = 0
     crashes = True  # when it is lost, it ended by its own doing
 
     def __init__(self, start: Any, python: str = "") -> None:
@@ -149,10 +150,51 @@ def test_refusals_are_remembered_too(service: GuideService, fake: type[FakeProce
 
 
 def test_what_compiles_too_slowly_for_the_engine_is_refused(service: GuideService, fake: type[FakeProcess]) -> None:
-    fake.behave = staticmethod(lambda check: Verdict(grammar="g", compile_s=1.5))
+    fake.behave = staticmethod(lambda check: Verdict(grammar="g", compile_s=2.5, wall_s=2.5))
     found = error(ask(service, "a"))
     assert found.code is ErrorCode.INVALID_ARG
     assert "takes too long to compile" in found.message
+
+
+def test_processor_time_alone_decides(service: GuideService, fake: type[FakeProcess]) -> None:
+    """On a busy machine a check takes long by the clock, and somewhat more processor time than it would alone."""
+    took = {
+        "fine": (1.9, 60.0, 1.0),
+        "it waited": (3.0, 6.0, 0.0),
+        "beside others": (3.0, 3.0, 0.8),
+        "too high": (3.0, 3.1, 0.2),
+        "too high anyway": (4.1, 60.0, 1.0),
+    }
+    fake.behave = staticmethod(lambda check: Verdict("g", "", *took[check.text]))
+    assert ask(service, "fine").guide is not None
+    for text in ("it waited", "beside others"):
+        assert error(ask(service, text)).code is ErrorCode.UNAVAILABLE
+        assert service.known(Guide("regex", text)) is None
+    for text in ("too high", "too high anyway"):
+        assert error(ask(service, text)).code is ErrorCode.INVALID_ARG
+        assert service.known(Guide("regex", text)) is not None
+
+
+def test_a_large_vocabulary_may_cost_more(fake: type[FakeProcess]) -> None:
+    limits = []
+
+    def behave(check: Check) -> Verdict:
+        return Verdict("g", "", float(check.text), float(check.text))
+
+    class Fresh(fake):  # type: ignore[misc, valid-type]
+        def check(self, check: Check, limit_s: float) -> Verdict:
+            limits.append(limit_s)
+            return super().check(check, limit_s)  # type: ignore[no-any-return]
+
+    fake.behave = staticmethod(behave)
+    fake.vocab_size = 100_000
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(guides, "GuideProcess", Fresh)
+        service = GuideService("openvino", "nowhere", GuideLimits(check_s=5.0, compile_s=1.0))
+        assert ask(service, "1.9").guide is not None
+        assert "more than 2.0 s" in error(ask(service, "2.1")).message
+        service.stop()
+    assert limits == [6.0, 6.0]
 
 
 def test_a_killed_check_ends_its_own_request_only(service: GuideService, fake: type[FakeProcess]) -> None:

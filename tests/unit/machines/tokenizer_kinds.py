@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -92,6 +93,24 @@ def word_piece() -> Tokenizer:
 
 KINDS = {"byte_level": byte_level, "byte_fallback": byte_fallback, "metaspace": metaspace, "word_piece": word_piece}
 WITH_BYTE_TABLE = ("byte_level", "byte_fallback", "metaspace")
+
+
+def large(size: int) -> Tokenizer:
+    """As many tokens as Gemma 3 (262,144) or Qwen 3 (151,936) has: made-up words of one to twelve letters of several
+    scripts in a byte-level vocabulary. They are there to be looked at, not to be written: there are no merges.
+    """
+    rng = random.Random(size)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {piece: place for place, piece in enumerate(["<|bos|>", "<|eos|>", *alphabet])}
+    while len(vocabulary) < size:
+        letters = rng.choices("etaoinshrdlucmfwypvbgkjqxz", range(26, 0, -1), k=rng.randint(2, 12))
+        start = rng.choice(["", "Ġ", "Ġ", rng.choice('":,{[._'), rng.choice(alphabet) + rng.choice(alphabet)])
+        vocabulary.setdefault(start + "".join(letters), len(vocabulary))
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|bos|>", "<|eos|>"])
+    return tokenizer
 
 
 def token_bytes(kind: str, token_ids: Sequence[int]) -> bytes:

@@ -31,13 +31,17 @@ class SlowProcess:
     """Checks guides slowly."""
 
     refusal = ""
+    vocab_size = 0
     pid = 1
 
     def __init__(self, *_: Any) -> None:
         self.ended = threading.Event()
 
     def wait_ready(self) -> None:
-        pass
+        """At once."""
+
+    def crashed(self) -> bool:
+        return False
 
     def check(self, check: Check, limit_s: float) -> Verdict:
         self.ended.wait(CHECK_S)

@@ -58,12 +58,12 @@ class OpenVinoCompiler:
     def __init__(self, folder: Path) -> None:
         """Raises `GrammarError` when this model's tokenizer cannot be guided."""
         try:
-            vocab_size = count_of(read_json_object(folder, "config.json"), "vocab_size")
+            self.vocab_size = count_of(read_json_object(folder, "config.json"), "vocab_size")
         except LoadError as error:
             raise GrammarError(str(error)) from None
         self._next_id = 0
         self.broken = False  # a grammar has failed: OpenVINO's pipeline is of no use after that
-        with _probe_folder(folder, vocab_size, with_tokenizer=True) as probe:
+        with _probe_folder(folder, self.vocab_size, with_tokenizer=True) as probe:
             self._pipeline: Any = openvino_genai.ContinuousBatchingPipeline(
                 str(probe), _scheduler(), "CPU", dict(_PROPERTIES)
             )

@@ -36,6 +36,7 @@ class XgrammarCompiler:
             )
             known = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=size)
             # Nothing is kept: vLLM keeps what it compiles itself, and a guide comes here once.
+            self.vocab_size = int(known.vocab_size)
             self._compiler = xgrammar.GrammarCompiler(known, max_threads=THREADS, cache_enabled=False)
         except Exception as error:  # noqa: BLE001 — a tokenizer can be wrong in many ways
             raise GrammarError(f"cannot be used with this model's tokenizer ({last_line(error)})") from None
