@@ -7,7 +7,10 @@ import shlex
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-ASKS_A_SERVER = re.compile(r"curl |\.venv/bin/python scripts/stream\.py ")  # run by tests/integration/test_readme.py
+ASKS_A_SERVER = re.compile(
+    r"curl |\.venv/bin/inflight chat "
+)  # run by tests/integration/test_readme.py, as is the command that it asks:
+SERVES = ".venv/bin/inflight serve"
 
 
 def fenced(page: str, language: str) -> list[str]:

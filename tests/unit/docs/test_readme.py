@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.harness.pages import ASKS_A_SERVER, ROOT, commands
+from tests.harness.pages import ASKS_A_SERVER, ROOT, SERVES, commands
 
 # What runs each command that asks no running server: a test, or the program of CI. A benchmark's test runs it with
 # smaller figures; that the README's own arguments exist is checked below.
@@ -19,6 +19,7 @@ RUN_BY = {
         "tests/integration/test_quickstart.py::test_the_second_run_answers_within_seconds_and_stops_its_server"
     ),
     "./scripts/test.sh": ".ci/run",
+    SERVES: "tests/integration/test_readme.py::served",
     ".venv/bin/python scripts/bench/overhead.py --concurrency 1,8,32,64 --repeats 3": (
         "tests/integration/test_bench_ratios.py::test_most_of_the_engine_reaches_the_client"
     ),
@@ -39,7 +40,7 @@ def test_what_runs_it_names_it(command: str) -> None:
     path, _, test = RUN_BY[command].partition("::")
     text = (ROOT / path).read_text("utf-8")
     assert not test or f"def {test}(" in text
-    script = next(word for word in command.split() if word.endswith((".py", ".sh")))
+    script = next((word for word in command.split() if word.endswith((".py", ".sh"))), "SERVES")
     assert script in text or script.rsplit("/", 1)[-1].removesuffix(".py") in text
 
 
@@ -67,3 +68,18 @@ def test_the_picture_shows_rooms_and_engines_that_are_there() -> None:
     assert engines <= set(texts)
     assert "control.py" in texts
     assert "Triton's Python stub: model.py, triton/" in texts
+
+
+def test_every_text_of_the_picture_stands_on_a_filled_box() -> None:
+    """So a dark page can show it as well as a light one."""
+    page = ElementTree.parse(ROOT / "docs" / "request.svg")
+    boxes = [element.attrib for element in page.iter() if element.tag.endswith("}rect")]
+    sides = [[float(box[side]) for side in ("x", "y", "width", "height")] for box in boxes]
+    texts = [element.attrib for element in page.iter() if element.tag.endswith("}text")]
+    assert len(texts) > 30
+    for text in texts:
+        at_x, at_y = float(text["x"]), float(text["y"])
+        assert any(x <= at_x <= x + width and y < at_y < y + height for x, y, width, height in sides), text
+    style = next(element.text or "" for element in page.iter() if element.tag.endswith("}style"))
+    for box in boxes:
+        assert re.search(rf"\.{box['class']} {{ fill: #[def][0-9a-f]{{5}};", style), box
