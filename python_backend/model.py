@@ -76,7 +76,7 @@ class TritonPythonModel:
         if triton_config.instance_count(model_config) > 1:
             raise LoadError(
                 "more than one instance is configured, and one engine process serves all requests of a model: set "
-                "instance_group [ { count: 1, kind: KIND_CPU } ] (or KIND_MODEL on a GPU server)."
+                "instance_group [ { count: 1, kind: KIND_CPU } ], on a GPU server too."
             )
         folder = path_of(args["model_repository"]) / args["model_version"]
         warmups = triton_config.warmup_requests(model_config)

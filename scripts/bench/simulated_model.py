@@ -25,7 +25,7 @@ def serving(
     """
     given = {"engine": "simulated", "engine_options": json.dumps(dict(options)), **(parameters or {})}
     text = 'backend: "inflight"\nmax_batch_size: 0\nmodel_transaction_policy { decoupled: true }\n'
-    text += "instance_group [ { count: 1, kind: KIND_MODEL } ]\n"
+    text += "instance_group [ { count: 1, kind: KIND_CPU } ]\n"
     for key, value in given.items():
         text += f"parameters {{ key: {json.dumps(key)} value {{ string_value: {json.dumps(value)} }} }}\n"
     with tempfile.TemporaryDirectory(prefix="inflight-bench-") as name:

@@ -29,15 +29,17 @@ _FLAT_HEAD = """\
 # Build the engine into 1/engine with `python -m build_engine build` (see docs/building.md).
 """
 _BATCHED_HEAD = """\
-# Inflight in TensorRT-LLM's shape: every tensor is [1,1] or [1,-1] on the wire. It serves the engine that `llm` holds,
-# in an engine process of its own; load one of the two where memory is short.
+# Inflight in TensorRT-LLM's shape: every tensor is [1,1] or [1,-1] on the wire, but for text_output, which is [-1] as
+# there. It serves the engine that `llm` holds, in an engine process of its own; load one of the two where memory is
+# short.
 """
 _BODY = """\
 backend: "inflight"
 max_batch_size: {batch}
 model_transaction_policy {{ decoupled: true }}
-# One engine process serves all requests; more than one instance is refused.
-instance_group [ {{ count: 1, kind: KIND_MODEL }} ]
+# One engine process serves all requests; more than one instance is refused. KIND_CPU on a GPU server too: it says where
+# Triton's side runs, and the engine process chooses its GPUs by itself. (pytriton's client knows no KIND_MODEL.)
+instance_group [ {{ count: 1, kind: KIND_CPU }} ]
 parameters {{ key: "engine_dir" value {{ string_value: "{engine_dir}" }} }}
 # All model parameters: docs/requests.md.
 
@@ -134,7 +136,8 @@ def requests_text() -> str:
         "Exactly one of `text_input`, `messages` and `input_ids` is required. A value may come as a tensor, inside\n",
         "`sampling_parameters` (a JSON object; numbers may be strings) or as a request parameter; that is also the\n",
         "order of precedence. A name and its alias together, an unknown name or a value out of range: INVALID_ARG.\n",
-        "With `max_batch_size: 1` (model `llm_batched`) every shape has a leading 1.\n\n",
+        "With `max_batch_size: 1` (model `llm_batched`) every shape has a leading 1, except that of `text_output`, which\n",
+        "TensorRT-LLM's models send, and their clients read, with one dimension in both.\n\n",
         "## Inputs\n\n| input (alias) | type, dims | default | note |\n|---|---|---|---|\n",
     ]
     for item in INPUTS:

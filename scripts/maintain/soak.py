@@ -39,7 +39,7 @@ CONFIG = """\
 backend: "inflight"
 max_batch_size: 0
 model_transaction_policy {{ decoupled: true }}
-instance_group [ {{ count: 1, kind: KIND_MODEL }} ]
+instance_group [ {{ count: 1, kind: KIND_CPU }} ]
 parameters {{ key: "engine" value {{ string_value: "{engine}" }} }}
 parameters {{ key: "max_tokens_limit" value {{ string_value: "200" }} }}
 parameters {{ key: "engine_options" value {{ string_value: {options} }} }}

@@ -83,7 +83,7 @@ def test_a_default_deadline_and_a_chat_template_of_the_operators_own(
     (folder.parent / "1" / "engine").symlink_to((server.config.repository / "llm" / "1" / "engine").resolve())
     parameters = {"engine": "simulated", "default_deadline_ms": "200", "chat_template": "ours.jinja"}
     options = json.dumps({"step_ms": 20.0})
-    text = 'backend: "inflight"\nmodel_transaction_policy { decoupled: true }\ninstance_group [{ kind: KIND_MODEL }]\n'
+    text = 'backend: "inflight"\nmodel_transaction_policy { decoupled: true }\ninstance_group [{ kind: KIND_CPU }]\n'
     for name, value in {**parameters, "engine_options": options}.items():
         text += f"parameters {{ key: {json.dumps(name)} value {{ string_value: {json.dumps(value)} }} }}\n"
     (folder.parent / "config.pbtxt").write_text(text)

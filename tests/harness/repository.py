@@ -13,7 +13,7 @@ _CONFIG = """\
 backend: "inflight"
 max_batch_size: {max_batch_size}
 model_transaction_policy {{ decoupled: true }}
-instance_group [ {{ count: 1, kind: KIND_MODEL }} ]
+instance_group [ {{ count: 1, kind: KIND_CPU }} ]
 """
 
 

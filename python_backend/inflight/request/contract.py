@@ -146,7 +146,12 @@ ELSEWHERE: dict[str, str] = {
 }
 
 OUTPUTS: tuple[Output, ...] = (
-    Output("text_output", "STRING", -1, "streaming: the new text of one sequence; otherwise one text per sequence"),
+    Output(
+        "text_output",
+        "STRING",
+        -1,
+        "streaming: the new text of one sequence; otherwise one text per sequence; [-1] in both shapes",
+    ),
     Output(
         "finish_reason",
         "STRING",

@@ -53,7 +53,11 @@ def new_request_id() -> str:
 
 
 class TritonResponder:
-    """Builds responses and sends them. The live stream's lock serialises all calls."""
+    """Builds responses and sends them. The live stream's lock serialises all calls.
+
+    With `batched` (max_batch_size 1) every output is [1, n], but for `text_output`: TensorRT-LLM's models send that one
+    as [n], and NVIDIA's clients and those made after them index it so. Triton's core takes either.
+    """
 
     __slots__ = ("_rank", "_sender")
 
@@ -77,7 +81,8 @@ class TritonResponder:
 
     def _tensors(self, stream: Stream, reply: Reply) -> list[Any]:
         request = stream.request
-        tensors = [self._strings("text_output", reply.texts)]
+        texts = np.array([text.encode() for text in reply.texts], dtype=np.object_)
+        tensors = [pb_utils.Tensor("text_output", texts)]
         if request.return_finish_reason:
             tensors.append(self._strings("finish_reason", reply.finishes))
         if request.num_sequences > 1 or request.beam_width > 1:

@@ -135,7 +135,7 @@ def serve(report: EngineReport, options: argparse.Namespace, setup: Setup) -> No
     )
     (repository / "llm" / "config.pbtxt").write_text(
         'backend: "inflight"\nmax_batch_size: 0\nmodel_transaction_policy { decoupled: true }\n'
-        "instance_group [ { count: 1, kind: KIND_MODEL } ]\n" + parameters,
+        "instance_group [ { count: 1, kind: KIND_CPU } ]\n" + parameters,
         encoding="utf-8",
     )
     with Server(ServerConfig(repository=repository, log=output / f"server-{report.name}.log")) as server:

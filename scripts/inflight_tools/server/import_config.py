@@ -238,7 +238,7 @@ def write(made: Import, output: Path) -> Path:
         'backend: "inflight"',
         f"max_batch_size: {int(made.batched)}",
         "model_transaction_policy { decoupled: true }",
-        "instance_group [ { count: 1, kind: KIND_MODEL } ]",
+        "instance_group [ { count: 1, kind: KIND_CPU } ]",
     ]
     parameters = {"engine": "tensorrt_llm", "engine_dir": "engine", **made.parameters}
     if made.options:
