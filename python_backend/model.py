@@ -80,7 +80,9 @@ class TritonPythonModel:
             )
         folder = path_of(args["model_repository"]) / args["model_version"]
         warmups = triton_config.warmup_requests(model_config)
-        backend = Backend(parse_model_config(parameters), folder, warmups)
+        config = parse_model_config(parameters)
+        self._empty_final = config.empty_final_response
+        backend = Backend(config, folder, warmups)
         backend.start()
         self._backend = backend
         self._control = open_control(args["model_name"], self._backend)
@@ -91,9 +93,10 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> None:
         """Copy the inputs, take the sender, drop the request, return."""
         for request in requests:
-            responder = self._io.TritonResponder(request.get_response_sender(), self._batched)
+            responder = self._io.TritonResponder(request.get_response_sender(), self._batched, self._empty_final)
             try:
-                self._backend.submit(self._io.read_request(request, self._backend.most_items), responder)
+                raw = self._io.read_request(request, self._batched, self._backend.most_items)
+                self._backend.submit(raw, responder)
             except RequestError as error:
                 self._backend.refuse(responder, error, request.request_id())
             except (

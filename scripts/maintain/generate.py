@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ast
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 # Both before what is installed: the tables of this checkout are written, whichever one the environment serves.
@@ -19,6 +20,7 @@ from inflight.request.contract import INPUTS, JSON_ALIASES, JSON_ONLY, OUTPUTS, 
 from inflight.request.limits import limits
 from inflight.serving.metrics import FAMILIES
 from inflight_tools.common.layout import REPOSITORY
+from maintain.peer_suites import FROM_TRTLLM, FROM_VLLM, Difference
 
 ROOT = REPOSITORY
 _TYPES = {"STRING": "TYPE_STRING", "INT32": "TYPE_INT32", "INT64": "TYPE_INT64", "FP32": "TYPE_FP32"}
@@ -136,8 +138,8 @@ def requests_text() -> str:
         "Exactly one of `text_input`, `messages` and `input_ids` is required. A value may come as a tensor, inside\n",
         "`sampling_parameters` (a JSON object; numbers may be strings) or as a request parameter; that is also the\n",
         "order of precedence. A name and its alias together, an unknown name or a value out of range: INVALID_ARG.\n",
-        "With `max_batch_size: 1` (model `llm_batched`) every shape has a leading 1, except that of `text_output`, which\n",
-        "TensorRT-LLM's models send, and their clients read, with one dimension in both.\n\n",
+        "With `max_batch_size: 1` (model `llm_batched`) every shape has a leading 1, except that of `text_output`:\n",
+        "TensorRT-LLM's models send it with one dimension in both shapes, and their clients read it so.\n\n",
         "## Inputs\n\n| input (alias) | type, dims | default | note |\n|---|---|---|---|\n",
     ]
     for item in INPUTS:
@@ -154,11 +156,18 @@ def requests_text() -> str:
     lines.append("| what | limit |\n|---|---|\n")
     lines += [f"| {what} | {limit} |\n" for what, limit in limits()]
     lines.append("\n## Headers\n\n" + _HEADERS)
+    lines += _differences("vLLM's backend", FROM_VLLM) + _differences("TensorRT-LLM's models", FROM_TRTLLM)
     lines.append("\n## Model parameters (config.pbtxt)\n\n| parameter | default | note |\n|---|---|---|\n")
     for parameter in model_parameters().values():
         lines.append(f"| {parameter.name} | {_shown(parameter.default)} | {parameter.note} |\n")
     lines.append(_PYTHON_CLIENT)
     return "".join(lines)
+
+
+def _differences(peer: str, rows: Sequence[Difference]) -> list[str]:
+    """What a client meets otherwise that comes from another backend of Triton's."""
+    lines = [f"\n## Coming from {peer}\n\n| what | there | here |\n|---|---|---|\n"]
+    return lines + [f"| {row.what} | {row.there} | {row.here} |\n" for row in rows]
 
 
 def _shown(value: object) -> str:

@@ -153,7 +153,7 @@ def texts(responses: list[pb.ModelInferResponse], name: str = "text_output") -> 
     for response in responses:
         array = triton.InferResult(response).as_numpy(name)
         if array is not None:
-            pieces.append(array[0].decode())
+            pieces.append(array.ravel()[0].decode())
     return "".join(pieces)
 
 

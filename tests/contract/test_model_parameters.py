@@ -74,6 +74,41 @@ def test_defaults_and_limits_of_tokens(load: Load, grpc: GrpcClient) -> None:
         works(grpc, "limits", text_input="x" * 65)
 
 
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("asked", ["true", "false"])
+def test_the_end_comes_apart_from_the_last_text_where_it_is_asked_for(
+    asked: str, stream: bool, load: Load, server: Server
+) -> None:
+    """pytriton's client reads no outputs of the response that is the last one."""
+    name = f"pytriton_{asked}_{stream}"
+    status, error = load(name, empty_final_response=asked)
+    assert status == 200, error
+    values: dict[str, Any] = {"text_input": PROMPT, "max_tokens": 12, "stream": stream}
+    with GrpcClient(server.grpc_url) as client:
+        whole = client.send(client.build(model=name, **values)).result()
+        read = b"".join(
+            response.outputs["text_output"][0] for response in whole.responses if not response.final
+        ).decode()
+        assert (read == whole.text) is (asked == "true")
+        assert bool(whole.responses[-1].outputs) is (asked == "false")
+        assert whole.finals == 1
+        with pytest.raises(RequestFailed, match="temperature"):
+            client.send(client.build(model=name, temperature=-1.0, **values)).result()
+    http = HttpClient(server.http_url, name)
+    if stream:
+        assert "".join(event["text_output"] for event in http.generate_stream(**values)) == whole.text
+    else:
+        assert http.generate(**values)[1]["text_output"] == whole.text
+
+
+def test_a_stream_begins_with_the_prompt_where_the_model_says_so(load: Load, server: Server) -> None:
+    status, error = load("loud", exclude_input_in_output="false", stream_echo="true")
+    assert status == 200, error
+    with GrpcClient(server.grpc_url) as client:
+        assert works(client, "loud", stream=True).text.startswith(PROMPT)
+        assert not works(client, "loud", stream=True, exclude_input_in_output=True).text.startswith(PROMPT)
+
+
 def test_a_default_deadline_and_a_chat_template_of_the_operators_own(
     load: Load, server: Server, grpc: GrpcClient
 ) -> None:

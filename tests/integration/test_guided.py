@@ -121,8 +121,15 @@ def test_own_grammar(grpc: GrpcClient) -> None:
     ],
 )
 def test_in_sampling_parameters(grpc: GrpcClient, structured: Any, pattern: str) -> None:
-    answer = grpc.generate("Go", sampling_parameters=json.dumps({"structured_outputs": structured, "max_tokens": 20}))
-    assert re.fullmatch(pattern, answer.text)
+    """As an object, and as the string that vLLM's backend wants, with all that Triton's OpenAI front end adds to it."""
+    unset = {"json_object": None, "disable_any_whitespace": False, "whitespace_pattern": None, "structural_tag": None}
+    for given in (
+        {"structured_outputs": structured},
+        {"structured_outputs": json.dumps({**unset, **structured, "_backend": None, "_backend_was_auto": False})},
+        {"guided_decoding": json.dumps({**unset, **structured, "backend": None, "backend_was_auto": False})},
+    ):
+        answer = grpc.generate("Go", sampling_parameters=json.dumps({**given, "max_tokens": 20}))
+        assert re.fullmatch(pattern, answer.text)
 
 
 def test_over_http(http: HttpClient) -> None:

@@ -87,10 +87,12 @@ def test_sequences_of_one_request_are_told_apart(grpc: GrpcClient) -> None:
     assert {response.outputs["sequence_index"][0] for response in streamed.responses} == {0, 1, 2}
 
 
-def test_the_prompt_comes_first_when_it_is_echoed(grpc: GrpcClient) -> None:
+def test_a_stream_never_begins_with_the_prompt_and_a_whole_answer_does_when_asked(grpc: GrpcClient) -> None:
     plain = grpc.generate("Once upon a time", max_tokens=8)
     echoed = grpc.generate("Once upon a time", max_tokens=8, exclude_input_in_output=False)
-    assert echoed.text == "Once upon a time" + plain.text
+    whole = grpc.generate("Once upon a time", max_tokens=8, exclude_input_in_output=False, stream=False)
+    assert echoed.text == plain.text
+    assert whole.text == "Once upon a time" + plain.text
 
 
 def test_many_requests_over_one_stream_do_not_mix(grpc: GrpcClient) -> None:

@@ -77,6 +77,13 @@ class ModelConfig(Struct, frozen=True):
     ] = 5
     drain_timeout_ms: Annotated[int, _whole(0, 3_600_000, "how long a drain lets streams go on")] = 30_000
     exclude_input_in_output: Annotated[bool, _note("default of the input of that name")] = True
+    stream_echo: Annotated[
+        bool, _note("exclude_input_in_output false puts the prompt before streamed answers too, which no peer does")
+    ] = False
+    empty_final_response: Annotated[
+        bool,
+        _note("a last response without outputs after the last one with some, for clients that drop what comes with it"),
+    ] = False
     chat_template: Annotated[
         str, _note("a jinja2 file, relative to the version folder; empty: the engine directory's own")
     ] = ""

@@ -58,7 +58,13 @@ INPUTS: tuple[Input, ...] = (
     Input("ignore_eos", "BOOL", 1, "false", "go on after the end-of-sequence token"),
     Input("end_id", "INT32", 1, "the model's", "the end-of-sequence token id to use instead of the model's"),
     Input("temperature", "FP32", 1, "generation_config.json, else greedy", "0 is greedy"),
-    Input("top_p", "FP32", 1, "generation_config.json, else 1", "above 0, at most 1"),
+    Input(
+        "top_p",
+        "FP32",
+        1,
+        "generation_config.json, else 1",
+        "above 0, at most 1; in TensorRT-LLM's shape 0 or less is as if not given",
+    ),
     Input("top_k", "INT32", 1, "generation_config.json, else all", "0 or -1 is all tokens"),
     Input("min_p", "FP32", 1, "generation_config.json, else 0", "0 to 1"),
     Input("repetition_penalty", "FP32", 1, "generation_config.json, else 1", "above 0"),
@@ -70,7 +76,7 @@ INPUTS: tuple[Input, ...] = (
         "UINT64",
         1,
         "fresh for each request",
-        "64 bits; the same seed, alone, gives the same tokens",
+        "64 bits; the same seed, alone, gives the same tokens; a negative one (in JSON) is taken modulo 2^64",
         ("random_seed",),
     ),
     Input(
@@ -90,10 +96,27 @@ INPUTS: tuple[Input, ...] = (
         "above 1 only where the engine has beams; they are not sampled: temperature, top_p, top_k, min_p, seed have no "
         "effect on them",
     ),
-    Input("logprobs", "INT32", 1, "0", "log-probabilities of this many likeliest tokens"),
-    Input("return_log_probs", "BOOL", 1, "false", "log-probability of each chosen token", ("return_logprobs",)),
     Input(
-        "exclude_input_in_output", "BOOL", 1, "model parameter of that name", "false: the answer begins with the prompt"
+        "logprobs",
+        "INT32",
+        1,
+        "0",
+        "log-probabilities of this many likeliest tokens, unless return_logprobs is false; false is not given",
+    ),
+    Input(
+        "return_log_probs",
+        "BOOL",
+        1,
+        "false",
+        "log-probability of each chosen token; each name brings its own backend's outputs",
+        ("return_logprobs",),
+    ),
+    Input(
+        "exclude_input_in_output",
+        "BOOL",
+        1,
+        "model parameter of that name",
+        "false: a whole answer begins with the prompt; a stream never does (model parameter stream_echo)",
     ),
     Input("return_finish_reason", "BOOL", 1, "false", "send finish_reason"),
     Input("return_cumulative_logprob", "BOOL", 1, "false", "send cumulative_logprob"),
@@ -121,7 +144,11 @@ INPUTS: tuple[Input, ...] = (
 )
 
 # Names that only `sampling_parameters` (JSON) knows, and the input whose value each one stands for.
-JSON_ALIASES: dict[str, str] = {"n": "num_return_sequences", "stop": "stop_words"}
+JSON_ALIASES: dict[str, str] = {
+    "n": "num_return_sequences",
+    "stop": "stop_words",
+    "guided_decoding": "structured_outputs",
+}
 JSON_ONLY: tuple[str, ...] = ("stop_token_ids", "best_of", "structured_outputs")
 
 # What other servers and libraries call these, for hints. None of them is taken.
@@ -143,6 +170,28 @@ ELSEWHERE: dict[str, str] = {
     "stop_strings": "stop_words",
     "top_logprobs": "logprobs",
     "top_n_tokens": "logprobs",
+}
+
+# Keys of vLLM's SamplingParams that have no counterpart here, each with the default at which it asks for
+# nothing. There, or null, they are taken; any other value is refused by its name.
+VLLM_DEFAULTS: dict[str, bool | int | None] = {
+    "allowed_token_ids": None,
+    "detokenize": True,
+    "early_stopping": False,
+    "extra_args": None,
+    "flat_logprobs": False,
+    "include_stop_str_in_output": False,
+    "logit_bias": None,
+    "logits_processors": None,
+    "output_kind": 0,
+    "prompt_logprobs": None,
+    "skip_clone": False,
+    "skip_reading_prefix_cache": None,
+    "spaces_between_special_tokens": True,
+    "stream_interval": None,
+    "thinking_token_budget": None,
+    "truncate_prompt_tokens": None,
+    "use_beam_search": False,
 }
 
 OUTPUTS: tuple[Output, ...] = (
@@ -190,7 +239,7 @@ OUTPUTS: tuple[Output, ...] = (
         -1,
         "JSON: per token {id: {logprob, rank, decoded_token}}; rank is null where nothing tells it: on OpenVINO for "
         "unlikely tokens of sampled answers",
-        "return_log_probs or logprobs",
+        "return_log_probs, return_logprobs, or logprobs",
     ),
     Output("num_input_tokens", "UINT32", -1, "prompt tokens", "return_num_input_tokens"),
     Output(

@@ -38,13 +38,14 @@ GUIDE_TYPES = ("json", "json_schema", "regex", "ebnf_grammar", "choice")
 @dataclasses.dataclass(frozen=True, slots=True)
 class RawRequest:
     """What Triton handed over, copied: tensors as flat lists (STRING as bytes), request parameters, `timeout` in µs
-    (0: none).
+    (0: none). `batched`: the model has TensorRT-LLM's shape (max_batch_size 1), so its clients are NVIDIA's.
     """
 
     tensors: Mapping[str, Sequence[Any]]
     parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     timeout_us: int = 0
     request_id: str = ""
+    batched: bool = False
 
     @property
     def bytes_held(self) -> int:
@@ -162,6 +163,8 @@ def parse_request(
     min_tokens = values.integer("min_tokens", 0, 0)
     if min_tokens > max_tokens:
         raise invalid(values.name("min_tokens"), f"is {min_tokens}, more than max_tokens ({max_tokens})")
+    if raw.batched and values.given("top_p") and values.number("top_p", 1.0) <= 0.0:
+        values.forget("top_p")  # NVIDIA's backend takes it as not given, and its clients send 0 by default
     temperature, top_p, top_k, min_p = _sampling(values, defaults)
     beam_width = values.integer("beam_width", 1, 1, MAX_SEQUENCES)
     num_sequences, best_of = _sequences(values, beam_width)
@@ -169,13 +172,16 @@ def parse_request(
     if length_penalty != 1.0 and beam_width == 1:
         raise invalid("length_penalty", "has an effect only with beam search; set beam_width above 1 or leave it at 1")
     stream = values.boolean("stream", False)
+    if values.is_false("logprobs"):
+        values.forget("logprobs")  # Triton's OpenAI front end says so for none
     if stream and best_of > num_sequences:
         count, name = values.name("num_return_sequences"), values.name("stream")
         raise invalid("best_of", f"above {count} cannot be streamed; set {name} to false")
     log_probs = values.boolean("return_log_probs", False)
+    in_json = log_probs or (values.given("logprobs") and not values.given("return_log_probs"))
     logprobs = values.integer("logprobs", 0, 0, MAX_LOGPROBS)
     cumulative = values.boolean("return_cumulative_logprob", False)
-    wanted = log_probs or cumulative or best_of > num_sequences or values.given("logprobs")
+    wanted = in_json or cumulative or best_of > num_sequences
     values.accept("pad_id")
     request = GenerationRequest(
         text=text,
@@ -197,22 +203,23 @@ def parse_request(
         presence_penalty=values.number("presence_penalty", 0.0, least=-MAX_PENALTY, most=MAX_PENALTY),
         frequency_penalty=values.number("frequency_penalty", 0.0, least=-MAX_PENALTY, most=MAX_PENALTY),
         length_penalty=length_penalty,
-        seed=values.integer("seed", secrets.randbits(63), 0, 2**64 - 1),
+        seed=values.integer("seed", secrets.randbits(63), -(2**63), 2**64 - 1) % 2**64,  # negative: two's complement
         stops=_words(values, "stop_words"),
         bad_words=_words(values, "bad_words"),
         num_sequences=num_sequences,
         best_of=best_of,
         beam_width=beam_width,
         top_logprobs=logprobs if wanted else -1,
-        return_log_probs=log_probs,
-        return_logprobs_json=log_probs or values.given("logprobs"),
+        # Each name brings the outputs of the backend that it comes from.
+        return_log_probs=log_probs and values.name("return_log_probs") != "return_logprobs",
+        return_logprobs_json=in_json,
         return_cumulative_logprob=cumulative,
         return_finish_reason=values.boolean("return_finish_reason", False),
         return_num_input_tokens=values.boolean("return_num_input_tokens", False),
         return_num_output_tokens=values.boolean("return_num_output_tokens", False),
         return_perf_metrics=values.boolean("return_perf_metrics", False),
         return_token_ids=values.boolean("return_token_ids", False),
-        echo_prompt=not values.boolean("exclude_input_in_output", config.exclude_input_in_output),
+        echo_prompt=_echo(values, config, stream),
         guide=_guide(values),
         lora_name=values.text("lora_name", MAX_NAME_BYTES),
         cache_salt=values.text("cache_salt", MAX_NAME_BYTES),
@@ -312,6 +319,14 @@ def _sequences(values: Values, beam_width: int) -> tuple[int, int]:
     return count, best_of
 
 
+def _echo(values: Values, config: ModelConfig, stream: bool) -> bool:
+    """Whether the answer begins with the prompt: a whole one where it is asked for, a streamed one as its peers' never,
+    but for the model parameter `stream_echo`.
+    """
+    asked = not values.boolean("exclude_input_in_output", config.exclude_input_in_output)
+    return asked and (config.stream_echo or not stream)
+
+
 def _words(values: Values, name: str) -> tuple[str, ...]:
     words = tuple(dict.fromkeys(word for word in values.texts(name) if word))
     if len(words) > MAX_STOPS:
@@ -325,11 +340,11 @@ def _guide(values: Values) -> Guide | None:
     """Empty strings are as good as none. `json` is any object; with a guide it is that JSON Schema."""
     kind = values.text("guided_decoding_guide_type", 32) or None
     text = values.text("guided_decoding_guide", MAX_GUIDE_BYTES) or None
-    structured = values.json_object("structured_outputs")
-    if structured is not None:
+    if values.given("structured_outputs"):
+        name = values.name("structured_outputs")
         if kind is not None or text is not None:
-            raise invalid("structured_outputs", "and guided_decoding_guide exclude each other; use one of them")
-        return fields.guide_from_structured_outputs(structured, MAX_GUIDE_BYTES)
+            raise invalid(name, "and guided_decoding_guide exclude each other; use one of them")
+        return fields.guide_from_structured_outputs(name, values.raw("structured_outputs"), MAX_GUIDE_BYTES)
     if kind is None:
         if text is not None:
             raise invalid("guided_decoding_guide_type", "is missing; a guide needs one of " + ", ".join(GUIDE_TYPES))

@@ -141,7 +141,7 @@ def _sequences_name(request: GenerationRequest) -> str:
 
 
 def _logprob_name(request: GenerationRequest) -> str:
-    if request.return_log_probs:
+    if request.return_log_probs or (request.return_logprobs_json and "return_log_probs" in request.spelt):
         return "return_log_probs"
     return "return_cumulative_logprob" if request.return_cumulative_logprob else "logprobs"
 

@@ -13,8 +13,15 @@ from typing import Any
 
 import msgspec
 
-from inflight.errors import did_you_mean, invalid
-from inflight.request.contract import ELSEWHERE, INPUTS, JSON_ALIASES, JSON_ONLY, TRITON_PARAMETERS
+from inflight.errors import RequestError, did_you_mean, invalid, unsupported
+from inflight.request.contract import (
+    ELSEWHERE,
+    INPUTS,
+    JSON_ALIASES,
+    JSON_ONLY,
+    TRITON_PARAMETERS,
+    VLLM_DEFAULTS,
+)
 from inflight.request.limits import MAX_JSON_BYTES
 
 INT32_MAX = 2**31 - 1
@@ -34,6 +41,7 @@ class Values:
         self._found: dict[str, Any] = {}
         self._spelt: dict[str, str] = {}  # canonical name → the name the client used
         self._unknown: list[tuple[str, str]] = []
+        self._lacking: list[RequestError] = []
         self._take(
             {name: _from_tensor(name, items) for name, items in tensors.items() if name != "sampling_parameters"},
             "input",
@@ -57,6 +65,9 @@ class Values:
     def _take(self, source: Mapping[str, Any], origin: str) -> None:
         """Add a source's values below those already there."""
         for name, value in source.items():
+            if name in VLLM_DEFAULTS:
+                self._compare(name, value)
+                continue
             if name not in _KNOWN:
                 self._unknown.append((name, origin))
                 continue
@@ -68,8 +79,20 @@ class Values:
                 raise invalid(name, f"and {spelt} are the same parameter; give only one of them")
             self._found.setdefault(canonical, value)
 
+    def _compare(self, name: str, value: Any) -> None:
+        """A key of vLLM's that we lack is taken at its default, which asks for nothing."""
+        said = {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
+        default = VLLM_DEFAULTS[name]
+        if said is not None and said != default and not (default is None and said in ({}, [])):
+            shown = msgspec.json.encode(default).decode()
+            self._lacking.append(
+                unsupported(name, f"is not supported by this model; leave it out, or at vLLM's default ({shown})")
+            )
+
     def refuse_unknown(self) -> None:
-        """Raises INVALID_ARG for a name that no part of the contract has."""
+        """Raises INVALID_ARG for a name that no part of the contract has, UNSUPPORTED for one that only vLLM has."""
+        if self._lacking:
+            raise self._lacking[0]
         for name, origin in self._unknown:
             shown = name if len(name) <= 64 else name[:61] + "..."
             where = "in sampling_parameters" if origin == "sampling_parameters" else f"({origin})"
@@ -78,6 +101,10 @@ class Values:
     def given(self, name: str) -> bool:
         """Whether the client gave this value at all."""
         return name in self._found
+
+    def forget(self, name: str) -> None:
+        """Go on as if the client had not given this value."""
+        self._found.pop(name, None)
 
     def accept(self, name: str) -> None:
         """A value that is taken without effect; it still has to be an integer."""
@@ -165,12 +192,14 @@ class Values:
             return tuple(items)
         return tuple(_to_int(self.name(name), item) for item in items)
 
-    def json_object(self, name: str) -> dict[str, Any] | None:
-        """A nested JSON object, or None."""
+    def raw(self, name: str) -> Any:
+        """The value as the client sent it."""
+        return self._found[name]
+
+    def is_false(self, name: str) -> bool:
+        """Whether the client sent `false` where something else than a truth value belongs."""
         value = self._found.get(name)
-        if value is not None and not isinstance(value, dict):
-            raise invalid(self.name(name), "must be a JSON object")
-        return value
+        return value is False or (isinstance(value, str) and value.lower() == "false")
 
     def name(self, canonical: str) -> str:
         """What the client called it, for messages."""

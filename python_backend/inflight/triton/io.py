@@ -26,7 +26,7 @@ _CODES = {
 }
 
 
-def read_request(request: Any, most_items: int) -> RawRequest:
+def read_request(request: Any, batched: bool, most_items: int) -> RawRequest:
     """Copy everything out of a Triton request, so that its shared memory can be given back at once.
 
     Raises INVALID_ARG for a tensor of more than `most_items` values: as Python's objects they would take eight times
@@ -44,6 +44,7 @@ def read_request(request: Any, most_items: int) -> RawRequest:
         json.loads(parameters) if parameters else {},
         request.timeout(),
         request.request_id() or new_request_id(),
+        batched,
     )
 
 
@@ -56,19 +57,27 @@ class TritonResponder:
     """Builds responses and sends them. The live stream's lock serialises all calls.
 
     With `batched` (max_batch_size 1) every output is [1, n], but for `text_output`: TensorRT-LLM's models send that one
-    as [n], and NVIDIA's clients and those made after them index it so. Triton's core takes either.
+    as [n], and NVIDIA's clients and those made after them index it so. Triton's core takes either. With `empty_final`
+    the end comes in a response of its own, which has no outputs.
     """
 
-    __slots__ = ("_rank", "_sender")
+    __slots__ = ("_empty_final", "_rank", "_sender")
 
-    def __init__(self, sender: Any, batched: bool) -> None:
+    def __init__(self, sender: Any, batched: bool, empty_final: bool) -> None:
         self._sender = sender
         self._rank = 2 if batched else 1
+        self._empty_final = empty_final
 
     def send(self, stream: Stream, reply: Reply, final: bool) -> None:
         """One response; with `final`, the last."""
         response = pb_utils.InferenceResponse(self._tensors(stream, reply))
-        self._sender.send(response, _FINAL if final else 0)
+        if not (final and self._empty_final):
+            self._sender.send(response, _FINAL if final else 0)
+            return
+        try:
+            self._sender.send(response, 0)
+        finally:
+            self._sender.send(flags=_FINAL)  # whatever became of the last outputs, the request has its end
 
     def fail(self, error: RequestError) -> None:
         """An error as the one terminal response."""

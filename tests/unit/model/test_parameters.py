@@ -31,6 +31,8 @@ CONTRACT: list[tuple[str, str, Any, list[str]]] = [
     ("max_restarts", "3", 3, ["-1"]),
     ("drain_timeout_ms", "10000", 10000, ["-1"]),
     ("exclude_input_in_output", "false", False, ["no", "0", ""]),
+    ("stream_echo", "true", True, ["no", "1"]),
+    ("empty_final_response", "true", True, ["no", "1"]),
     ("chat_template", "mine.jinja", "mine.jinja", []),
     ("metrics_interval_ms", "250", 250, ["0", "9"]),
     ("sender_threads", "4", 4, ["0", "65"]),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
-from inflight.request.contract import INPUTS, JSON_ALIASES, JSON_ONLY, OUTPUTS, declared_inputs
+from inflight.request.contract import INPUTS, JSON_ALIASES, JSON_ONLY, OUTPUTS, VLLM_DEFAULTS, declared_inputs
 from inflight.triton.config import auto_complete, instance_count
+from inflight_tools.common.layout import REPOSITORY
 
 pytestmark = pytest.mark.fast
 
@@ -107,10 +109,15 @@ def test_no_name_is_declared_twice() -> None:
     assert len(names) == len(set(names))
     assert not set(JSON_ALIASES) & set(names)
     assert not set(JSON_ONLY) & set(names)
+    assert not set(VLLM_DEFAULTS) & (set(names) | set(JSON_ONLY) | set(JSON_ALIASES))
 
 
 def test_the_names_that_only_json_knows() -> None:
-    assert JSON_ALIASES == {"n": "num_return_sequences", "stop": "stop_words"}
+    assert JSON_ALIASES == {
+        "n": "num_return_sequences",
+        "stop": "stop_words",
+        "guided_decoding": "structured_outputs",
+    }
     assert set(JSON_ONLY) == {"stop_token_ids", "best_of", "structured_outputs"}
 
 
@@ -145,3 +152,11 @@ def test_auto_completion_fills_everything() -> None:
 )
 def test_instances_are_counted_over_all_groups(groups: list[dict[str, Any]], count: int) -> None:
     assert instance_count({"instance_group": groups}) == count
+
+
+def test_the_shipped_configurations_name_a_kind_that_every_client_knows() -> None:
+    """pytriton's client reads the configuration before its first request and dies of any other kind."""
+    for model in ("llm", "llm_batched"):
+        text = (REPOSITORY / "model_repository" / model / "config.pbtxt").read_text(encoding="utf-8")
+        (kind,) = re.findall(r"^instance_group .*kind: (\w+)", text, re.MULTILINE)
+        assert kind in ("KIND_AUTO", "KIND_CPU", "KIND_GPU")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from inflight.engines.base import Guide
 from inflight.errors import ErrorCode, RequestError
 from inflight.model.parameters import ModelConfig
-from inflight.request.contract import INPUTS, JSON_ALIASES, JSON_ONLY
+from inflight.request.contract import INPUTS, JSON_ALIASES, JSON_ONLY, VLLM_DEFAULTS
 from inflight.request.defaults import GenerationDefaults
 from inflight.request.parse import GenerationRequest, RawRequest, parse_request
 from tests.unit.machines.strategies import budget
@@ -69,7 +69,12 @@ ROWS = [
     Row("frequency_penalty", "frequency_penalty", [(-2, -2.0), (0.5, 0.5), (2, 2.0)], [-2.5, 2.5, "x"], 0.0),
     Row("length_penalty", "length_penalty", [(1, 1.0), (0.5, 0.5), (-1, -1.0)], ["x"], 1.0, {"beam_width": 2}),
     Row("length_penalty", "length_penalty", [(1, 1.0)], [0.5], 1.0),
-    Row("seed", "seed", [(0, 0), (7, 7), (2**64 - 1, 2**64 - 1), ("7", 7)], [-1, 2**64, "x", 1.5]),
+    Row(
+        "seed",
+        "seed",
+        [(0, 0), (7, 7), (2**64 - 1, 2**64 - 1), ("7", 7), (-7, 2**64 - 7), (-(2**63), 2**63)],
+        [-(2**63) - 1, 2**64, "x", 1.5],
+    ),
     Row("stop_words", "stops", [(["a", "b"], ("a", "b")), (["", "a", "a"], ("a",)), ([""], ())], [["x" * 1025]], ()),
     Row("bad_words", "bad_words", [(["a"], ("a",)), ([""], ()), (["b", "a", "b"], ("b", "a"))], [["x" * 1025]], ()),
     Row("num_return_sequences", "num_sequences", [(1, 1), (3, 3), ("3", 3)], [0, -1, 129, "x"], 1),
@@ -118,7 +123,11 @@ def raw(value: Any) -> list[Any]:
 
 
 def parse(
-    form: str, values: dict[str, Any], config: ModelConfig = CONFIG, defaults: GenerationDefaults = NO_DEFAULTS
+    form: str,
+    values: dict[str, Any],
+    config: ModelConfig = CONFIG,
+    defaults: GenerationDefaults = NO_DEFAULTS,
+    batched: bool = False,
 ) -> GenerationRequest:
     tensors: dict[str, Any] = {}
     parameters: dict[str, Any] = {}
@@ -130,7 +139,7 @@ def parse(
         tensors["sampling_parameters"] = [json.dumps(values).encode()]
     else:
         parameters = dict(values)
-    return parse_request(RawRequest(tensors, parameters), config, defaults)
+    return parse_request(RawRequest(tensors, parameters, batched=batched), config, defaults)
 
 
 def refusal(form: str, values: dict[str, Any], config: ModelConfig = CONFIG) -> RequestError:
@@ -181,13 +190,15 @@ def test_the_default_where_nothing_is_given(row: Row) -> None:
 
 
 ALIASES = [(alias, item.name) for item in INPUTS for alias in item.aliases] + list(JSON_ALIASES.items())
+ALIASES.remove(("guided_decoding", "structured_outputs"))  # see below
 
 
 @pytest.mark.parametrize(("alias", "name"), ALIASES)
 def test_an_alias_does_what_its_name_does(alias: str, name: str) -> None:
     row = next(row for row in ROWS if row.name == name)
+    attribute = {"return_logprobs": "return_logprobs_json"}.get(alias, row.attribute)
     for value, becomes in row.pairs:
-        assert getattr(parse("json", {**row.beside, alias: value}), row.attribute) == becomes
+        assert getattr(parse("json", {**row.beside, alias: value}), attribute) == becomes
 
 
 @pytest.mark.parametrize(
@@ -199,7 +210,7 @@ def test_an_alias_does_what_its_name_does(alias: str, name: str) -> None:
         ("n", {"n": 3, "beam_width": 2}),
         ("min_length", {"min_length": -1}),
         ("n", {"n": 0}),
-        ("random_seed", {"random_seed": -1}),
+        ("random_seed", {"random_seed": 2**64}),
         ("streaming", {"streaming": "perhaps"}),
         ("return_logprobs", {"return_logprobs": "perhaps"}),
         ("stop", {"stop": 5}),
@@ -347,6 +358,50 @@ def test_the_models_echo_parameter_is_the_default_of_the_request() -> None:
     assert parse("tensor", {"exclude_input_in_output": False}, quiet).echo_prompt
 
 
+@pytest.mark.parametrize("values", [{}, {"exclude_input_in_output": False}])
+def test_a_stream_has_no_prompt_before_it_unless_the_model_says_so(values: dict[str, Any]) -> None:
+    loud = ModelConfig(exclude_input_in_output=False)
+    assert not parse("tensor", {"stream": True, **values}, loud).echo_prompt
+    assert parse(
+        "tensor", {"stream": True, **values}, ModelConfig(exclude_input_in_output=False, stream_echo=True)
+    ).echo_prompt
+    assert not parse("tensor", {"stream": True}, ModelConfig(stream_echo=True)).echo_prompt
+
+
+@FORMS
+@pytest.mark.parametrize("top_p", [0, 0.0, -1, "0"])
+def test_a_top_p_of_nothing_is_not_given_in_tensorrt_llms_shape(form: str, top_p: Any) -> None:
+    """llama-index and NVIDIA's own clients send 0 with every request; NVIDIA's backend resets it."""
+    defaults = GenerationDefaults(temperature=0.6, top_p=0.9)
+    assert parse(form, {"top_p": top_p}, batched=True).top_p == 1.0
+    assert parse(form, {"top_p": top_p}, batched=True).temperature == 0.0, "and asks for no sampling"
+    assert parse(form, {"top_p": top_p}, defaults=defaults, batched=True).top_p == 0.9
+    assert refusal(form, {"top_p": top_p}).parameter == "top_p", "vLLM refuses it"
+
+
+@pytest.mark.parametrize("form", ["json", "parameter"])
+@pytest.mark.parametrize(("name", "default"), VLLM_DEFAULTS.items())
+def test_a_key_of_vllms_is_taken_at_its_default_and_refused_by_name_else(name: str, default: Any, form: str) -> None:
+    plain = parse(form, {"seed": 1})
+    for value in (default, None, str(default).lower() if isinstance(default, bool) else default):
+        assert parse(form, {"seed": 1, name: value}) == plain
+    others: list[Any] = [not default, str(not default).lower()] if isinstance(default, bool) else [7, "x"]
+    for value in [*others, {"5": 1.0}]:
+        with pytest.raises(RequestError) as caught:
+            parse(form, {name: value})
+        assert caught.value.code is ErrorCode.UNSUPPORTED
+        assert caught.value.parameter == name
+        assert caught.value.message.startswith(f"{name} is not supported")
+
+
+def test_a_key_of_vllms_says_its_default() -> None:
+    with pytest.raises(RequestError, match=r"logit_bias .* vLLM's default \(null\)"):
+        parse("json", {"logit_bias": {"5": 1}})
+    assert parse("json", {"logit_bias": {}, "allowed_token_ids": []}).top_p == 1.0
+    with pytest.raises(RequestError, match=r"detokenize .* vLLM's default \(true\)"):
+        parse("json", {"detokenize": False})
+
+
 def test_best_of() -> None:
     assert parse("json", {"n": 2, "best_of": 5}).best_of == 5
     assert parse("json", {"n": 2}).best_of == 2
@@ -364,13 +419,38 @@ def test_beams() -> None:
     assert refusal("tensor", {"beam_width": 2, "num_return_sequences": 3}).parameter == "num_return_sequences"
 
 
-def test_which_log_probabilities_are_wanted() -> None:
-    assert parse("tensor", {}).top_logprobs == -1
-    assert parse("tensor", {"return_log_probs": True}).top_logprobs == 0
-    assert parse("tensor", {"return_cumulative_logprob": True}).top_logprobs == 0
-    assert parse("tensor", {"logprobs": 0}).top_logprobs == 0
-    request = parse("tensor", {"logprobs": 3, "return_log_probs": True})
-    assert (request.top_logprobs, request.return_logprobs_json) == (3, True)
+@pytest.mark.parametrize(
+    ("values", "computed", "in_json", "as_tensors"),
+    [
+        ({}, -1, False, False),
+        ({"logprobs": 0}, 0, True, False),
+        ({"logprobs": 3}, 3, True, False),
+        ({"return_log_probs": True}, 0, True, True),
+        ({"return_logprobs": True}, 0, True, False),
+        ({"logprobs": 3, "return_log_probs": True}, 3, True, True),
+        ({"logprobs": 3, "return_logprobs": True}, 3, True, False),
+        ({"logprobs": 3, "return_logprobs": False}, -1, False, False),
+        ({"logprobs": 3, "return_log_probs": False}, -1, False, False),
+        ({"logprobs": False}, -1, False, False),
+        ({"logprobs": "false"}, -1, False, False),
+        ({"logprobs": None}, -1, False, False),
+        ({"logprobs": False, "return_logprobs": False}, -1, False, False),
+        ({"logprobs": False, "return_logprobs": True}, 0, True, False),
+        ({"return_cumulative_logprob": True}, 0, False, False),
+        ({"logprobs": 3, "return_logprobs": False, "return_cumulative_logprob": True}, 3, False, False),
+    ],
+)
+def test_which_log_probabilities_are_wanted(
+    values: dict[str, Any], computed: int, in_json: bool, as_tensors: bool
+) -> None:
+    """`return_logprobs` and the JSON output are vLLM's; `return_log_probs` and the tensors are TensorRT-LLM's."""
+    request = parse("json", values)
+    found = (request.top_logprobs, request.return_logprobs_json, request.return_log_probs)
+    assert found == (computed, in_json, as_tensors)
+
+
+def test_logprobs_true_is_no_number() -> None:
+    assert refusal("json", {"logprobs": True}).parameter == "logprobs"
 
 
 @pytest.mark.parametrize(
@@ -387,6 +467,69 @@ def test_which_log_probabilities_are_wanted() -> None:
 )
 def test_structured_outputs_in_vllms_form(structured: dict[str, Any], guide: Guide) -> None:
     assert parse("json", {"structured_outputs": structured}).guide == guide
+    assert parse("json", {"structured_outputs": json.dumps(structured)}).guide == guide, "vLLM's backend wants a string"
+
+
+UNSET_NOW = {
+    "json": None,
+    "regex": None,
+    "choice": None,
+    "grammar": None,
+    "json_object": None,
+    "disable_fallback": False,
+    "disable_any_whitespace": False,
+    "disable_additional_properties": False,
+    "whitespace_pattern": None,
+    "structural_tag": None,
+    "_backend": None,
+    "_backend_was_auto": False,
+}
+UNSET_THEN = {
+    "json": None,
+    "regex": None,
+    "choice": None,
+    "grammar": None,
+    "json_object": None,
+    "backend": None,
+    "backend_was_auto": False,
+    "disable_fallback": False,
+    "disable_any_whitespace": False,
+    "disable_additional_properties": False,
+    "whitespace_pattern": None,
+    "structural_tag": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "unset"),
+    [("structured_outputs", UNSET_NOW), ("guided_decoding", UNSET_THEN)],
+    ids=["25.11 and later", "25.05 to 25.10"],
+)
+@pytest.mark.parametrize("written", [json.dumps, dict], ids=["string", "object"])
+def test_a_named_tool_of_tritons_front_end(name: str, unset: dict[str, Any], written: Any) -> None:
+    """It sends every field of vLLM's dataclass, in a string, with one of them set."""
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}}
+    guide = Guide("json_schema", json.dumps(schema))
+    assert parse("json", {name: written({**unset, "json": schema})}).guide == guide
+    assert parse("json", {name: written({**unset, "json": json.dumps(schema)})}).guide == guide
+    assert refusal("json", {name: written(unset)}).message.startswith(f"{name} must have exactly one of json, ")
+    two = refusal("json", {name: written({**unset, "json": schema, "regex": "a"})})
+    assert two.message.endswith("but has json and regex")
+
+
+@pytest.mark.parametrize("name", ["structured_outputs", "guided_decoding"])
+@pytest.mark.parametrize(
+    "field", [{"whitespace_pattern": " ?"}, {"disable_any_whitespace": True}, {"_backend": "xgrammar"}]
+)
+def test_a_way_of_compiling_that_we_lack_is_refused_by_name(name: str, field: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match=next(iter(field))) as caught:
+        parse("json", {name: {"regex": "a+", **field}})
+    assert caught.value.code is ErrorCode.UNSUPPORTED
+    assert caught.value.parameter == name
+
+
+def test_the_old_and_the_new_name_exclude_each_other() -> None:
+    refusal("json", {"structured_outputs": {"regex": "a"}, "guided_decoding": {"regex": "a"}})
 
 
 @pytest.mark.parametrize(
@@ -396,10 +539,14 @@ def test_structured_outputs_in_vllms_form(structured: dict[str, Any], guide: Gui
         {"json": {}, "regex": "a"},
         {"xml": "a"},
         {"regex": 5},
+        {"regex": 0},
         {"grammar": ["x"]},
         {"json_object": False},
         {"regex": "x" * 65537},
         "x",
+        "[]",
+        "",
+        '{"regex": 5}',
         3,
     ],
 )

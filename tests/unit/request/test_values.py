@@ -362,7 +362,7 @@ def test_nothing_but_a_refusal_ever_comes_out(tensors: dict[str, list[Any]], par
             lambda name: found.text(name, 10),
             found.texts,
             found.integers,
-            found.json_object,
+            found.is_false,
         ):
             with contextlib.suppress(RequestError):
                 read(name)  # type: ignore[no-untyped-call]
