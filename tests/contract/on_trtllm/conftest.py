@@ -55,7 +55,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 # What these tests expect to be refused because the simulated engine lacks it, and the words "the simulated engine".
 OTHER_CAPABILITIES = (
     "test_a_missing_capability",
-    "named_tool_is_refused_by_name",
+    "named_tool",
     "bad_words=",
     "beam_width=",
     "logprobs=",

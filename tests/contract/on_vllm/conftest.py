@@ -54,7 +54,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 # What these tests expect to be refused because the simulated engine lacks it, and the words "the simulated engine".
 OTHER_CAPABILITIES = (
     "test_a_missing_capability",
-    "named_tool_is_refused_by_name",
+    "named_tool",
     "bad_words=",
     "beam_width=2-",
     "lora_name=",

@@ -1,0 +1,162 @@
+"""The peers' own tests and clients against a real server of ours, where their checkouts are given.
+
+    INFLIGHT_PEER_SUITES=DIR ./scripts/test.sh full tests/integration/test_peer_suites.py
+
+DIR holds checkouts of `vllm_backend` (main) and `tensorrtllm_backend` (v0.18.2, the last with clients of its own) under
+these names. Their files run as they are, in copies in which only the server's address is another one. Which of them
+pass, and why the others do not, is in scripts/maintain/peer_suites.py, whence docs/requests.md has it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from inflight_tools.server.server import Server, ServerConfig
+from maintain.peer_suites import END_TO_END, VLLM_CI, Suite, additional_outputs
+from tests.conftest import READY_TIMEOUT_S, require_installation
+from tests.harness.repository import write_model
+
+pytestmark = [pytest.mark.full, pytest.mark.server, pytest.mark.timeout(1800)]
+
+ADD_SUB = """\
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        answers = []
+        for request in requests:
+            one, two = (pb_utils.get_input_tensor_by_name(request, f"INPUT{n}").as_numpy() for n in (0, 1))
+            found = [pb_utils.Tensor("OUTPUT0", one + two), pb_utils.Tensor("OUTPUT1", one - two)]
+            answers.append(pb_utils.InferenceResponse(found))
+        return answers
+"""
+ADD_SUB_CONFIG = """\
+backend: "python"
+max_batch_size: 0
+instance_group [ { count: 1, kind: KIND_CPU } ]
+input [ { name: "INPUT0" data_type: TYPE_FP32 dims: [ 4 ] }, { name: "INPUT1" data_type: TYPE_FP32 dims: [ 4 ] } ]
+output [ { name: "OUTPUT0" data_type: TYPE_FP32 dims: [ 4 ] }, { name: "OUTPUT1" data_type: TYPE_FP32 dims: [ 4 ] } ]
+"""
+AS_THERE = {"engine": "openvino", "exclude_input_in_output": "false", "default_max_tokens": "16"}
+PROMPT = "The capital of France is"
+
+
+def checkout(name: str) -> Path:
+    folder = os.environ.get("INFLIGHT_PEER_SUITES", "")
+    if not folder:
+        pytest.skip("INFLIGHT_PEER_SUITES names no folder with the peers' checkouts")
+    path = Path(folder) / name
+    if not path.is_dir():
+        pytest.fail(f"INFLIGHT_PEER_SUITES has no checkout {name}: git clone it from triton-inference-server there")
+    return path
+
+
+@pytest.fixture(scope="module")
+def peers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The models that the suites name, with the peers' defaults."""
+    ensemble = checkout("vllm_backend") / "ci" / "L0_backend_vllm" / "vllm_backend" / "ensemble_config.pbtxt"
+    require_installation()
+    root = tmp_path_factory.mktemp("peers")
+    repository = root / "models"
+    for name in ("vllm_opt", "vllm_load_test"):
+        write_model(repository, name, AS_THERE)
+    write_model(repository, "vllm_invalid_1", {**AS_THERE, "invalid_attribute": "1"})
+    write_model(repository, "vllm_invalid_2", {**AS_THERE, "engine_dir": "invalid_model"})
+    write_model(repository, "ensemble", AS_THERE, max_batch_size=1)
+    (repository / "ensemble_model" / "1").mkdir(parents=True)
+    shutil.copy(ensemble, repository / "ensemble_model" / "config.pbtxt")
+    (repository / "add_sub" / "1").mkdir(parents=True)
+    (repository / "add_sub" / "config.pbtxt").write_text(ADD_SUB_CONFIG, encoding="utf-8")
+    (repository / "add_sub" / "1" / "model.py").write_text(ADD_SUB, encoding="utf-8")
+    log = root / "tritonserver.log"
+    config = ServerConfig(repository=repository, models=("vllm_opt", "ensemble"), log=log, drain_timeout_s=0.0)
+    with Server(config) as running:
+        running.wait_ready(READY_TIMEOUT_S)
+        yield running
+
+
+def copied(path: Path, server: Server, folder: Path) -> Path:
+    """A copy that asks our server."""
+    text = path.read_text(encoding="utf-8").replace("localhost:8001", server.grpc_url)
+    copy = folder / path.name
+    copy.write_text(text, encoding="utf-8")
+    return copy
+
+
+def run(command: list[str], folder: Path, limit_s: float, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=limit_s,
+        check=False,
+        text=True,
+        encoding="utf-8",
+    )
+
+
+@pytest.mark.parametrize("suite", VLLM_CI, ids=lambda suite: Path(suite.path).stem)
+def test_vllm_backends_ci(suite: Suite, peers: Server, tmp_path: Path) -> None:
+    root = checkout("vllm_backend") / "ci"
+    copied(root / "common" / "test_util.py", peers, tmp_path)
+    script = copied(root / suite.path, peers, tmp_path)
+    (tmp_path / "request_cancellation_server.log").touch()  # ours is not vLLM's
+    done = run([sys.executable, str(script), "-v"], tmp_path, 300.0, PYTHONPATH=str(tmp_path))
+    found = dict(re.findall(r"^(test_\w+) .*?\.\.\. (?:.*\n)*?.*?(ok|FAIL|ERROR)$", done.stdout, re.MULTILINE))
+    expected = {name: "ok" if not why else "FAIL" for name, why in suite.tests.items()}
+    assert found == expected, done.stdout
+
+
+# Collected by the original's pytest: every seventh of its 1,458 cases, which are products of twos and threes.
+EVERY_SEVENTH = "def pytest_collection_modifyitems(items):\n    items[:] = items[::7]\n"
+
+
+def test_vllm_backends_additional_outputs(peers: Server, tmp_path: Path) -> None:
+    """Each case passes, or falls under a row of the table."""
+    path = checkout("vllm_backend") / "ci" / "L0_additional_outputs_vllm" / "additional_outputs_test.py"
+    script = copied(path, peers, tmp_path)
+    (tmp_path / "conftest.py").write_text(EVERY_SEVENTH, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rA", "--tb=no", script.name]
+    done = run(command, tmp_path, 900.0)
+    outcomes = re.findall(r"^(PASSED|FAILED) \S+\[([^\]]*)\]", done.stdout, re.MULTILINE)
+    assert len(outcomes) == 209, done.stdout[-2000:]
+    wrong = []
+    for outcome, case in outcomes:
+        # Its ids are the values of its parameters, the last decorator's first.
+        _, _, returns, logprobs, _, finish, stream = case.split("-")
+        why = additional_outputs(returns, logprobs, finish, stream)
+        if (outcome == "PASSED") is bool(why):
+            wrong.append((outcome, case, why))
+    passed = sum(outcome == "PASSED" for outcome, _ in outcomes)
+    print(f"{passed} of {len(outcomes)} pass")
+    assert not wrong
+
+
+@pytest.mark.parametrize(("arguments", "expected"), END_TO_END, ids=lambda value: str(value)[:40])
+def test_nvidias_end_to_end_client(arguments: str, expected: str, peers: Server, tmp_path: Path) -> None:
+    (path,) = checkout("tensorrtllm_backend").rglob("end_to_end_grpc_client.py")
+    command = [sys.executable, str(path), "-u", peers.grpc_url, "-p", PROMPT, "-o", "8", *arguments.split()]
+    done = run(command, tmp_path, 60.0)
+    assert done.returncode == 0, done.stdout
+    assert re.search(expected, done.stdout), done.stdout
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_vllm_backends_sample_client(streaming: bool, peers: Server, tmp_path: Path) -> None:
+    samples = checkout("vllm_backend") / "samples"
+    command = [sys.executable, str(samples / "client.py"), "-u", peers.grpc_url, "-m", "vllm_opt"]
+    command += ["--input-prompts", str(samples / "prompts.txt"), *(["-s"] if streaming else [])]
+    done = run(command, tmp_path, 120.0)
+    assert "PASS: vLLM example" in done.stdout, done.stdout
