@@ -59,6 +59,26 @@ def additional_outputs(returns: str, logprobs: str, finish: str, stream: str) ->
     return ""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tried:
+    """One suite or client: what of it passes, and what does not, with the reason."""
+
+    what: str
+    passes: str
+    fails: str
+
+
+def tried() -> list[Tried]:
+    """Every row of the table in docs/requests.md."""
+    rows = []
+    for suite in VLLM_CI:
+        failing = [f"`{name}` {why}" for name, why in suite.tests.items() if why]
+        passing = sum(not why for why in suite.tests.values())
+        what = f"vllm_backend ci, `{suite.path.rsplit('/', 1)[-1]}`"
+        rows.append(Tried(what, f"{passing} of {len(suite.tests)}", "; ".join(failing)))
+    return rows + list(_TRIED)
+
+
 # Arguments of NVIDIA's end_to_end_grpc_client.py, and what it then prints.
 END_TO_END: tuple[tuple[str, str], ...] = (
     ("", r"0: The capital of France is\S* \w+"),

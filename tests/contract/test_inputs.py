@@ -200,6 +200,7 @@ JSON_ROWS: list[Row] = [
     Row("stop", ["x" * 9, "STOP"], stopped_at_text, {"max_tokens": 20}, bad=[1]),
     Row("stop_token_ids", ["TOKEN"], ends_with_token(3), SHORT, bad=["x"]),
     Row("best_of", 3, None, HOT, bad=0),
+    Row("guided_decoding", {"regex": "a"}, None, SHORT, refused="guided_decoding", bad={"xml": "a"}),
     Row("structured_outputs", {"regex": "a"}, None, SHORT, refused="structured_outputs", bad={"xml": "a"}),
 ]
 
