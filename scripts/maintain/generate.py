@@ -20,7 +20,7 @@ from inflight.request.contract import INPUTS, JSON_ALIASES, JSON_ONLY, OUTPUTS, 
 from inflight.request.limits import limits
 from inflight.serving.metrics import FAMILIES
 from inflight_tools.common.layout import REPOSITORY
-from maintain.peer_suites import FROM_TRTLLM, FROM_VLLM, Difference
+from maintain.peer_suites import FROM_TRTLLM, FROM_VLLM, Difference, tried
 
 ROOT = REPOSITORY
 _TYPES = {"STRING": "TYPE_STRING", "INT32": "TYPE_INT32", "INT64": "TYPE_INT64", "FP32": "TYPE_FP32"}
@@ -157,6 +157,11 @@ def requests_text() -> str:
     lines += [f"| {what} | {limit} |\n" for what, limit in limits()]
     lines.append("\n## Headers\n\n" + _HEADERS)
     lines += _differences("vLLM's backend", FROM_VLLM) + _differences("TensorRT-LLM's models", FROM_TRTLLM)
+    lines.append(
+        "\n## What the peers' own tests and clients say\n\nOn OpenVINO; only the server's address is another.\n\n"
+    )
+    lines.append("| what | passes | does not, and why |\n|---|---|---|\n")
+    lines += [f"| {row.what} | {row.passes} | {row.fails} |\n" for row in tried()]
     lines.append("\n## Model parameters (config.pbtxt)\n\n| parameter | default | note |\n|---|---|---|\n")
     for parameter in model_parameters().values():
         lines.append(f"| {parameter.name} | {_shown(parameter.default)} | {parameter.note} |\n")

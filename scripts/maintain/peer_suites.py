@@ -74,7 +74,7 @@ def tried() -> list[Tried]:
     for suite in VLLM_CI:
         failing = [f"`{name}` {why}" for name, why in suite.tests.items() if why]
         passing = sum(not why for why in suite.tests.values())
-        what = f"vllm_backend ci, `{suite.path.rsplit('/', 1)[-1]}`"
+        what = f"vllm_backend's ci, {suite.path.rsplit('/', 1)[-1].removesuffix('.py')}"
         rows.append(Tried(what, f"{passing} of {len(suite.tests)}", "; ".join(failing)))
     return rows + list(_TRIED)
 
@@ -154,4 +154,29 @@ FROM_TRTLLM: tuple[Difference, ...] = (
     Difference("UINT32 where others send INT32 (langchain-nvidia-trt)", "by the model's configuration", "core refuses"),
     Difference("the inner models (`preprocessing`, `tensorrt_llm`, `postprocessing`)", "models", "one model"),
     Difference("ending an earlier request by the input `stop`", "acts", "core refuses; end the stream instead"),
+)
+_TRIED: tuple[Tried, ...] = (
+    Tried("vllm_backend's sample client", "streams, whole answers", ""),
+    Tried(
+        "NVIDIA's end_to_end_grpc_client (v0.18.2), to a model named `ensemble`",
+        "whole answers, streams, log-probabilities, several sequences, stop words, penalties, end and pad ids",
+        "of several sequences in one answer it shows the first; logits and KV reuse counts are refused by core, "
+        "`--bad-words` by OpenVINO",
+    ),
+    Tried(
+        "llama-index-llms-nvidia-triton 0.6.0, by hand",
+        "complete, chat, stream",
+        "it ends after one response less than `max_tokens`, whatever answers",
+    ),
+    Tried(
+        "pytriton 0.7.0's `DecoupledModelClient`, by hand",
+        "all, with the model parameter `empty_final_response`",
+        "without it the last text of a stream is lost, and a whole answer: it drops what comes with the final response",
+    ),
+    Tried(
+        "langchain-nvidia-trt 0.0.1rc0, by hand, with langchain-core below 0.3",
+        "",
+        "sends UINT32 for INT32, which core refuses",
+    ),
+    Tried("perf_analyzer 2.51 on both shapes, by hand", "streams at a concurrency", ""),
 )

@@ -114,7 +114,8 @@ def test_vllm_backends_ci(suite: Suite, peers: Server, tmp_path: Path) -> None:
     script = copied(root / suite.path, peers, tmp_path)
     (tmp_path / "request_cancellation_server.log").touch()  # ours is not vLLM's
     done = run([sys.executable, str(script), "-v"], tmp_path, 300.0, PYTHONPATH=str(tmp_path))
-    found = dict(re.findall(r"^(test_\w+) .*?\.\.\. (?:.*\n)*?.*?(ok|FAIL|ERROR)$", done.stdout, re.MULTILINE))
+    # A test's name, its docstring on a line of its own if it has one, and whatever it prints, then its outcome.
+    found = dict(re.findall(r"^(test_\w+) \(.*?(ok|FAIL|ERROR)$", done.stdout, re.MULTILINE | re.DOTALL))
     expected = {name: "ok" if not why else "FAIL" for name, why in suite.tests.items()}
     assert found == expected, done.stdout
 
