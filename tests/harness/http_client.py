@@ -6,7 +6,7 @@ import http.client
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 _SAMPLE = re.compile(r"^(?P<name>[A-Za-z_:][\w:]*)(?:\{(?P<labels>.*)\})? (?P<value>\S+)$")
@@ -22,11 +22,14 @@ class HttpClient:
         self.model = model
         self._timeout_s = timeout_s
 
-    def call(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+    def call(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, bytes]:
         """Any request; returns status and body."""
         connection = http.client.HTTPConnection(self._host, timeout=self._timeout_s)
         try:
-            connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
+            given = {"Content-Type": "application/json"} if body else {}
+            connection.request(method, path, body, {**given, **(headers or {})})
             answer = connection.getresponse()
             return answer.status, answer.read()
         finally:
