@@ -155,6 +155,7 @@ def requests_text() -> str:
     )
     lines.append("| what | limit |\n|---|---|\n")
     lines += [f"| {what} | {limit} |\n" for what, limit in limits()]
+    lines.append("\nGuides have more of them: [guided.md](guided.md#what-happens-to-a-guide).\n")
     lines.append("\n## Headers\n\n" + _HEADERS)
     lines += _differences("vLLM's backend", FROM_VLLM) + _differences("TensorRT-LLM's models", FROM_TRTLLM)
     lines.append(
