@@ -53,6 +53,7 @@ GUIDES = ("tests/unit/guides/test_service.py",)
 ARRIVAL = ("tests/unit/serving/test_arrival.py",)
 
 PARSING = ("tests/unit/serving/test_parsing.py", "tests/unit/request/test_prompt.py")
+FAULTS = ("tests/unit/engine_process/test_faults.py", f"{MACHINES}/test_faults_machine.py")
 
 MUTANTS = (
     # -- oversized prompts
@@ -210,6 +211,31 @@ MUTANTS = (
         "        goes_on = not all(sequence.is_over for sequence in self._sequences)\n",
         "        goes_on = not self._sequences[-1].is_over\n",
         STREAM,
+    ),
+    # -- one request harms nobody else
+    Mutant(
+        "one request alone",
+        "whatever add raises ends the engine",
+        "engines/faults.py",
+        "    if isinstance(error, EngineBroken):\n        raise error\n    if isinstance(error, EngineRefusal):\n",
+        "    if not isinstance(error, EngineRefusal):\n        raise error\n    else:\n",
+        FAULTS,
+    ),
+    Mutant(
+        "one request alone",
+        "half of a request goes on in the engine",
+        "engine_process/worker.py",
+        "                self._undo(request.request_id)  # the engine may hold a part of it\n",
+        "",
+        FAULTS,
+    ),
+    Mutant(
+        "one request alone",
+        "an end said twice ends another sequence",
+        "engine_process/roster.py",
+        "            if index < 0 or not left >> index & 1:\n",
+        "            if not left:\n",
+        FAULTS,
     ),
     # -- the counters
     Mutant(

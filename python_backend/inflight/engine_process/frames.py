@@ -10,6 +10,7 @@ import msgspec
 
 from inflight.engine_process.framing import FrameError, pack
 from inflight.engines.base import EngineInfo, EngineOutput, EngineRequest, EngineStats
+from inflight.errors import ErrorCode
 
 MAX_FRAME_BYTES = 64 << 20
 
@@ -48,11 +49,12 @@ class Outputs(msgspec.Struct, tag="outputs", frozen=True):
 
 
 class Refused(msgspec.Struct, tag="refused", frozen=True):
-    """`Engine.add` raised `EngineRefusal`."""
+    """`Engine.add` raised, and the engine does not know the request. INTERNAL has no `message`."""
 
     request_id: int
     message: str
     parameter: str | None = None
+    code: ErrorCode = ErrorCode.INVALID_ARG
 
 
 class Add(msgspec.Struct, tag="add", frozen=True):

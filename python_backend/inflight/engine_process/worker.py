@@ -19,9 +19,11 @@ from pathlib import Path
 from inflight.engine_process import frames, unix_path
 from inflight.engine_process.framing import FrameBuffer
 from inflight.engine_process.parent import die_with_parent
+from inflight.engine_process.roster import Roster
 from inflight.engine_process.watchdog import StatePage, WorkerState
-from inflight.engines.base import Engine, EngineRefusal
+from inflight.engines.base import Engine, EngineBroken, EngineOutput, EngineRefusal, EngineRequest, EngineStats
 from inflight.engines.factory import create_engine
+from inflight.engines.faults import end_of_add, sparingly
 from inflight.engines.spec import WorkerSpec
 from inflight.errors import LoadError, sendable, unforeseen
 
@@ -29,6 +31,10 @@ log = logging.getLogger("inflight.engine_worker")
 
 IDLE_WAIT_S = 0.25  # how long to sleep without work; also the heartbeat while idle
 STEP_WAIT_S = 0.005  # how long a step may wait for the engine's own threads
+PAUSE_S = 0.001  # how long to wait for commands after a step that had nothing to do, though there are requests
+QUICK_STEP_S = 0.0005
+UNDO_STEPS = 20  # in which the engine gets rid of what it holds of requests that have ended without it
+LOOK_S = 1.0  # how often to look for requests that the engine owes an end
 SOCKET_BUFFER_BYTES = 4 << 20
 
 
@@ -65,63 +71,145 @@ def main(run_dir: Path) -> int:
 
 
 class Worker:
-    """The loop: commands in, one step, outputs out."""
+    """The loop: commands in, one step, outputs out. `engines/faults.py` says what an exception of the engine ends,
+    `roster.py` what an engine may say.
+    """
 
     def __init__(self, engine: Engine, connection: socket.socket, page: StatePage) -> None:
         self._engine = engine
         self._connection = connection
         self._page = page
         self._buffer = FrameBuffer(frames.MAX_FRAME_BYTES)
-        self._active: dict[int, int] = {}  # request id → sequences that have not ended
+        self._roster = Roster()
+        self._stats = EngineStats()
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN | select.POLLHUP)
-        self._leaving = False
+        self._pause_s = 0.0  # before the next step
+        self._looked = time.monotonic()
+        self._undoing = 0  # steps to take although nobody waits for any
+        self.leaving = False
 
     def run(self) -> None:
-        """Until Shutdown or the parent's end."""
-        while True:
-            self._page.write(WorkerState.IDLE, time.monotonic_ns())
-            self._read_commands(0.0 if self._active else IDLE_WAIT_S)
-            if self._leaving:
-                return
-            if self._active:
-                self._step()
+        """Until Shutdown or the parent's end. Raises what shows the engine to be broken."""
+        while not self.leaving:
+            self.turn()
+
+    def turn(self) -> None:
+        """Obey what has come, then take one step if there is anything to do."""
+        self._page.write(WorkerState.IDLE, time.monotonic_ns())
+        busy = bool(self._roster or self._undoing)
+        self._read_commands(self._pause_s if busy else IDLE_WAIT_S)
+        if (self._roster or self._undoing) and not self.leaving:
+            self._undoing = max(0, self._undoing - 1)
+            self._step()
 
     def _read_commands(self, wait_s: float) -> None:
         while self._poll.poll(wait_s * 1000):
             wait_s = 0.0
             data = self._connection.recv(1 << 18)
             if not data:
-                self._leaving = True
+                self.leaving = True
                 return
             for body in self._buffer.feed(data):
                 self._obey(frames.decode_to_engine(body))
 
     def _obey(self, message: frames.ToEngine) -> None:
         if isinstance(message, frames.Add):
-            request = message.request
-            try:
-                self._engine.add(request)
-            except EngineRefusal as refusal:
-                self._send(frames.Refused(request.request_id, str(refusal), refusal.parameter))
-            else:
-                self._active[request.request_id] = request.sampling.num_sequences
+            self._add(message.request)
         elif isinstance(message, frames.Cancel):
-            self._engine.cancel(message.request_id)
+            self._cancel(message.request_id)
         else:
-            self._leaving = True
+            self.leaving = True
+
+    def _add(self, request: EngineRequest) -> None:
+        try:
+            self._engine.add(request)
+        except Exception as error:  # noqa: BLE001 — `end_of_add` tells them apart
+            end = end_of_add(error)
+            if not isinstance(error, EngineRefusal):
+                sparingly.exception("add", "the engine could not take request %d of its own", request.request_id)
+                self._undo(request.request_id)  # the engine may hold a part of it
+            self._send(frames.Refused(request.request_id, end.message, end.parameter, end.code))
+        else:
+            self._roster.add(request.request_id, request.sampling.num_sequences)
+
+    def _cancel(self, request_id: int) -> None:
+        self._roster.cancel(request_id, time.monotonic())
+        self._tell_engine_to_end(request_id)
+
+    def _undo(self, request_id: int) -> None:
+        """End in the engine what has ended for the backend."""
+        self._undoing = UNDO_STEPS
+        self._cancel(request_id)
+
+    def _tell_engine_to_end(self, request_id: int) -> None:
+        """Whatever becomes of it, the roster sees to the request's end."""
+        try:
+            self._engine.cancel(request_id)
+        except EngineBroken:
+            raise
+        except Exception:  # noqa: BLE001 — of whatever kind, it concerns one request, which is about to end
+            sparingly.exception("cancel", "the engine failed to cancel request %d of its own", request_id)
 
     def _step(self) -> None:
+        began = time.monotonic()
         self._page.write(WorkerState.STEPPING, time.monotonic_ns())
         outputs = self._engine.step(STEP_WAIT_S)
-        for output in outputs:
-            if output.finish is not None or output.error is not None:
-                self._active[output.request_id] -= 1
-                if not self._active[output.request_id]:
-                    del self._active[output.request_id]
-        if outputs:
-            self._send(frames.pack_outputs(outputs, self._engine.stats()))
+        passed, dropped = self._roster.pass_on(outputs)
+        for output in dropped:
+            where = (output.sequence_index, output.request_id)
+            sparingly.warning("drop", "dropped what the engine said of sequence %s of request %s: it has none", *where)
+        now = time.monotonic()
+        self._pause_s = PAUSE_S if not outputs and now - began < QUICK_STEP_S else 0.0
+        if now - self._looked > LOOK_S:
+            self._looked = now
+            passed += self._missing(now, bool(passed))
+        if passed:
+            self._send_outputs(passed, self._ask_stats())
+
+    def _missing(self, now: float, said_something: bool) -> list[EngineOutput]:
+        """The ends that the engine should have given and did not."""
+        ends = self._roster.owed(now) + self._roster.forgotten(now, self._ask_stats(), said_something)
+        if ends:
+            sparingly.warning("owe", "the engine gave %d sequences no end; they are given up", len(ends))
+        return ends
+
+    def _ask_stats(self) -> EngineStats:
+        """The engine's, or its last ones where it fails to give them."""
+        try:
+            stats = self._engine.stats()
+            frames.encode(frames.Outputs([], stats))  # else every output that travels with it would be at fault
+            self._stats = stats
+        except EngineBroken:
+            raise
+        except Exception:  # noqa: BLE001 — no request suffers for statistics
+            sparingly.exception("stats", "the engine failed to say its statistics")
+        return self._stats
+
+    def _send_outputs(self, outputs: list[EngineOutput], stats: EngineStats) -> None:
+        """One iteration, in as many frames as it takes. An output that no frame can hold ends its sequence."""
+        try:
+            frame = frames.encode(frames.pack_outputs(outputs, stats))
+        except Exception:  # noqa: BLE001 — too large, or things in it that are not what they should be
+            if len(outputs) > 1:
+                half = len(outputs) // 2
+                self._send_outputs(outputs[:half], stats)
+                self._send_outputs(outputs[half:], stats)
+                return
+            frame = frames.encode(frames.pack_outputs([self._unsayable(outputs[0])], stats))
+        self._send_frame(frame)
+
+    def _unsayable(self, output: EngineOutput) -> EngineOutput:
+        """What is said in place of an output that cannot be sent: too large, or made of the wrong things."""
+        request_id, index = int(output.request_id), int(output.sequence_index)
+        sparingly.exception("output", "what the engine said of request %d of its own cannot be sent", request_id)
+        self._roster.end(request_id, index)
+        self._undo(request_id)
+        return EngineOutput(request_id, index, [], error="the engine's output cannot be sent")
 
     def _send(self, message: frames.FromEngine) -> None:
+        self._send_frame(frames.encode(message))
+
+    def _send_frame(self, frame: bytes) -> None:
         self._page.write(WorkerState.SENDING, time.monotonic_ns())
-        self._connection.sendall(frames.encode(message))
+        self._connection.sendall(frame)

@@ -163,19 +163,27 @@ class EngineRefusal(Exception):
         self.parameter = parameter
 
 
+class EngineBroken(Exception):
+    """The engine can serve nobody any more: raised by any of its methods, it ends the engine and all its requests."""
+
+
 class Engine(Protocol):
     """One owner thread calls everything. Every added request gets exactly one terminal output per sequence."""
 
     info: EngineInfo
 
     def add(self, request: EngineRequest) -> None:
-        """Take a request. Never blocks; raises `EngineRefusal`, after which the request is unknown to the engine."""
+        """Take a request. Never blocks; raises `EngineRefusal`, after which the request is unknown to the engine. What
+        else it raises, and what that means: `faults.py`.
+        """
 
     def cancel(self, request_id: int) -> None:
         """End a request early. Idempotent; unknown ids are ignored; the terminal outputs still follow from `step`."""
 
     def step(self, timeout_s: float) -> list[EngineOutput]:
-        """Do one iteration, or wait for work at most `timeout_s` seconds. Raises when the engine is broken."""
+        """Do one iteration, or wait for work at most `timeout_s` seconds. Raises when the engine is broken; what
+        concerns one request alone is an output with an `error`.
+        """
 
     def stats(self) -> EngineStats:
         """A snapshot; cheap enough for every step."""

@@ -17,7 +17,7 @@ from inflight.engine_process import frames
 from inflight.engine_process.framing import FrameError
 from inflight.engine_process.link import EngineLink, LinkLost
 from inflight.engines.base import EngineInfo, EngineRequest
-from inflight.errors import ErrorCode, RequestError, invalid, unavailable
+from inflight.errors import ErrorCode, RequestError, internal, invalid, unavailable
 from inflight.serving.admission import AdmissionQueue
 from inflight.serving.arrival import Arrival
 from inflight.serving.deadlines import Deadlines
@@ -123,6 +123,8 @@ class Dispatcher:
             job = jobs.get(output.request_id)
             if job is None:
                 continue
+            if output.error is not None:
+                log.error("request %s ends: %s", job.live.stream.request_id, output.error)
             push(job.live, output, now_ns)
             if output.finish is not None or output.error is not None:
                 job.sequences_left -= 1
@@ -218,7 +220,14 @@ class Dispatcher:
         job = self._jobs.get(message.request_id)
         if job is None:
             return
-        if message.parameter is None:
+        error: RequestError
+        if message.code is ErrorCode.INTERNAL:
+            client_id = job.live.stream.request_id
+            log.error("request %s: the engine could not take it (%d of the engine's)", client_id, message.request_id)
+            error = internal(client_id)
+        elif message.code is not ErrorCode.INVALID_ARG:
+            error = RequestError(message.code, message.message)
+        elif message.parameter is None:
             error = RequestError(ErrorCode.INVALID_ARG, f"the engine refuses this request: {message.message}")
         else:
             error = RequestError(ErrorCode.INVALID_ARG, f"{message.parameter} {message.message}", message.parameter)

@@ -9,6 +9,7 @@ Options (model parameter `engine_options`, JSON): see `OpenVinoOptions`.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,12 +23,14 @@ import openvino_genai
 from inflight.engines.base import (
     GUIDED,
     Capability,
+    EngineBroken,
     EngineInfo,
     EngineOutput,
     EngineRequest,
     EngineStats,
     FinishReason,
 )
+from inflight.engines.faults import concerns_one_request
 from inflight.engines.openvino.guides import CompiledGrammars, can_be_guided
 from inflight.engines.openvino.lookup import Payoff, ask_for_guesses, can_be_guessed_at, load_lookup
 from inflight.engines.openvino.sequence import (
@@ -182,9 +185,11 @@ class OpenVinoEngine:
             for sequence in sequences:  # all of them now: followers are submitted in a step
                 sequence.config.validate()
             self._submit(first)
-        except (RuntimeError, ValueError, TypeError) as error:
+        except Exception as error:
             del self._of_request[request.request_id]
-            raise in_our_words(self.info.name, error, request) from None
+            if isinstance(error, (RuntimeError, ValueError, TypeError)):  # OpenVINO's ways to refuse a value
+                raise in_our_words(self.info.name, error, request) from None
+            raise
 
     def _needs_primer(self, length: int) -> bool:
         """Whether the prompt would be computed differently the first time and when it comes again.
@@ -229,8 +234,22 @@ class OpenVinoEngine:
             self._pipeline.step()
         outputs: list[EngineOutput] = []
         for own_id, sequence in list(self._sequences.items()):
-            self._collect(own_id, sequence, outputs)
+            try:
+                self._collect(own_id, sequence, outputs)
+            except Exception as error:  # noqa: BLE001 — another request to OpenVINO that it does not take, for one
+                concerns_one_request(error, sequence.request_id)
+                self._fail(own_id, sequence, outputs)
         return outputs
+
+    def _fail(self, own_id: int, sequence: Sequence, outputs: list[EngineOutput]) -> None:
+        """End a sequence, and those that wait for it, with an error."""
+        for owing in with_followers(sequence):
+            for index in range(owing.index, owing.index + owing.count):
+                outputs.append(EngineOutput(owing.request_id, index, [], error="a part of it could not be computed"))
+        if own_id in self._sequences:
+            self._end(own_id, sequence)
+            with contextlib.suppress(RuntimeError):
+                sequence.handle.cancel()
 
     def _collect(self, own_id: int, sequence: Sequence, outputs: list[EngineOutput]) -> None:
         if sequence.cancelled:
@@ -240,7 +259,7 @@ class OpenVinoEngine:
             self._end(own_id, sequence)
         elif not sequence.handle.can_read():
             if sequence.handle.get_status() == _STATUS.IGNORED:
-                raise RuntimeError("OpenVINO dropped a request for lack of KV blocks, which admission rules out")
+                raise EngineBroken("OpenVINO dropped a request for lack of KV blocks, which admission rules out")
         elif sequence.primer:
             self._follow(sequence)
             self._end(own_id, sequence)
@@ -254,9 +273,9 @@ class OpenVinoEngine:
             self._collect_one(own_id, sequence, outputs)
 
     def _follow(self, sequence: Sequence) -> None:
-        followers, sequence.followers = sequence.followers, []
-        for follower in followers:
-            self._submit(follower)
+        while sequence.followers:
+            self._submit(sequence.followers[0])
+            del sequence.followers[0]
 
     def _collect_one(self, own_id: int, sequence: Sequence, outputs: list[EngineOutput]) -> None:
         if sequence.limit < LEAST_TOKENS and sequence.handle.get_status() == _STATUS.RUNNING:
@@ -270,7 +289,7 @@ class OpenVinoEngine:
                 logprobs += generated.generated_log_probs
                 finish = finish or _FINISH.get(generated.finish_reason)
         if not token_ids and finish is None and sequence.handle.get_status() == _STATUS.IGNORED:
-            raise RuntimeError("OpenVINO dropped a request for lack of KV blocks, which admission rules out")
+            raise EngineBroken("OpenVINO dropped a request for lack of KV blocks, which admission rules out")
         room = 0 if sequence.leaving else sequence.limit - sequence.generated
         least = sequence.config.min_new_tokens - sequence.generated
         sequence.generated += len(token_ids)

@@ -113,16 +113,16 @@ class CompiledGrammars:
         self.forgotten = 0
 
     def use(self, guide: Guide) -> None:
-        """A request with this guide is about to start."""
+        """A request with this guide is about to start. Raises OSError or RuntimeError when forgetting fails."""
         key = hashlib.sha256(f"{guide.kind}\0{guide.text}".encode()).digest()
         if key in self._seen:
             return
+        if self._text + len(guide.text) > self._most_text:
+            self._forget()
+            self._seen.clear()
+            self._text = 0
         self._seen.add(key)
         self._text += len(guide.text)
-        if self._text > self._most_text:
-            self._forget()
-            self._seen = {key}
-            self._text = len(guide.text)
 
     def _forget(self) -> None:
         if self._other is None:
@@ -133,7 +133,11 @@ class CompiledGrammars:
         config = openvino_genai.GenerationConfig()
         config.max_new_tokens = 1
         self.forgotten += 1
-        _write(self._other, self.forgotten, config)
+        try:
+            _write(self._other, self.forgotten, config)
+        except Exception:
+            self._other = None  # OpenVINO's pipeline is of no use after that; the next guide makes another
+            raise
 
 
 @contextlib.contextmanager

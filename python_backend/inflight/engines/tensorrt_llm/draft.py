@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from inflight.engines.base import EngineInfo, EngineOutput, EngineRequest, EngineStats, FinishReason
+from inflight.engines.faults import concerns_one_request
 from inflight.engines.refusals import in_our_words
 from inflight.engines.tensorrt_llm.executor import ExecutorEngine
 from inflight.engines.tensorrt_llm.sampling import executor_request, split_stops
@@ -53,7 +54,8 @@ class DraftedEngine:
         self._draft_tokens = self._accepted = 0
 
     def add(self, request: EngineRequest) -> None:
-        if not _can_draft(request):
+        longest = len(request.token_ids) + request.sampling.max_tokens  # each round's prompt holds the answer so far
+        if not _can_draft(request) or longest > self._engine.max_input_len:
             self._engine.add(request)
             return
         self._engine.check(request)
@@ -61,9 +63,11 @@ class DraftedEngine:
         self._pairs[request.request_id] = pair
         try:
             self._start_draft(pair)
-        except (RuntimeError, TypeError, ValueError) as error:
+        except Exception as error:
             del self._pairs[request.request_id]
-            raise in_our_words(self.info.name, error, request) from None
+            if isinstance(error, (RuntimeError, TypeError, ValueError)):
+                raise in_our_words(self.info.name, error, request) from None
+            raise
 
     def cancel(self, request_id: int) -> None:
         pair = self._pairs.get(request_id)
@@ -77,13 +81,22 @@ class DraftedEngine:
         wait = DRAFT_POLL_S if self._pairs else timeout_s
         if self._drafting:
             for response in self._draft.await_responses(timeout=datetime.timedelta(seconds=timeout_s)):
-                self._take_draft(response, outputs)
+                drafting = self._drafting.get(response.request_id)
+                if drafting is None:
+                    continue
+                try:
+                    self._take_draft(response, outputs)
+                except Exception as error:  # noqa: BLE001 — the large engine refuses this request's next round
+                    self._give_up(error, drafting[0], outputs)
         for output in self._engine.step(wait):
             pair = self._pairs.get(output.request_id)
             if pair is None:
                 outputs.append(output)
-            else:
+                continue
+            try:
                 self._take_verified(pair, output, outputs)
+            except Exception as error:  # noqa: BLE001 — the small engine refuses this request's next draft
+                self._give_up(error, pair, outputs)
         return outputs
 
     def stats(self) -> EngineStats:
@@ -160,6 +173,13 @@ class DraftedEngine:
         del self._pairs[output.request_id]
         finish = FinishReason.CANCELLED if pair.cancelled and output.error is None else output.finish
         outputs.append(EngineOutput(output.request_id, 0, output.token_ids, finish, error=output.error))
+
+    def _give_up(self, error: Exception, pair: _Pair, outputs: list[EngineOutput]) -> None:
+        """A round of one request failed: that request ends."""
+        concerns_one_request(error, pair.request.request_id)
+        if self._pairs.pop(pair.request.request_id, None) is not None:
+            self._engine.cancel(pair.request.request_id)
+            outputs.append(EngineOutput(pair.request.request_id, 0, [], error="a round of its drafts failed"))
 
     def _end(self, pair: _Pair, reason: FinishReason, ids: list[int], outputs: list[EngineOutput]) -> None:
         del self._pairs[pair.request.request_id]

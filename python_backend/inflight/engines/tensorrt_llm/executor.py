@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 from inflight.engines.base import (
+    EngineBroken,
     EngineInfo,
     EngineOutput,
     EngineRefusal,
@@ -20,6 +21,7 @@ from inflight.engines.base import (
     EngineStats,
     FinishReason,
 )
+from inflight.engines.faults import concerns_one_request
 from inflight.engines.refusals import in_our_words
 from inflight.engines.tensorrt_llm.lora import MISSING, Adapters
 from inflight.engines.tensorrt_llm.sampling import Stops, executor_request, split_stops
@@ -104,6 +106,11 @@ class ExecutorEngine:
         self.check(request)
         self.add_round(request, None)
 
+    @property
+    def max_input_len(self) -> int:
+        """Tokens of the longest prompt."""
+        return self._max_input_len
+
     def check(self, request: EngineRequest) -> None:
         """Raises `EngineRefusal` for what this engine cannot take, before TensorRT-LLM sees it."""
         if len(request.token_ids) > self._max_input_len:
@@ -143,8 +150,13 @@ class ExecutorEngine:
         outputs: list[EngineOutput] = []
         for response in responses:
             live = self._live.get(response.request_id)
-            if live is not None:
+            if live is None:
+                continue
+            try:
                 self._take(live, response, outputs)
+            except Exception as error:  # noqa: BLE001 — TensorRT-LLM's words for one request, which we fail to read
+                concerns_one_request(error, live.request.request_id)
+                self._give_up(live, outputs)
         now = time.monotonic()
         if responses:
             self._progress = now
@@ -189,6 +201,8 @@ class ExecutorEngine:
                 self._adapters.forget(name)
                 self._enqueue(live)
                 return
+            if isinstance(error, RuntimeError) and not self._executor.can_enqueue_requests():
+                raise EngineBroken("TensorRT-LLM takes no requests any more") from error
             raise in_our_words(self.info.name, error, live.request) from None
         self._live[live.own_id] = live
         if name is not None and self._adapters is not None:
@@ -317,6 +331,16 @@ class ExecutorEngine:
                 self._own_id[live.request.request_id] = live.own_id
                 return
         log.error("request %d failed in TensorRT-LLM: %s", live.request.request_id, message)
+        self._end_with(message, live, outputs)
+
+    def _give_up(self, live: _Live, outputs: list[EngineOutput]) -> None:
+        """End a request with an error that TensorRT-LLM knows nothing of."""
+        if self._live.pop(live.own_id, None) is not None:
+            with contextlib.suppress(RuntimeError):
+                self._executor.cancel_request(live.own_id)
+        self._end_with("what TensorRT-LLM said of it could not be read", live, outputs)
+
+    def _end_with(self, message: str, live: _Live, outputs: list[EngineOutput]) -> None:
         for index in range(live.sequences):
             if index not in live.ended:
                 live.ended.add(index)

@@ -31,6 +31,7 @@ from inflight.engines.base import (
     EngineStats,
     FinishReason,
 )
+from inflight.engines.faults import concerns_one_request
 from inflight.engines.refusals import in_our_words
 from inflight.engines.tensorrt_llm.options import TensorRtLlmOptions
 from inflight.engines.tensorrt_llm.probe import Installed, first_line
@@ -145,7 +146,13 @@ class LlmEngine:
             if request.cache_salt is not None:
                 extra["cache_salt"] = request.cache_salt
             started = asyncio.run_coroutine_threadsafe(self._start(live, params, extra), self._loop)
-            started.result(CALL_S)
+            try:
+                started.result(CALL_S)
+            except Exception:
+                live.cancelled = True  # LLM may have taken it, or take it yet
+                started.cancel()
+                self._loop.call_soon_threadsafe(self._take_back, live)
+                raise
         except (ValueError, TypeError, RuntimeError) as error:
             raise in_our_words(self.info.name, error, request) from None
         self._live[request.request_id] = live
@@ -172,7 +179,11 @@ class LlmEngine:
         try:
             item = self._arrived.get(timeout=timeout_s)
             while True:
-                self._take(*item, outputs)
+                try:
+                    self._take(*item, outputs)
+                except Exception as error:  # noqa: BLE001 — LLM's words for one request, which we fail to read
+                    concerns_one_request(error, item[0])
+                    self._give_up(item[0], outputs)
                 item = self._arrived.get_nowait()
         except queue.Empty:
             pass
@@ -204,8 +215,16 @@ class LlmEngine:
         """Hand over; must run inside the loop, because LLM ties its output to the running one."""
         ids = list(live.request.token_ids)
         live.output = self._llm.generate_async(ids, sampling_params=params, streaming=True, **extra)
+        if live.cancelled:
+            self._take_back(live)
+            return
         task = self._loop.create_task(self._follow(live))
         live.output._inflight_task = task  # as long as the request lives, so does its task
+
+    @staticmethod
+    def _take_back(live: _Live) -> None:
+        if live.output is not None:
+            live.output.abort()
 
     async def _follow(self, live: _Live) -> None:
         """Copy every state into the queue: LLM changes its outputs in place."""
@@ -256,6 +275,13 @@ class LlmEngine:
             if stop:
                 self.cancel(live.request.request_id)
             del self._live[live.request.request_id]
+
+    def _give_up(self, request_id: int, outputs: list[EngineOutput]) -> None:
+        """End a request with an error that LLM knows nothing of."""
+        live = self._live.get(request_id)
+        if live is not None:
+            self.cancel(request_id)
+            self._end(live, outputs, error="what TensorRT-LLM said of it could not be read")
 
     def _end(self, live: _Live, outputs: list[EngineOutput], error: str | None = None) -> None:
         """Every sequence that has not ended does now."""

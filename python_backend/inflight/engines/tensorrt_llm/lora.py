@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy as np
 
 from inflight.engines.adapters import adapter_folder
 from inflight.engines.base import EngineRefusal
+
+log = logging.getLogger("inflight.engine_worker")
 
 WEIGHTS, CONFIG = "model.lora_weights.npy", "model.lora_config.npy"
 MISSING = "not found in cache"  # of TensorRT-LLM's message for an adapter that was evicted
@@ -47,12 +50,17 @@ class Adapters:
             raise EngineRefusal(
                 f"{name!r} has not been converted: run TensorRT-LLM's hf_lora_convert.py on it", "lora_name"
             )
+        try:
+            # One batch entry in front is the converter's; the bindings want [layers × modules, …] with it.
+            arrays = [np.load(folder / file, allow_pickle=False) for file in (WEIGHTS, CONFIG)]
+            arrays = [array if array.ndim == 3 else array[None] for array in arrays]
+        except Exception as error:  # noqa: BLE001 — what is wrong with a file has many types in NumPy
+            log.warning("the adapter %s cannot be read: %s", name, error)
+            raise EngineRefusal(
+                f"{name!r} is damaged: run TensorRT-LLM's hf_lora_convert.py on it again", "lora_name"
+            ) from None
         import torch
 
         number = self._numbers.setdefault(name, len(self._numbers) + 1)
-        tensors = []
-        for file in (WEIGHTS, CONFIG):
-            array = np.load(folder / file, allow_pickle=False)
-            # One batch entry in front is the converter's; the bindings want [layers × modules, …] with it.
-            tensors.append(torch.from_numpy(array if array.ndim == 3 else array[None]))
-        return self._trtllm.LoraConfig(task_id=number, weights=tensors[0], config=tensors[1])
+        weights, config = (torch.from_numpy(array) for array in arrays)
+        return self._trtllm.LoraConfig(task_id=number, weights=weights, config=config)

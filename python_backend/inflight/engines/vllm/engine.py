@@ -10,6 +10,7 @@ Options (model parameter `engine_options`, JSON): see `VllmOptions`.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import time
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ from inflight.engines.base import (
     EngineStats,
     FinishReason,
 )
+from inflight.engines.faults import concerns_one_request
 from inflight.engines.refusals import in_our_words
 from inflight.engines.vllm.load import (
     DraftCounts,
@@ -89,6 +91,7 @@ class VllmEngine:
         self._scheduler = self._engine.engine_core.engine_core.scheduler
         self._lora_dir = Path(self._options.lora_dir) if self._options.lora_dir else None
         self._adapters: dict[str, Any] = {}
+        self._numbers = itertools.count(1)  # of adapters: one that could not be loaded may have left something behind
         self._sequences: dict[str, _Sequence] = {}  # by vLLM's id
         self._of_request: dict[int, list[_Sequence]] = {}  # those that have not ended
         self._ended: list[EngineOutput] = []  # terminal outputs of cancelled sequences, for the next step
@@ -156,9 +159,12 @@ class VllmEngine:
                     priority=-request.priority,  # vLLM takes the lowest first
                 )
                 taken.append(sequence)
-        except Exception as error:  # noqa: BLE001 — what is wrong with a request has many types in vLLM
-            self._engine.abort_request([sequence.key for sequence in taken])
-            raise in_our_words(self.info.name, error, request) from None
+        except Exception as error:
+            with contextlib.suppress(Exception):  # what ended the request is told, not this
+                self._engine.abort_request([sequence.key for sequence in taken])
+            if isinstance(error, (ValueError, NotImplementedError)):  # vLLM's ways to refuse a value
+                raise in_our_words(self.info.name, error, request) from None
+            raise
         self._of_request[request.request_id] = sequences
         self._sequences.update((sequence.key, sequence) for sequence in sequences)
 
@@ -179,7 +185,7 @@ class VllmEngine:
         folder = adapter_folder(self._lora_dir, name)
         if not (folder / "adapter_model.safetensors").is_file():
             raise EngineRefusal(f"{name!r} has no adapter_model.safetensors; save it again with peft", "lora_name")
-        lora = self._vllm.lora_request(name, len(self._adapters) + 1, str(folder))
+        lora = self._vllm.lora_request(name, next(self._numbers), str(folder))
         try:
             self._engine.add_lora(lora)  # else the first step with it would, and a damaged one would end the engine
         except Exception as error:  # noqa: BLE001 — whatever it is, it is the adapter's
@@ -189,8 +195,9 @@ class VllmEngine:
         return lora
 
     def cancel(self, request_id: int) -> None:
-        sequences = self._of_request.pop(request_id, [])
+        sequences = self._of_request.get(request_id, [])
         self._engine.abort_request([sequence.key for sequence in sequences])
+        self._of_request.pop(request_id, None)
         for sequence in sequences:
             del self._sequences[sequence.key]
             self._ended.append(EngineOutput(request_id, sequence.index, [], FinishReason.CANCELLED))
@@ -202,8 +209,13 @@ class VllmEngine:
         began = time.monotonic()
         for result in self._engine.step():
             sequence = self._sequences.get(result.request_id)
-            if sequence is not None:
+            if sequence is None:
+                continue
+            try:
                 self._take(sequence, result, outputs)
+            except Exception as error:  # noqa: BLE001 — vLLM's words for one request, which we fail to read
+                concerns_one_request(error, sequence.request.request_id)
+                self._fail(sequence, outputs)
         if not outputs and time.monotonic() - began < QUICK_STEP_S:
             time.sleep(min(timeout_s, PAUSE_S))
         return outputs
@@ -241,6 +253,15 @@ class VllmEngine:
                 reused_blocks=reused,
             )
         )
+
+    def _fail(self, sequence: _Sequence, outputs: list[EngineOutput]) -> None:
+        """End a sequence with an error."""
+        error = "what vLLM said of it could not be read"
+        outputs.append(EngineOutput(sequence.request.request_id, sequence.index, [], error=error))
+        if sequence.key in self._sequences:
+            self._forget(sequence)
+            with contextlib.suppress(Exception):
+                self._engine.abort_request([sequence.key])
 
     def _forget(self, sequence: _Sequence) -> None:
         del self._sequences[sequence.key]
