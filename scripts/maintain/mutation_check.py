@@ -54,6 +54,10 @@ ARRIVAL = ("tests/unit/serving/test_arrival.py",)
 
 PARSING = ("tests/unit/serving/test_parsing.py", "tests/unit/request/test_prompt.py")
 FAULTS = ("tests/unit/engine_process/test_faults.py", f"{MACHINES}/test_faults_machine.py")
+RUN_FOLDERS = ("tests/unit/engines/test_run_folder.py",)
+REGIONS = ("tests/unit/tools/test_server.py::test_a_region_goes_with_the_stub_that_marked_it",)
+CONTROL = ("tests/unit/test_control.py",)
+LOADS = ("tests/unit/test_model.py", "tests/unit/engine_process/test_launch.py")
 
 MUTANTS = (
     # -- oversized prompts
@@ -312,6 +316,56 @@ MUTANTS = (
         "        return [*self._arrivals.copy(), *self._live_streams()]\n",
         "        return [*self._live_streams()]\n",
         ARRIVAL,
+    ),
+    # -- the living are not swept, and others are not believed
+    Mutant(
+        "the living",
+        "a run folder goes although its owner holds the lock",
+        "engines/run_folder.py",
+        "        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)\n        shutil",
+        "        shutil",
+        RUN_FOLDERS,
+    ),
+    Mutant(
+        "the living",
+        "a marked region counts as nobody's",
+        "triton/region.py",
+        "    except OSError:\n        return True\n",
+        "    except OSError:\n        return False\n",
+        REGIONS,
+    ),
+    Mutant(
+        "the living",
+        "another user's control folder will do",
+        "control_folder.py",
+        "status.st_uid == user and not status.st_mode & 0o077",
+        "True",
+        CONTROL,
+    ),
+    Mutant(
+        "the living",
+        "a drain goes to whoever listens",
+        "control.py",
+        " or (only is not None and process not in only)",
+        "",
+        CONTROL,
+    ),
+    # -- loads
+    Mutant(
+        "loads",
+        "half of a surrogate pair reaches Triton",
+        "errors.py",
+        'return text.encode("utf-8", "replace").decode("utf-8")',
+        "return text",
+        LOADS,
+    ),
+    Mutant(
+        "loads",
+        "a path is taken as the stub's Python encodes it",
+        "model/files.py",
+        "    return Path(os.fsdecode(data))\n",
+        "    return Path(text)\n",
+        LOADS,
     ),
 )
 

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -25,7 +25,7 @@ Model = Callable[[], Any]
 
 
 @pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> Model:
+def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[Model]:
     """`TritonPythonModel` as the stub imports it, in front of a Triton of mocks."""
     triton = MagicMock()
     triton.TritonModelException = Refused

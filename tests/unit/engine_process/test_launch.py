@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from inflight.engines.python import foreign_environment, own_environment
 from inflight.engines.spec import WorkerSpec
 from inflight.errors import LoadError
 from inflight.model.files import path_of, text_of
+from inflight_tools.common.layout import BACKEND_SOURCE
 from tests.unit.machines.tokenizer_kinds import byte_level
 
 
@@ -64,6 +67,21 @@ def test_every_process_of_ours_takes_utf_8_for_the_encoding_of_files() -> None:
 @pytest.mark.parametrize("text", ["plain", "modèle", "你好/x", "a b"])
 def test_a_path_and_its_text_are_one(text: str) -> None:
     assert text_of(path_of(text)) == text
+
+
+def test_a_path_is_utf_8_where_python_takes_ascii_for_the_encoding_of_names(tmp_path: Path) -> None:
+    """As in Triton's stub, under every locale."""
+    (tmp_path / "modèle").mkdir()
+    program = f"""
+import sys
+from inflight.model.files import is_folder, path_of, text_of
+assert sys.getfilesystemencoding() == "ascii"
+name = {str(tmp_path / "modèle")!a}
+assert is_folder(path_of(name))
+assert text_of(path_of(name)) == name
+"""
+    environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(BACKEND_SOURCE)}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=60)
 
 
 @pytest.mark.parametrize("text", ["\0", "a\0b", "\ud800", "x" * 5000])

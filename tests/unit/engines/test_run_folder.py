@@ -63,6 +63,16 @@ def test_a_folder_goes_with_its_owner(owner: subprocess.Popen[str], temporary: P
     assert list(temporary.iterdir()) == []
 
 
+def test_a_living_owner_keeps_its_folder_although_its_process_id_is_not_seen(
+    owner: subprocess.Popen[str], temporary: Path
+) -> None:
+    assert owner.stdout is not None
+    folder = Path(owner.stdout.readline().strip())
+    seen_from_elsewhere = folder.rename(temporary / "inflight-run-999999999-x")
+    sweep_run_folders()
+    assert list(seen_from_elsewhere.iterdir())
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a PID namespace")
 def test_a_folder_of_a_living_owner_in_another_pid_namespace_stays(
     owner: subprocess.Popen[str], temporary: Path

@@ -295,16 +295,15 @@ def test_a_region_goes_with_the_stub_that_marked_it(region: Path) -> None:
     os.utime(region, (time.time() - 120, time.time() - 120))
     mark = mark_of(region)
     program = f"""
-import pathlib, time
+import pathlib, sys
 from inflight.triton.region import InUse
 in_use = InUse([pathlib.Path({str(region)!r})])
 print("marked", flush=True)
-time.sleep(300)
+sys.stdin.read()
 """
-    environment = {**os.environ, "PYTHONPATH": str(BACKEND_SOURCE)}
-    with subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment
-    ) as process:
+    command, environment = [sys.executable, "-c", program], {**os.environ, "PYTHONPATH": str(BACKEND_SOURCE)}
+    pipes: dict[str, int] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, encoding="utf-8", env=environment, **pipes) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "marked\n"
         assert region not in shm.sweep()
