@@ -268,9 +268,12 @@ class Backend:
     def _wait_for_guide(self, raw: RawRequest, arrival: Arrival, guide: Guide) -> None:
         """It comes back into the pool with its decision; if it ends before, it is let go at once."""
         arrival.waits = "its guide was checked"
-        withdraw = self._guides.ask(
-            guide, lambda found: self._enqueue(raw, arrival, found), gone=arrival.poll_cancelled
-        )
+
+        def done(decision: Decision) -> None:
+            arrival.waits = "it was parsed"
+            self._enqueue(raw, arrival, decision)
+
+        withdraw = self._guides.ask(guide, done, gone=arrival.poll_cancelled)
 
         def left() -> None:
             if withdraw():

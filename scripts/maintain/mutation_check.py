@@ -296,8 +296,8 @@ MUTANTS = (
         "neighbours",
         "who waits for a guide is told what holds for another",
         "guides/service.py",
-        "        _tell(left, Decision(error=cancelled()))\n",
-        "        _tell([*left, *(waiting if left else [])], Decision(error=cancelled()))\n",
+        "        _tell(left.intersection(asking), Decision(error=cancelled()))\n",
+        "        _tell(asking if left else (), Decision(error=cancelled()))\n",
         GUIDES,
     ),
     # -- from its arrival on

@@ -247,20 +247,23 @@ class GuideService:
             asked = self._queue.get()
             if asked is None:
                 break
-            key, guide = asked
-            if not self._is_wanted(key):
-                continue
-            try:
-                decision, keep = self._decide(guide)
-            except Exception:
-                log.exception("checking a guide failed")
-                decision, keep = Decision(error=unavailable("the guide could not be checked; try again")), False
-            self._answer(key, decision, keep)
+            self._serve(*asked)
         self._end_process()
         with self._lock:
             left = list(self._asking)
         for key in left:
             self._answer(key, Decision(error=unavailable(UNLOADED)), False)
+
+    def _serve(self, key: bytes, guide: Guide) -> None:
+        """One turn of the thread."""
+        if not self._is_wanted(key):
+            return
+        try:
+            decision, keep = self._decide(guide)
+        except Exception:
+            log.exception("checking a guide failed")
+            decision, keep = Decision(error=unavailable("the guide could not be checked; try again")), False
+        self._answer(key, decision, keep)
 
     def _is_wanted(self, key: bytes) -> bool:
         """Whether anybody waits for this check. Who has left, or has waited too long, is told so here, each by what
@@ -272,13 +275,17 @@ class GuideService:
         latest = time.monotonic() - self._limits.patience_s
         late = {asker for asker in askers if asker.since < latest} - left
         with self._lock:
-            waiting = [asker for asker in self._asking[key] if asker not in left and asker not in late]
+            asking = self._asking[key]  # without those who have withdrawn meanwhile
+            waiting = [asker for asker in asking if asker not in left and asker not in late]
             if waiting:
                 self._asking[key] = waiting
             else:
                 del self._asking[key]
-        _tell(left, Decision(error=cancelled()))
-        _tell(late, Decision(error=unavailable("too many new guides are being checked; try again in a moment")))
+        _tell(left.intersection(asking), Decision(error=cancelled()))
+        _tell(
+            late.intersection(asking),
+            Decision(error=unavailable("too many new guides are being checked; try again in a moment")),
+        )
         return bool(waiting)
 
     def _answer(self, key: bytes, decision: Decision, keep: bool) -> None:

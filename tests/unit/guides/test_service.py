@@ -372,6 +372,25 @@ def test_a_question_that_fails_is_no_answer(service: GuideService, gate: threadi
     assert answers.get(timeout=20.0).guide is not None
 
 
+def test_who_withdraws_when_asked_is_not_called_back(
+    service: GuideService, fake: type[FakeProcess], gate: threading.Event
+) -> None:
+    answers: queue.Queue[Decision] = queue.Queue()
+    withdrawn: list[bool] = []
+
+    def gone() -> bool:
+        withdrawn.append(withdraw())
+        return True
+
+    service.ask(Guide("regex", "first"), answers.put)
+    withdraw = service.ask(Guide("regex", "a"), answers.put, gone)
+    gate.set()
+    assert answers.get(timeout=20.0).guide is not None
+    assert ask(service, "after").guide is not None
+    assert withdrawn == [True]
+    assert answers.empty()
+
+
 def test_the_memory_of_verdicts_is_bounded(service: GuideService) -> None:
     for number in range(9):
         ask(service, str(number))

@@ -11,6 +11,7 @@ from inflight.engine_process.framing import FrameError
 from inflight.engine_process.link import LinkLost
 from inflight.engines.base import EngineInfo, EngineOutput, EngineRequest, EngineStats, FinishReason
 from inflight.errors import RequestError
+from inflight.guides.frames import Check, Verdict
 from inflight.serving.admission import worst_case
 from inflight.serving.parsing import Work
 from tests.unit.machines.tokenizer_kinds import KINDS
@@ -178,6 +179,21 @@ class FakePool:
         left, self.work = self.work, []
         for work in left:
             work.drop(error)
+
+
+class CheckProcess:
+    """The process that checks guides: "bad" is one that does not compile, and others do something meanwhile."""
+
+    refusal = ""
+    vocab_size = 0
+
+    def __init__(self, meanwhile: Callable[[], None]) -> None:
+        self._meanwhile = meanwhile
+
+    def check(self, check: Check, limit_s: float) -> Verdict:
+        """One check."""
+        self._meanwhile()
+        return Verdict(problem="is bad") if check.text == "bad" else Verdict(grammar=f"root ::= {check.text}")
 
 
 class FakeClock:

@@ -10,6 +10,7 @@ import functools
 import logging
 import queue
 import tempfile
+import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -26,7 +27,15 @@ from inflight.request.parse import RawRequest
 from inflight.serving.delivery import LiveStream
 from inflight.serving.observation import Snapshot
 from inflight.serving.refusals import answer_error
-from tests.unit.machines.delivery_fakes import CountingSink, FakeClock, FakeEngine, FakePool, FakeResponder, Record
+from tests.unit.machines.delivery_fakes import (
+    CheckProcess,
+    CountingSink,
+    FakeClock,
+    FakeEngine,
+    FakePool,
+    FakeResponder,
+    Record,
+)
 from tests.unit.machines.strategies import info
 from tests.unit.machines.tokenizer_kinds import KINDS
 
@@ -169,6 +178,9 @@ class World(Core):
         self._refusals = self.delivery.refusals._queue
         self.pool = FakePool()
         self.backend._pool = self.pool  # type: ignore[assignment]
+        guides = self.backend._guides
+        guides._thread = threading.Thread()  # never started: `guide_thread` does its turns
+        guides._process = CheckProcess(self.somebody_checks)  # type: ignore[assignment]
         self.pending_steps: list[Callable[[int, int], int]] = []  # what the engine does while somebody is inside Triton
 
     def close(self) -> None:
@@ -188,6 +200,21 @@ class World(Core):
         """One step of reading one request."""
         if self.pool.work:
             self.pool.step(which)
+
+    def guide_thread(self) -> bool:
+        """One round of `GuideService._run`; false when nobody waits for a check."""
+        try:
+            asked = self.backend._guides._queue.get_nowait()
+        except queue.Empty:
+            return False
+        assert asked is not None
+        self.backend._guides._serve(*asked)
+        return True
+
+    def somebody_checks(self) -> None:
+        """A guide is being checked; meanwhile clients are found to have left, and deadlines pass."""
+        self.poller_thread()
+        self.dispatcher_thread()
 
     def dispatcher_thread(self) -> bool:
         """One round of `Dispatcher._run`; false when there was no event."""
@@ -278,7 +305,7 @@ class World(Core):
         """Let everything that was begun come to its end."""
         self.pending_steps.clear()
         for _ in range(400):
-            while self.pool.work:
+            while self.pool.work or self.guide_thread():
                 self.parse_thread()
             busy = self.dispatcher_thread()
             self.engine_steps(lambda *_: 1)
@@ -302,6 +329,7 @@ class World(Core):
     def everybody(self) -> None:
         """One turn of every thread."""
         self.parse_thread()
+        self.guide_thread()
         self.engine_steps(lambda request_id, _: request_id % 2)  # half of them never end by themselves
         for _ in range(3):
             self.dispatcher_thread()

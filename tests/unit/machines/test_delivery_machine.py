@@ -19,7 +19,7 @@ from tests.unit.machines.strategies import budget
 
 pytestmark = pytest.mark.fast
 
-THREADS = ("parse", "dispatch", "engine", "send", "poll")
+THREADS = ("parse", "guide", "dispatch", "engine", "send", "poll")
 REQUESTS = st.fixed_dictionaries(
     {
         "text_input": st.sampled_from(["hello"] * 4 + ["hello " * 12, ""]),
@@ -29,7 +29,7 @@ REQUESTS = st.fixed_dictionaries(
         "stop_words": st.sampled_from([[], [], ["cd"], ["zz"]]),
         "request_priority": st.sampled_from([-100, 0, 100]),
     },
-    optional={"deadline_ms": st.sampled_from([30, 400])},
+    optional={"deadline_ms": st.sampled_from([30, 400]), "guided_decoding_guide": st.sampled_from(["a", "b", "bad"])},
 )
 TURNS = st.lists(st.sampled_from(THREADS), max_size=12)
 PACES = st.lists(st.sampled_from([0, 1, 1, 2]), min_size=1, max_size=4)
@@ -68,11 +68,14 @@ class DeliveryMachine(RuleBasedStateMachine):
     @rule(
         kind=REQUESTS,
         count=st.integers(1, 3),
-        hurry=st.sampled_from(["", "parse", "parse dispatch", "parse dispatch engine send", "parse dispatch engine"]),
+        hurry=st.sampled_from(
+            ["", "parse", "parse guide", "parse dispatch", "parse dispatch engine send", "parse dispatch engine"]
+        ),
     )
     def requests_arrive(self, kind: dict[str, Any], count: int, hurry: str) -> None:
+        guided = {"guided_decoding_guide_type": "regex"} if "guided_decoding_guide" in kind else {}
         for _ in range(count):
-            self.world.request_arrives(**kind)
+            self.world.request_arrives(**kind, **guided)
             self.run_threads(hurry.split())
 
     @rule(which=st.integers(0, 30))
@@ -126,6 +129,8 @@ class DeliveryMachine(RuleBasedStateMachine):
         for turn in turns:
             if turn == "parse":
                 self.world.parse_thread()
+            elif turn == "guide":
+                self.world.guide_thread()
             elif turn == "dispatch":
                 self.world.dispatcher_thread()
             elif turn == "engine":
