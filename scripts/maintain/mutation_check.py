@@ -227,6 +227,14 @@ MUTANTS = (
     ),
     Mutant(
         "one request alone",
+        "a slow add is taken for a stall",
+        "engine_process/worker.py",
+        "        self._page.write(WorkerState.ADDING if adding else WorkerState.IDLE, time.monotonic_ns())\n",
+        "",
+        ("tests/unit/engine_process/test_worker.py",),
+    ),
+    Mutant(
+        "one request alone",
         "half of a request goes on in the engine",
         "engine_process/worker.py",
         "                self._undo(request.request_id)  # the engine may hold a part of it\n",

@@ -68,6 +68,7 @@ class MisbehavingEngine:
         self.cancelled: set[int] = set()
         self.breaks_in = ""  # add, cancel, step or stats: its next call breaks the engine
         self.closed = False
+        self.takes_time: Callable[[], None] = lambda: None  # to add a slow request
 
     def fault_of(self, request_id: int) -> str:
         """What goes wrong for a request."""
@@ -84,6 +85,8 @@ class MisbehavingEngine:
         fault = request.cache_salt or ""
         if fault in RAISED:
             raise RAISED[fault][0]()
+        if fault == "slow":
+            self.takes_time()
         self.requests[request.request_id] = request
         for index in range(request.sampling.num_sequences):
             self.made[request.request_id, index] = 0

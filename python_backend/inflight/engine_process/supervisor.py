@@ -18,7 +18,7 @@ from typing import Protocol
 from inflight.engine_process import frames
 from inflight.engine_process.launch import EngineProcess
 from inflight.engine_process.link import EngineLink, LinkHandler, LinkLost
-from inflight.engine_process.watchdog import Watchdog, beat_of
+from inflight.engine_process.watchdog import Watchdog, beat_of, patience_with
 from inflight.engines.base import EngineInfo
 from inflight.engines.run_folder import sweep_run_folders
 from inflight.engines.spec import WorkerSpec
@@ -172,7 +172,7 @@ class Supervisor:
             state, beat_ns = process.page.read()
             now = time.monotonic()
             beat = beat_of(state, beat_ns / 1e9, link.waiting_since, now)
-            if beat is not None and watchdog.tick(now, beat):
+            if beat is not None and watchdog.tick(now, beat, patience_with(state)):
                 return f"the engine process {process.pid} stalled (no progress for {self._stall_timeout:g} s)"
         return "the server is stopping"
 

@@ -1,6 +1,7 @@
 """Does the engine process still get anywhere? A shared page says when it last did; a pure watchdog judges it.
 
-The engine's owner thread writes the page before and after every step and while it waits for work. It cannot answer a
+The engine's owner thread writes the page before every command, before and after every step and while it waits for work.
+It cannot answer a
 ping during a step (OpenVINO's `step()` holds the interpreter lock), but a page of memory can always be read.
 """
 
@@ -11,16 +12,21 @@ import enum
 import mmap
 from pathlib import Path
 
+ADD_PATIENCE = 6.0  # stall times that one `add` may take: a minute, by default
+
 _SIZE = 4096
 
 
 class WorkerState(enum.Enum):
-    """What the engine process is doing. While it is SENDING it may have to wait for the backend to read."""
+    """What the engine process is doing. While it is SENDING it may have to wait for the backend to read; while it is
+    ADDING a request it may have to read an adapter from a disk.
+    """
 
     STARTING = 0
     IDLE = 1
     STEPPING = 2
     SENDING = 3
+    ADDING = 4
 
 
 class StatePage:
@@ -65,6 +71,11 @@ def beat_of(state: WorkerState, beat_s: float, waiting_since_s: float | None, no
     return beat_s
 
 
+def patience_with(state: WorkerState) -> float:
+    """How many stall times no progress may last in a state."""
+    return ADD_PATIENCE if state is WorkerState.ADDING else 1.0
+
+
 @dataclasses.dataclass(slots=True)
 class Watchdog:
     """Judges the age of the last beat. Time that the watchdog itself did not get is not held against the engine.
@@ -80,12 +91,12 @@ class Watchdog:
     _beat: float = 0.0
     _forgiven: float = 0.0
 
-    def tick(self, now: float, beat: float) -> bool:
-        """True when the engine has stalled."""
+    def tick(self, now: float, beat: float, patience: float = 1.0) -> bool:
+        """True when the engine has stalled: there was no beat for `patience` times the stall time."""
         late = 0.0 if self.last_tick is None else max(0.0, now - self.last_tick - self.interval_s)
         self.last_tick = now
         if beat != self._beat:
             self._beat, self._forgiven = beat, 0.0
             late = min(late, max(0.0, now - beat))  # lateness before this beat is not the engine's
         self._forgiven += late
-        return now - beat - self._forgiven > self.stall_timeout_s
+        return now - beat - self._forgiven > self.stall_timeout_s * patience

@@ -7,6 +7,7 @@ the socket, and PR_SET_PDEATHSIG.
 
 from __future__ import annotations
 
+import collections
 import json
 import logging
 import os
@@ -32,6 +33,7 @@ log = logging.getLogger("inflight.engine_worker")
 IDLE_WAIT_S = 0.25  # how long to sleep without work; also the heartbeat while idle
 STEP_WAIT_S = 0.005  # how long a step may wait for the engine's own threads
 PAUSE_S = 0.001  # how long to wait for commands after a step that had nothing to do, though there are requests
+OBEY_S = 0.05  # how long commands may hold up the next step
 QUICK_STEP_S = 0.0005
 UNDO_STEPS = 20  # in which the engine gets rid of what it holds of requests that have ended without it
 LOOK_S = 1.0  # how often to look for requests that the engine owes an end
@@ -80,6 +82,7 @@ class Worker:
         self._connection = connection
         self._page = page
         self._buffer = FrameBuffer(frames.MAX_FRAME_BYTES)
+        self._commands: collections.deque[bytes] = collections.deque()  # bounded by what admission lets run
         self._roster = Roster()
         self._stats = EngineStats()
         self._poll = select.poll()
@@ -98,7 +101,8 @@ class Worker:
         """Obey what has come, then take one step if there is anything to do."""
         self._page.write(WorkerState.IDLE, time.monotonic_ns())
         busy = bool(self._roster or self._undoing)
-        self._read_commands(self._pause_s if busy else IDLE_WAIT_S)
+        self._read_commands(0.0 if self._commands else self._pause_s if busy else IDLE_WAIT_S)
+        self._obey_commands()
         if (self._roster or self._undoing) and not self.leaving:
             self._undoing = max(0, self._undoing - 1)
             self._step()
@@ -110,10 +114,19 @@ class Worker:
             if not data:
                 self.leaving = True
                 return
-            for body in self._buffer.feed(data):
-                self._obey(frames.decode_to_engine(body))
+            self._commands.extend(self._buffer.feed(data))
+
+    def _obey_commands(self) -> None:
+        """In their order, each with its own beat; what takes long gives way to a step for those who are under way."""
+        began = time.monotonic()
+        while self._commands and not self.leaving:
+            self._obey(frames.decode_to_engine(self._commands.popleft()))
+            if self._roster and time.monotonic() - began > OBEY_S:
+                return
 
     def _obey(self, message: frames.ToEngine) -> None:
+        adding = isinstance(message, frames.Add)
+        self._page.write(WorkerState.ADDING if adding else WorkerState.IDLE, time.monotonic_ns())
         if isinstance(message, frames.Add):
             self._add(message.request)
         elif isinstance(message, frames.Cancel):

@@ -69,7 +69,13 @@ class ModelConfig(Struct, frozen=True):
     ] = 0
     default_deadline_ms: Annotated[int, _whole(0, 2**31 - 1, "deadline of a request that names none; 0: none")] = 0
     stall_timeout_ms: Annotated[
-        int, _whole(100, 3_600_000, "an engine that makes no progress for this long is started again")
+        int,
+        _whole(
+            100,
+            3_600_000,
+            "an engine that makes no progress for this long is started again; six times as long is allowed for taking "
+            "one request, which may read an adapter from a disk",
+        ),
     ] = 10_000
     load_timeout_s: Annotated[int, _whole(1, 86_400, "an engine that is not ready after this long has failed")] = 600
     max_restarts: Annotated[

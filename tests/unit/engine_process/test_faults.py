@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -186,6 +187,22 @@ def test_many_small_outputs_that_are_too_much_for_one_frame_take_several(
     assert len(heard) > 2
     for request_id in range(1, 200):
         assert len(tokens_of(heard, request_id)) == 2
+
+
+def test_slow_adds_give_way_to_a_step(rig: Rig) -> None:
+    """Whoever is under way gets tokens while the adapters of others are read, however many came in one read."""
+    rig.engine.takes_time = lambda: time.sleep(0.03)
+    rig.add(1, max_tokens=50)
+    heard = rig.turn()
+    for request_id in range(2, 22):
+        rig.add(request_id, "slow", max_tokens=50)
+    for _ in range(5):
+        heard += rig.turn()
+    assert len(tokens_of(heard, 1)) == 6
+    assert 1 < len(rig.engine.requests) < 21
+    for _ in range(20):
+        heard += rig.turn()
+    assert list(rig.engine.requests) == list(range(1, 22)), "in their order"
 
 
 def test_an_engine_with_nothing_to_do_for_its_requests_is_no_busy_loop(rig: Rig) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inflight.engine_process.watchdog import StatePage, Watchdog, WorkerState, beat_of
+from inflight.engine_process.watchdog import StatePage, Watchdog, WorkerState, beat_of, patience_with
 from tests.unit.machines.strategies import budget
 
 pytestmark = pytest.mark.fast
@@ -133,6 +133,7 @@ def test_time_lost_before_a_beat_does_not_excuse_a_later_stall() -> None:
         (WorkerState.STARTING, 40.0, None),
         (WorkerState.IDLE, None, 50.0),
         (WorkerState.STEPPING, 90.0, 50.0),
+        (WorkerState.ADDING, 90.0, 50.0),
         (WorkerState.SENDING, None, 100.0),  # it waits for us
         (WorkerState.SENDING, 90.0, 90.0),  # we wait for it: it was stopped in the middle of its words
         (WorkerState.SENDING, 40.0, 50.0),
@@ -141,6 +142,21 @@ def test_time_lost_before_a_beat_does_not_excuse_a_later_stall() -> None:
 def test_who_is_waited_for(state: WorkerState, waiting_since: float | None, beat: float | None) -> None:
     assert beat_of(state, 50.0, waiting_since, 100.0) == beat
     assert beat_of(state, 0.0, waiting_since, 100.0) is None
+
+
+def test_an_add_has_a_limit_of_its_own() -> None:
+    """An adapter from a cold disk is no stall; an add that never returns is one."""
+    patience = patience_with(WorkerState.ADDING)
+    assert patience > 1
+    for state in (WorkerState.IDLE, WorkerState.STEPPING, WorkerState.SENDING):
+        assert patience_with(state) == 1
+    watchdog = Watchdog(TIMEOUT, INTERVAL)
+    found, now = None, 1000.0
+    while found is None and now < 1000.0 + 100 * TIMEOUT:
+        found = now if watchdog.tick(now, 1000.0, patience) else None
+        now += INTERVAL
+    assert found is not None
+    assert patience * TIMEOUT < found - 1000.0 < patience * TIMEOUT + 3 * INTERVAL
 
 
 def test_a_page_tells_the_other_process_what_was_written(tmp_path: Path) -> None:

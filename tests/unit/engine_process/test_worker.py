@@ -14,7 +14,7 @@ import pytest
 from inflight.engine_process import frames
 from inflight.engine_process.framing import FrameBuffer
 from inflight.engine_process.link import EngineLink
-from inflight.engine_process.watchdog import StatePage, WorkerState
+from inflight.engine_process.watchdog import StatePage, Watchdog, WorkerState, patience_with
 from inflight.engine_process.worker import Worker
 from inflight.engines.base import EngineOutput, EngineRequest, EngineStats, SamplingParams
 
@@ -64,6 +64,46 @@ def test_a_full_socket_is_no_stall(tmp_path: Path) -> None:
     while thread.is_alive() and time.monotonic() < give_up:
         with contextlib.suppress(TimeoutError):
             ours.recv(1 << 20)
+    assert not thread.is_alive()
+
+
+class Adapters:
+    """An engine that reads for a while whenever a request is added."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.added = 0
+
+    def add(self, request: EngineRequest) -> None:
+        time.sleep(self.seconds)
+        self.added += 1
+
+    def step(self, timeout_s: float) -> list[EngineOutput]:
+        return []
+
+    def stats(self) -> EngineStats:
+        return EngineStats()
+
+
+@pytest.mark.parametrize(("count", "seconds"), [(1, 0.9), (256, 0.004)])
+def test_adding_is_no_stall(tmp_path: Path, count: int, seconds: float) -> None:
+    """As the supervisor watches it, with a stall time of 0.3 s: one slow add, and many in one read."""
+    ours, theirs = socket.socketpair()
+    page = StatePage(tmp_path / "state", create=True)
+    engine: Any = Adapters(seconds)
+    adds = [EngineRequest(request_id=n, token_ids=[1], sampling=SamplingParams(max_tokens=1)) for n in range(count)]
+    ours.sendall(b"".join(frames.encode(frames.Add(request)) for request in adds))
+    thread = threading.Thread(target=Worker(engine, theirs, page).run, daemon=True)
+    watchdog = Watchdog(0.3, 0.02, time.monotonic())
+    thread.start()
+    give_up = time.monotonic() + 20
+    while engine.added < count:
+        time.sleep(0.02)
+        state, beat_ns = page.read()
+        assert beat_ns == 0 or not watchdog.tick(time.monotonic(), beat_ns / 1e9, patience_with(state)), state
+        assert time.monotonic() < give_up
+    ours.close()
+    thread.join(10)
     assert not thread.is_alive()
 
 

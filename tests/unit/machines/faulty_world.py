@@ -110,6 +110,7 @@ class FaultyWorld(World):
         told = info(max_running=8, blocks_total=40, max_seq_len=128, vocab_size=1000, **changes)
         self.engine = Bridge(MisbehavingEngine(told, LETTERS))  # type: ignore[assignment]
         self.bridges.append(self.engine)  # type: ignore[arg-type]
+        self.bridges[-1].engine.takes_time = lambda: self.clock.sleep(0.3)
         self.backend.on_engine_up(self.engine, told)  # type: ignore[arg-type]
         self.backend._supervisor.health = Health.READY
         return self.engine
