@@ -362,6 +362,15 @@ class Backend:
         """An engine is ready."""
         if self._detokenizers is None or self._info is None or self._info.vocab_size != info.vocab_size:
             self._detokenizers = DetokenizerFactory(self._tokenizer.library, info.vocab_size)
+            beyond = self._tokenizer.tokens_beyond(info.vocab_size)
+            if beyond:
+                log.warning(
+                    "the tokenizer has %d tokens beyond the model's vocabulary of %d (%s, ...): prompts with them are "
+                    "refused",
+                    len(beyond),
+                    info.vocab_size,
+                    ", ".join(map(repr, beyond[:3])),
+                )
         self._info = info
         self._lives.began()
         self._dispatcher.engine_up(link, info)

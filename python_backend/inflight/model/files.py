@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from inflight.errors import LoadError, first_line, quoted
+
+log = logging.getLogger("inflight.model")
 
 MAX_PATH_BYTES = 4096
 
@@ -75,21 +78,26 @@ def count_of(config: Mapping[str, Any], name: str, default: int | None = None) -
     return count
 
 
-def stop_token_ids(folder: Path) -> tuple[int, ...]:
+def stop_token_ids(folder: Path, vocab_size: int) -> tuple[int, ...]:
     """The model's end-of-sequence tokens: generation_config.json, else config.json, else the tokenizer's; empty where
-    none of them says. Raises `LoadError` for files that are broken.
+    none of them says. Ids of `vocab_size` and more, which the model cannot make, are left out with a word in the log.
+    Raises `LoadError` for files that are broken.
     """
     for name in ("generation_config.json", "config.json"):
         eos = read_json_object(folder, name).get("eos_token_id")
-        ids = eos if isinstance(eos, list) else [eos]
-        if ids and all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in ids):
-            return tuple(ids)
-        if eos is not None and ids:
+        given = eos if isinstance(eos, list) else [] if eos is None else [eos]
+        ids = [token for token in given if isinstance(token, int) and not isinstance(token, bool) and token >= 0]
+        if len(ids) < len(given):
             raise LoadError(f"eos_token_id of {name} is {quoted(eos)} and has to be a token id or a list of them.")
+        known = tuple(token for token in ids if token < vocab_size)
+        if len(known) < len(ids):
+            log.warning("eos_token_id of %s is %s, but the vocabulary ends before %d", name, eos, vocab_size)
+        if known:
+            return known
     token = read_json_object(folder, "tokenizer_config.json").get("eos_token")
     text = token.get("content") if isinstance(token, dict) else token
     number = _added_tokens(folder).get(text) if isinstance(text, str) else None
-    return (number,) if number is not None else ()
+    return (number,) if number is not None and number < vocab_size else ()
 
 
 def _added_tokens(folder: Path) -> dict[str, int]:

@@ -16,7 +16,7 @@ from inflight.engines.base import Guide
 from inflight.errors import ErrorCode, RequestError, invalid
 from inflight.model.parameters import ModelConfig
 from inflight.request import fields
-from inflight.request.defaults import GenerationDefaults
+from inflight.request.defaults import BOUNDS, LEAST_TOP_K, GenerationDefaults
 from inflight.request.limits import (
     MAX_GUIDE_BYTES,
     MAX_JSON_BYTES,
@@ -24,11 +24,9 @@ from inflight.request.limits import (
     MAX_NAME_BYTES,
     MAX_PENALTY,
     MAX_PRIORITY,
-    MAX_REPETITION_PENALTY,
     MAX_SEQUENCES,
     MAX_STOP_CHARS,
     MAX_STOPS,
-    MAX_TEMPERATURE,
 )
 from inflight.request.values import Values
 
@@ -198,7 +196,7 @@ def parse_request(
         top_k=top_k,
         min_p=min_p,
         repetition_penalty=values.number(
-            "repetition_penalty", _or(defaults.repetition_penalty, 1.0), above=0.0, most=MAX_REPETITION_PENALTY
+            "repetition_penalty", _or(defaults.repetition_penalty, 1.0), **BOUNDS["repetition_penalty"]
         ),
         presence_penalty=values.number("presence_penalty", 0.0, least=-MAX_PENALTY, most=MAX_PENALTY),
         frequency_penalty=values.number("frequency_penalty", 0.0, least=-MAX_PENALTY, most=MAX_PENALTY),
@@ -291,16 +289,16 @@ def _sampling(values: Values, defaults: GenerationDefaults) -> tuple[float, floa
 
     Someone who narrows the choice of tokens without naming a temperature wants sampling: it is 1 then, not greedy.
     """
-    top_p = values.number("top_p", _or(defaults.top_p, 1.0), above=0.0, most=1.0)
-    top_k = values.integer("top_k", defaults.top_k or 0, -1)
-    min_p = values.number("min_p", _or(defaults.min_p, 0.0), least=0.0, most=1.0)
+    top_p = values.number("top_p", _or(defaults.top_p, 1.0), **BOUNDS["top_p"])
+    top_k = values.integer("top_k", defaults.top_k or 0, LEAST_TOP_K)
+    min_p = values.number("min_p", _or(defaults.min_p, 0.0), **BOUNDS["min_p"])
     narrowed = (
         (values.given("top_p") and top_p < 1.0)
         or (values.given("top_k") and top_k > 1)
         or (values.given("min_p") and min_p > 0.0)
     )
     temperature = values.number(
-        "temperature", _or(defaults.temperature, 1.0 if narrowed else 0.0), least=0.0, most=MAX_TEMPERATURE
+        "temperature", _or(defaults.temperature, 1.0 if narrowed else 0.0), **BOUNDS["temperature"]
     )
     return temperature, top_p, max(top_k, 0), min_p
 

@@ -72,6 +72,7 @@ class PromptBuilder:
         if not ids:
             raise invalid(name, "makes no tokens; a prompt needs at least one")
         _check_length(name, len(ids), info)
+        self.tokenizer.check_text_ids(name, ids, info.vocab_size)
         return Prompt(ids, text if request.echo_prompt else "")
 
     def _count(self, name: str, text: str, info: EngineInfo, go_on: Callable[[], None]) -> None:
@@ -172,7 +173,7 @@ def engine_request(
         beam_width=request.beam_width,
         stop_token_ids=stops.token_ids,
         logprobs=request.top_logprobs,
-        bad_words=_bad_words(request, tokenizer),
+        bad_words=_bad_words(request, tokenizer, info.vocab_size),
     )
     return EngineRequest(
         request_id=request_id,
@@ -186,8 +187,10 @@ def engine_request(
     )
 
 
-def _bad_words(request: GenerationRequest, tokenizer: TextTokenizer) -> tuple[tuple[int, ...], ...]:
-    """Each bad word as token ids, alone and after a space: both spellings a tokenizer may use."""
+def _bad_words(request: GenerationRequest, tokenizer: TextTokenizer, vocab_size: int) -> tuple[tuple[int, ...], ...]:
+    """Each bad word as token ids, alone and after a space: both spellings a tokenizer may use. One with a token beyond
+    the model's vocabulary cannot be generated anyway.
+    """
     spellings = [text for word in request.bad_words for text in (word, " " + word)]
     ids = [tuple(tokenizer.encode(text, False)) for text in spellings]
-    return tuple(dict.fromkeys(item for item in ids if item))
+    return tuple(dict.fromkeys(item for item in ids if item and max(item) < vocab_size))

@@ -86,6 +86,21 @@ class TextTokenizer:
                     found.append(SpecialToken(token_id, place, place + len(content)))
         return found
 
+    def check_text_ids(self, name: str, token_ids: list[int], vocab_size: int) -> None:
+        """Raises INVALID_ARG naming the text `name` when the tokenizer makes a token of it that the model lacks."""
+        most = max(token_ids)
+        if most >= vocab_size:
+            token = self.library.id_to_token(most)
+            raise invalid(
+                name,
+                f"holds {token!r}, a token (id {most}) that this model's vocabulary of {vocab_size} lacks; remove it",
+            )
+
+    def tokens_beyond(self, vocab_size: int) -> list[str]:
+        """Tokens that the model has no row for."""
+        vocabulary = self.library.get_vocab(with_added_tokens=True)
+        return sorted(token for token, token_id in vocabulary.items() if token_id >= vocab_size)
+
     def check_ids(self, token_ids: list[int], vocab_size: int) -> None:
         """Raises INVALID_ARG when an id is outside the model's vocabulary."""
         least, most = min(token_ids), max(token_ids)

@@ -61,6 +61,28 @@ def test_ids_are_taken_as_they_are(builder: PromptBuilder) -> None:
     assert (error.parameter, error.code) == ("input_ids", ErrorCode.INVALID_ARG)
 
 
+@pytest.mark.parametrize("name", ["text_input", "messages"])
+def test_a_text_whose_tokens_the_model_lacks_is_refused(name: str, builder: PromptBuilder) -> None:
+    """A tokenizer may have more tokens than its model has rows: an added [PAD], say."""
+    last = builder.tokenizer.library.token_to_id("<tool call>")
+    text = "dog <tool call> dog"
+    values = {"text_input": text, "messages": json.dumps([{"role": "user", "content": text}])}
+    asked = request(**{name: values[name]})
+    assert last in builder.build(asked, info(vocab_size=last + 1)).token_ids
+    error = refusal(lambda: builder.build(asked, info(vocab_size=last)))
+    assert (error.parameter, error.code) == (name, ErrorCode.INVALID_ARG)
+    assert "'<tool call>'" in error.message
+
+
+def test_bad_words_that_the_model_cannot_make_are_left_out(builder: PromptBuilder) -> None:
+    last = builder.tokenizer.library.token_to_id("<tool call>")
+    words = ["<tool call>", "dog"]
+    assert len(for_engine(builder, info(vocab_size=last + 1), bad_words=words).sampling.bad_words) == 4
+    left = for_engine(builder, info(vocab_size=last), bad_words=words).sampling.bad_words
+    assert len(left) == 2
+    assert max(max(word) for word in left) < last
+
+
 def test_messages_need_a_template(builder: PromptBuilder) -> None:
     bare = PromptBuilder(builder.tokenizer, None, 10_000)
     error = refusal(lambda: bare.build(request(messages='[{"role": "user", "content": "x"}]'), info()))

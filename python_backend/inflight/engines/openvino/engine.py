@@ -122,11 +122,12 @@ class OpenVinoEngine:
         wanted = max_running * math.ceil(max_seq_len / BLOCK_SIZE)
         budget = int(self._options.kv_cache_gb * 2**30) or DEFAULT_KV_CACHE_BYTES
         blocks = min(wanted, max(budget // block_bytes, 1))
-        stops = stop_token_ids(folder)
+        vocab_size = count_of(config, "vocab_size")
+        stops = stop_token_ids(folder, vocab_size)
         return EngineInfo(
             name="openvino",
             version=openvino_genai.__version__,
-            vocab_size=count_of(config, "vocab_size"),
+            vocab_size=vocab_size,
             max_seq_len=min(max_seq_len, blocks * BLOCK_SIZE),
             max_running=max_running,
             block_size=BLOCK_SIZE,

@@ -81,9 +81,10 @@ def create(folder: Path, values: Mapping[str, Any], max_running: int) -> Engine:
     if facts is None:
         check_checkpoint(config)
     if facts is None:
-        from inflight.engines.tensorrt_llm.llmapi import LlmEngine
+        from inflight.engines.tensorrt_llm.llmapi import LlmEngine, number_of
 
-        engine: Engine = LlmEngine(folder, config, options, installed, max_running, end_tokens(folder))
+        stops = end_tokens(folder, number_of(config, "vocab_size"))
+        engine: Engine = LlmEngine(folder, config, options, installed, max_running, stops)
     else:
         engine = load_compiled(facts, options, installed, max_running)
     names = sorted(capability.value for capability in engine.info.capabilities)
@@ -170,23 +171,24 @@ def compiled_info(
     for lower in (options.max_batch_size, max_running):
         places = min(places, lower) if lower else places
     context = facts.limit("max_seq_len")
+    vocab_size = int(facts.pretrained["vocab_size"])
     return EngineInfo(
         name="tensorrt_llm",
         version=version,
-        vocab_size=int(facts.pretrained["vocab_size"]),
+        vocab_size=vocab_size,
         max_seq_len=min(context, options.max_seq_len) if options.max_seq_len else context,
         max_running=places,
         block_size=int(facts.plugins.get("tokens_per_block") or 32),
         blocks_total=0,  # TensorRT-LLM reserves by itself
-        stop_token_ids=end_tokens(facts.folder),
+        stop_token_ids=end_tokens(facts.folder, vocab_size),
         capabilities=capabilities,
         max_beam_width=options.max_beam_width,
     )
 
 
-def end_tokens(folder: Path) -> tuple[int, ...]:
+def end_tokens(folder: Path, vocab_size: int) -> tuple[int, ...]:
     """The model's end-of-sequence tokens. Raises `LoadError` where nothing says them: engines do not hold them."""
-    found = stop_token_ids(folder)
+    found = stop_token_ids(folder, vocab_size)
     if not found:
         raise LoadError(
             "the engine directory does not say which token ends a text; copy the checkpoint's generation_config.json, "

@@ -89,7 +89,7 @@ class LlmEngine:
         self.info = EngineInfo(
             name="tensorrt_llm",
             version=installed.version,
-            vocab_size=_number(config, "vocab_size"),
+            vocab_size=number_of(config, "vocab_size"),
             max_seq_len=self._context(options, config),
             max_running=max_running or DEFAULT_MAX_RUNNING,
             block_size=32,
@@ -109,7 +109,7 @@ class LlmEngine:
     def _context(self, options: TensorRtLlmOptions, config: Mapping[str, Any]) -> int:
         """Prompt plus output: what LLM settled on, where it says so, else the checkpoint's."""
         known = getattr(getattr(self._llm, "args", None), "max_seq_len", None)
-        context = known if isinstance(known, int) else _number(config, "max_position_embeddings")
+        context = known if isinstance(known, int) else number_of(config, "max_position_embeddings")
         return min(context, options.max_seq_len) if options.max_seq_len else context
 
     def _capabilities(self, options: TensorRtLlmOptions, old_sampler: bool) -> frozenset[Capability]:
@@ -440,7 +440,7 @@ def _load(llm: Any, folder: Path, arguments: dict[str, Any], old_sampler: bool) 
         raise LoadError(f"tensorrt_llm.LLM cannot load this checkpoint ({message}); {advice}.") from None
 
 
-def _number(config: Mapping[str, Any], name: str) -> int:
+def number_of(config: Mapping[str, Any], name: str) -> int:
     """A size of the checkpoint's config.json; some families keep it in text_config. Raises `LoadError`."""
     value = config.get(name) or (config.get("text_config") or {}).get(name)
     if not isinstance(value, int):

@@ -108,11 +108,12 @@ class VllmEngine:
         able = capabilities(self._options, self._vllm.facts)
         if not config.cache_config.enable_prefix_caching:
             able -= {Capability.PREFIX_CACHE}  # vLLM turns it off for some architectures
-        stops = stop_token_ids(folder)
+        vocab_size = int(config.model_config.get_vocab_size())
+        stops = stop_token_ids(folder, vocab_size)
         return EngineInfo(
             name="vllm",
             version=self._vllm.version,
-            vocab_size=int(config.model_config.get_vocab_size()),
+            vocab_size=vocab_size,
             max_seq_len=min(int(config.model_config.max_model_len), blocks * block_size),
             max_running=max_running,
             block_size=block_size,

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inflight.errors import LoadError
+from inflight.model.files import stop_token_ids
+
+pytestmark = pytest.mark.fast
+
+ENGINES = Path(__file__).resolve().parents[3] / "python_backend" / "inflight" / "engines"
+ADDED = [{"content": "<s>", "id": 1}, {"content": "</s>", "id": 2}, {"content": "<|end|>", "id": 77}]
+
+
+def write(folder: Path, **files: Any) -> Path:
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"generation_config": {"eos_token_id": 5}}, (5,)),
+        ({"generation_config": {"eos_token_id": [5, 0, 7]}}, (5, 0, 7)),
+        ({"generation_config": {"eos_token_id": 5}, "config": {"eos_token_id": 6}}, (5,)),
+        ({"generation_config": {"eos_token_id": None}, "config": {"eos_token_id": 6}}, (6,)),
+        ({"generation_config": {"eos_token_id": []}, "config": {"eos_token_id": [6]}}, (6,)),
+        ({"generation_config": {}, "config": {"eos_token_id": 6}}, (6,)),
+        ({"config": {"eos_token_id": 6}}, (6,)),
+        ({"generation_config": {"eos_token_id": None}, "config": {}, "tokenizer_config": {"eos_token": "</s>"}}, (2,)),
+        ({"config": {"eos_token_id": None}, "tokenizer_config": {"eos_token": {"content": "<|end|>"}}}, (77,)),
+        ({"tokenizer_config": {"eos_token": "</s>"}}, (2,)),
+        ({"tokenizer_config": {"eos_token": "<nowhere>"}}, ()),
+        ({"tokenizer_config": {"eos_token": None}}, ()),
+        ({}, ()),
+        # beyond a vocabulary of 100
+        ({"generation_config": {"eos_token_id": [5, 100]}}, (5,)),
+        ({"generation_config": {"eos_token_id": 100}, "config": {"eos_token_id": 99}}, (99,)),
+        ({"config": {"eos_token_id": 4000}, "tokenizer_config": {"eos_token": "</s>"}}, (2,)),
+    ],
+)
+def test_which_tokens_end_a_text(files: dict[str, Any], expected: tuple[int, ...], tmp_path: Path) -> None:
+    assert stop_token_ids(write(tmp_path, tokenizer={"added_tokens": ADDED}, **files), 100) == expected
+
+
+def test_an_end_beyond_the_vocabulary_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert stop_token_ids(write(tmp_path, generation_config={"eos_token_id": [5, 100]}), 100) == (5,)
+    assert "generation_config.json" in caplog.text
+
+
+@pytest.mark.parametrize("wrong", ["</s>", -1, True, 2.0, [5, "x"], [None], {"id": 5}])
+@pytest.mark.parametrize("name", ["generation_config", "config"])
+def test_what_is_no_token_id_fails_the_load(name: str, wrong: Any, tmp_path: Path) -> None:
+    with pytest.raises(LoadError, match=rf"eos_token_id of {name}\.json is "):
+        stop_token_ids(write(tmp_path, **{name: {"eos_token_id": wrong}}), 100)
+
+
+def test_no_engine_reads_end_tokens_by_itself() -> None:
+    """All of them go through this one function; the simulated one makes an end token of its own."""
+    reading = {path.parent.name for path in ENGINES.rglob("*.py") if "stop_token_ids(folder" in path.read_text("utf-8")}
+    assert reading == {"openvino", "vllm", "tensorrt_llm"}
+    others = ('"eos_token_id"', '"eos_token"')
+    assert not [path for path in ENGINES.rglob("*.py") if any(word in path.read_text("utf-8") for word in others)]
