@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.arms import Arm, BareArm, BareWorker, Prompt, ServedArm
 from bench.results import write_results
 from bench.served_model import ServedModel
