@@ -87,8 +87,10 @@ CASES: dict[str, Acts | Refused | Elsewhere] = {
     "messages": Acts(CHAT, differs),
     "input_ids": Acts(IDS, differs),
     "stream": Acts(True, lambda got, without: len(got.responses) > 2 and len(without.responses) == 1),
-    "sampling_parameters": Acts('{"max_tokens": 3}', ended(3, "length"), {"max_tokens": None}),
-    "max_tokens": Acts(3, ended(3, "length"), {"max_tokens": None}),
+    "sampling_parameters": Acts(
+        '{"max_tokens": 3}', ended(3, "length"), {"max_tokens": None, "SELF": '{"max_tokens": 5}'}
+    ),
+    "max_tokens": Acts(3, ended(3, "length"), {"SELF": 5}),
     "min_tokens": Acts(9, lambda got, without: got.output_tokens >= 9 > without.output_tokens, {"end_id": "THIRD"}),
     "ignore_eos": Acts(True, lambda got, without: got.output_tokens > without.output_tokens, {"end_id": "THIRD"}),
     "end_id": Acts("THIRD", lambda got, without: got.output_tokens <= 3 and got.finish_reason == "stop"),
@@ -128,7 +130,7 @@ CASES: dict[str, Acts | Refused | Elsewhere] = {
     "request_priority": Elsewhere(
         "tests/contract/test_ends.py", "test_higher_priority_starts_first_and_equals_in_order"
     ),
-    "deadline_ms": Acts(150, lambda got, without: got.finish_reason == "deadline", {"max_tokens": 300}),
+    "deadline_ms": Acts(150, lambda got, without: got.finish_reason == "deadline", {"max_tokens": 60}),
     "pad_id": Elsewhere("tests/contract/test_inputs.py", 'Row("pad_id", 2, same'),  # without effect, as documented
 }
 IN_JSON: dict[str, Acts | Refused] = {
