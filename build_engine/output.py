@@ -6,18 +6,21 @@ a lock on it; a directory of that kind whose lock is free belongs to a build tha
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from types import TracebackType
 
 from build_engine.errors import UserMistake
 
 LOCK_NAME = ".lock"
+MAKING_S = 60.0  # a directory without a lock for so long is nobody's any more
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 
@@ -42,16 +45,28 @@ class OutputDirectory:
         try:
             self.output.parent.mkdir(parents=True, exist_ok=True)
             sweep(self.output)
-            self.root = Path(tempfile.mkdtemp(prefix=self._prefix, dir=self.output.parent))
+            self._make()
         except OSError as error:
             raise UserMistake(f"--output {self.output} cannot be written ({error.strerror})") from None
-        self._lock = os.open(self.root / LOCK_NAME, os.O_CREAT | os.O_RDWR, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
         self.path = self.root / "engine"
-        self.path.mkdir()
         self.scratch = self.root / "scratch"
-        self.scratch.mkdir()
         return self
+
+    def _make(self) -> None:
+        """The hidden directory, whole and locked before it has the name that `sweep` looks for; or nothing at all."""
+        self.root = Path(tempfile.mkdtemp(prefix=_making(self.output), dir=self.output.parent))
+        self._lock = -1
+        try:
+            self._lock = os.open(self.root / LOCK_NAME, os.O_CREAT | os.O_RDWR, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            (self.root / "engine").mkdir()
+            (self.root / "scratch").mkdir()
+            self.root = self.root.rename(self.root.with_name(self._prefix + self.root.name.rpartition("-")[2]))
+        except OSError:
+            shutil.rmtree(self.root, ignore_errors=True)
+            if self._lock >= 0:
+                os.close(self._lock)
+            raise
 
     def commit(self) -> None:
         """Make the filled directory the output; with ``force`` an old one is exchanged atomically and then removed."""
@@ -86,7 +101,7 @@ def check_free(output: Path, *, force: bool) -> None:
 def sweep(output: Path) -> list[Path]:
     """Remove what killed builds of this output left behind; `UserMistake` when one is still running."""
     removed = []
-    for leftover in sorted(output.parent.glob(f".{output.name}.building-*")):
+    for leftover in [*_leftovers(output, f".{output.name}.building-"), *_unfinished(output)]:
         try:
             lock = os.open(leftover / LOCK_NAME, os.O_RDWR)
         except OSError:
@@ -102,6 +117,26 @@ def sweep(output: Path) -> list[Path]:
         shutil.rmtree(leftover, ignore_errors=True)
         removed.append(leftover)
     return removed
+
+
+def _making(output: Path) -> str:
+    """How the name of a directory begins that has no lock yet."""
+    return f".{output.name}.making-"
+
+
+def _leftovers(output: Path, prefix: str) -> list[Path]:
+    return sorted(path for path in output.parent.iterdir() if path.name.startswith(prefix))
+
+
+def _unfinished(output: Path) -> list[Path]:
+    """Those of builds that were killed in the moment between making a directory and locking it."""
+    now = time.time()
+    found = []
+    for path in _leftovers(output, _making(output)):
+        with contextlib.suppress(OSError):  # it has its other name by now
+            if now - path.stat().st_mtime > MAKING_S:
+                found.append(path)
+    return found
 
 
 def _exchange(new: Path, old: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from build_engine import preflight
 from build_engine.errors import UserMistake
-from build_engine.output import OutputDirectory
+from build_engine.output import OutputDirectory, sweep
 
 pytestmark = pytest.mark.fast
 
@@ -117,6 +117,47 @@ def test_a_running_build_of_the_same_output_is_respected(tmp_path: Path) -> None
     finally:
         os.close(lock)
     assert running.exists()
+
+
+def test_a_second_build_leaves_the_first_alone_in_every_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another build of the same output sweeps while this one makes its directory, just before it is locked."""
+    lock = fcntl.flock
+    swept: list[list[Path]] = []
+
+    def flock(descriptor: int, how: int) -> None:
+        if not how & fcntl.LOCK_NB and not swept:
+            swept.append(sweep(tmp_path / "engine"))
+        lock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with OutputDirectory(tmp_path / "engine") as out:
+        fill(out)
+        with pytest.raises(UserMistake, match="another build"):
+            sweep(tmp_path / "engine")
+        out.commit()
+    assert swept == [[]]
+    assert listing(tmp_path) == ["engine"]
+
+
+def test_what_was_killed_before_it_had_a_lock_is_swept_later(tmp_path: Path) -> None:
+    fresh, old = tmp_path / ".engine.making-a", tmp_path / ".engine.making-b"
+    for folder in (fresh, old):
+        folder.mkdir()
+    os.utime(old, (0, 0))
+    assert sweep(tmp_path / "engine") == [old]
+    assert fresh.exists()
+
+
+def test_a_directory_that_cannot_be_made_whole_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    open_before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(UserMistake, match="No locks available"), OutputDirectory(tmp_path / "engine"):
+        pass
+    assert listing(tmp_path) == []
+    assert len(os.listdir("/proc/self/fd")) == open_before
 
 
 def test_disk_and_memory_are_checked(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ from inflight.engines.openvino.sequence import (
     second_token,
     with_followers,
 )
+from inflight.engines.options import check_numbers
 from inflight.engines.refusals import in_our_words
 from inflight.errors import LoadError, last_line, quoted
 from inflight.manifest import Manifest, ManifestError, check
@@ -356,12 +357,16 @@ class OpenVinoEngine:
         del self._pipeline, self._lookup
 
 
+_LEAST = {"kv_cache_gb": 0, "max_batched_tokens": 1, "max_seq_len": 0, "threads": 0, "activation_group": 0}
+
+
 def read_options(values: Mapping[str, Any]) -> OpenVinoOptions:
     """The model parameter `engine_options`. Raises `LoadError`."""
     try:
         options = msgspec.convert(dict(values), OpenVinoOptions)
     except msgspec.ValidationError as error:
         raise LoadError(f"model parameter engine_options does not fit the openvino engine: {error}.") from None
+    check_numbers(options, _LEAST)
     for name in ("num_draft_tokens", "ngram_max"):
         if name in values and not options.speculative:
             raise LoadError(f"engine_options: {name} means nothing without speculative; give both or neither.")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from inflight.engines.options import check_numbers
 from inflight.errors import LoadError, quoted
 
 Launcher = Literal["mpirun", "srun"]
@@ -105,12 +106,53 @@ POLICIES = {"guaranteed_no_evict": "GUARANTEED_NO_EVICT", "max_utilization": "MA
 BATCHING_TYPES = ("inflight_fused_batching", "inflight_batching")
 
 
+# What numbers must be at least. 0 and None are a choice of TensorRT-LLM's, where they are allowed.
+LEAST = {
+    **dict.fromkeys(
+        (
+            "max_tokens_in_paged_kv_cache",
+            "sink_token_length",
+            "kv_cache_host_memory_bytes",
+            "lora_cache_host_memory_bytes",
+            "cancellation_check_period_ms",
+            "stats_check_period_ms",
+            "recv_poll_period_ms",
+            "iter_stats_max_iterations",
+            "request_stats_max_iterations",
+            "cuda_graph_cache_size",
+            "lookahead_verification_set_size",
+            "max_batch_size",
+            "max_num_tokens",
+            "max_seq_len",
+            "prompt_retention_s",
+        ),
+        0,
+    ),
+    **dict.fromkeys(
+        (
+            "max_beam_width",
+            "num_nodes",
+            "lora_cache_optimal_adapter_size",
+            "lora_cache_max_adapter_size",
+            "lookahead_window_size",
+            "lookahead_ngram_size",
+            "stall_timeout_ms",
+            "num_draft_tokens",
+            "tensor_parallel_size",
+            "pipeline_parallel_size",
+        ),
+        1,
+    ),
+}
+
+
 def read_options(values: Mapping[str, Any]) -> TensorRtLlmOptions:
     """Raises `LoadError` with one sentence for an unknown name or a value that cannot be."""
     try:
         options = msgspec.convert(dict(values), TensorRtLlmOptions)
     except msgspec.ValidationError as error:
         raise LoadError(f"model parameter engine_options does not fit the tensorrt_llm engine: {error}.") from None
+    check_numbers(options, LEAST, "model parameter")
     if options.gpt_model_type not in BATCHING_TYPES:
         raise LoadError(
             f"Invalid gpt_model_type {quoted(options.gpt_model_type)}: TensorRT-LLM batches in flight only; set it to "

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from inflight.engines.base import Capability
+from inflight.engines.options import check_numbers
 from inflight.errors import LoadError, did_you_mean
 
 DEFAULT_MAX_RUNNING = 256
@@ -57,6 +58,13 @@ NEEDS = {
     "ngram_max": "speculative",
     "max_loras": "lora_dir",
     "max_lora_rank": "lora_dir",
+}
+
+# What numbers must be at least; 0 is vLLM's own choice.
+LEAST = {
+    **dict.fromkeys(("kv_cache_gb", "block_size", "max_seq_len", "max_batched_tokens", "threads", "max_logprobs"), 0),
+    **dict.fromkeys(("tensor_parallel_size", "pipeline_parallel_size", "max_loras", "max_lora_rank"), 1),
+    **dict.fromkeys(("num_draft_tokens", "ngram_max"), 1),
 }
 
 Guided = Literal["xgrammar", "none"]
@@ -117,12 +125,7 @@ def read_options(values: Mapping[str, Any]) -> VllmOptions:
         options = msgspec.convert(dict(values), VllmOptions)
     except msgspec.ValidationError as error:
         raise LoadError(f"model parameter engine_options does not fit the vllm engine: {error}.") from None
-    for name in ("kv_cache_gb", "block_size", "max_seq_len", "max_batched_tokens", "threads", "max_logprobs"):
-        if getattr(options, name) < 0:
-            raise LoadError(f"engine_options: {name} must not be negative, but is {getattr(options, name)}.")
-    for name in ("tensor_parallel_size", "pipeline_parallel_size", "max_loras", "max_lora_rank", "num_draft_tokens"):
-        if getattr(options, name) < 1:
-            raise LoadError(f"engine_options: {name} must be at least 1, but is {getattr(options, name)}.")
+    check_numbers(options, LEAST)
     if not 0.0 < options.gpu_memory_utilization <= 1.0:
         raise LoadError(
             "engine_options: gpu_memory_utilization must be above 0 and at most 1, but is "
