@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -210,6 +211,27 @@ def test_a_socket_of_a_living_model_is_never_taken(stub: subprocess.Popen[str], 
     finally:
         server.stop(5.0)
     assert path.exists()
+
+
+def test_a_model_that_hears_nobody_does_not_keep_another_from_draining(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was stopped (SIGSTOP), say, with as many callers waiting as its socket takes."""
+    folder = control.control_dir()
+    server = control.open_control("llm", Model())
+    with contextlib.ExitStack() as stack:
+        deaf = stack.enter_context(socket.socket(socket.AF_UNIX))
+        deaf.bind(str(folder / "deaf-1.sock"))
+        deaf.listen(0)
+        for _ in range(3):
+            waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+            waiting.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                waiting.connect(str(folder / "deaf-1.sock"))
+        try:
+            assert list(drain_models([os.getpid()], 1.0)) == [server._path.stem]
+        finally:
+            server.stop(5.0)
 
 
 def test_a_socket_that_nobody_owns_any_more_is_removed(

@@ -31,7 +31,8 @@ def drain_models(
             answers[path.stem] = {"error": str(error) or "no answer"}
 
     folders = control.candidate_folders(everywhere=True) if wanted else []
-    paths = [path for folder in folders for path in folder.glob("*.sock")]
+    # <model>-<process id>.sock; the kernel says besides whether it is that process, and not one of another namespace.
+    paths = [path for pid in wanted for folder in folders for path in folder.glob(f"*-{pid}.sock")]
     threads = [threading.Thread(target=ask, args=(path,), name=f"drain-{path.stem}", daemon=True) for path in paths]
     for thread in threads:
         thread.start()
