@@ -131,8 +131,16 @@ MUTANTS = (
         "hold-back",
         "nothing is held back",
         "answer/stops.py",
-        "        keep = self._possible_start(window)\n",
-        "        keep = len(window)\n",
+        "        self.held = window[keep:]\n        return window[:keep], False\n",
+        "        return window, False\n",
+        STREAM,
+    ),
+    Mutant(
+        "hold-back",
+        "the longest stop string is given up a character too early",
+        "answer/stops.py",
+        "len(window) - self._longest + 1)",
+        "len(window) - self._longest + 2)",
         STREAM,
     ),
     Mutant(

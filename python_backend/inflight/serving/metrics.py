@@ -53,7 +53,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("inflight_prompt_tokens_total", "counter", "Prompt tokens of requests that got their first token"),
     Family("inflight_generation_tokens_total", "counter", "Generated tokens"),
     Family("inflight_requests_running", "gauge", "Requests in the engine"),
-    Family("inflight_requests_waiting", "gauge", "Requests in the queue"),
+    Family("inflight_requests_waiting", "gauge", "Requests in the queue, and those whose prompts wait to be read"),
     Family("inflight_kv_cache_usage_ratio", "gauge", "Share of the KV-cache blocks that running requests hold, 0 to 1"),
     Family("inflight_prefix_cache_hit_tokens_total", "counter", "Prompt tokens that were not computed again"),
     Family("inflight_queue_time_seconds", "distribution", "From arrival to the start in the engine", bounds=_SECONDS),
