@@ -264,3 +264,57 @@ def test_what_the_executor_says_of_one_request_and_we_cannot_read_ends_that_one(
     found = collect(engine, {(1, 0), (1, 1), (2, 0)})
     assert [found[1, index][-1].error is not None for index in (0, 1)] == [True, True]
     assert found[2, 0][-1].finish is FinishReason.LENGTH
+
+
+def pair_of_engines(double: Any, **build: Any) -> Any:
+    """A large engine and a small one that drafts for it."""
+    large = double.folder("large", speculative_decoding_mode=2, max_draft_len=5, **build)
+    return double.engine(large, draft_engine_dir=str(double.folder("small")), num_draft_tokens=4)
+
+
+@pytest.mark.parametrize("which", ["large", "small"])
+def test_a_round_that_an_engine_refuses_ends_its_request_alone(
+    which: str, stack: ExitStack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Rounds after the first are begun in a step, where a refusal ended the engine for everybody."""
+    double = stack.enter_context(stand_in(monkeypatch, tmp_path))
+    engine = pair_of_engines(double)
+    engine.add(request(1, PROMPT, max_tokens=20))
+    engine.add(request(2, [*PROMPT, 9], max_tokens=20, temperature=1.0, seed=4))
+
+    def refuses(*_: object) -> None:
+        raise EngineRefusal("the prompt is too long") if which == "large" else RuntimeError("no")
+
+    monkeypatch.setattr(
+        engine._engine if which == "large" else engine._draft,
+        *(("add_round", refuses) if which == "large" else ("enqueue_request", refuses)),
+    )
+    found = collect(engine, {(1, 0), (2, 0)})
+    assert found[1, 0][-1].error
+    assert found[2, 0][-1].finish is FinishReason.LENGTH
+    assert not engine._pairs
+
+
+def test_a_first_round_that_is_refused_leaves_nothing(
+    stack: ExitStack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    engine = pair_of_engines(stack.enter_context(stand_in(monkeypatch, tmp_path)))
+
+    def refuses(*_: object) -> None:
+        raise EngineRefusal("no")
+
+    monkeypatch.setattr(engine._engine, "add_round", refuses)
+    with pytest.raises(EngineRefusal):
+        engine.add(request(1, PROMPT, max_tokens=1))  # no room for a draft: the large engine at once
+    assert not engine._pairs, "the engine would poll for it for ever"
+
+
+def test_what_would_outgrow_the_longest_prompt_is_not_drafted(
+    stack: ExitStack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each round's prompt holds the answer so far; the large engine takes prompts of 16 tokens here."""
+    double = stack.enter_context(stand_in(monkeypatch, tmp_path))
+    engine = pair_of_engines(double, max_input_len=16)
+    (outputs,) = run(engine, request(1, PROMPT, max_tokens=40)).values()
+    assert [token for output in outputs for token in output.token_ids] == double.expected(PROMPT, 40)
+    assert outputs[-1].finish is FinishReason.LENGTH
