@@ -162,6 +162,7 @@ class GuideService:
         self._thread: threading.Thread | None = None
         self._stopped = False
         self._process: GuideProcess | None = None
+        self._refusal = ""  # why this model cannot be guided at all
         self.checks = 0
         self.kills = 0
 
@@ -309,12 +310,15 @@ class GuideService:
         for attempt in (1, 2):
             if self._stopped:
                 return Decision(error=unavailable(UNLOADED)), False
+            if self._refusal:
+                return self._unguided(), True
             checking = False
             try:
                 process = self._running()
-                if process.refusal:
-                    name = "guided_decoding_guide_type"
-                    return Decision(error=unsupported(name, process.refusal)), True
+                self._refusal = process.refusal
+                if self._refusal:
+                    self._end_process()  # it has nothing more to say
+                    return self._unguided(), True
                 self.checks += 1
                 checking = True
                 compile_s = scaled(self._limits.compile_s, process.vocab_size, self._limits.most_compile_s)
@@ -335,6 +339,9 @@ class GuideService:
         if crashes == 2:
             return Decision(error=invalid(NAME, "crashes the grammar compiler; write it in another way")), True
         return Decision(error=unavailable("the guide could not be checked; try again")), False
+
+    def _unguided(self) -> Decision:
+        return Decision(error=unsupported("guided_decoding_guide_type", self._refusal))
 
     def _running(self) -> GuideProcess:
         """The process, ready. Raises `LinkError`."""

@@ -276,6 +276,8 @@ def test_a_model_that_cannot_be_guided_says_so(service: GuideService, fake: type
     found = error(ask(service, "a"))
     assert found.code is ErrorCode.UNSUPPORTED
     assert found.parameter == "guided_decoding_guide_type"
+    assert error(ask(service, "b")).message == found.message
+    assert [process.closed for process in fake.made] == [True]  # one was asked, and is not kept for nothing
 
 
 def test_equal_guides_share_one_check(service: GuideService, gate: threading.Event) -> None:

@@ -38,6 +38,8 @@ class XgrammarCompiler:
             # Nothing is kept: vLLM keeps what it compiles itself, and a guide comes here once.
             self.vocab_size = int(known.vocab_size)
             self._compiler = xgrammar.GrammarCompiler(known, max_threads=THREADS, cache_enabled=False)
+        except MemoryError:
+            raise
         except Exception as error:  # noqa: BLE001 — a tokenizer can be wrong in many ways
             raise GrammarError(f"cannot be used with this model's tokenizer ({last_line(error)})") from None
 
