@@ -335,9 +335,13 @@ def _words(values: Values, name: str) -> tuple[str, ...]:
 
 
 def _guide(values: Values) -> Guide | None:
-    """Empty strings are as good as none. `json` is any object; with a guide it is that JSON Schema."""
+    """`json` is any object; with a guide it is that JSON Schema. An empty type is none, and so is an empty guide where
+    none is needed; elsewhere it is one (of a regular expression: the empty text).
+    """
     kind = values.text("guided_decoding_guide_type", 32) or None
-    text = values.text("guided_decoding_guide", MAX_GUIDE_BYTES) or None
+    text = values.text("guided_decoding_guide", MAX_GUIDE_BYTES)
+    if kind in (None, "json"):
+        text = text or None
     if values.given("structured_outputs"):
         name = values.name("structured_outputs")
         if kind is not None or text is not None:
@@ -350,8 +354,7 @@ def _guide(values: Values) -> Guide | None:
     if kind not in GUIDE_TYPES:
         raise invalid("guided_decoding_guide_type", f"is {kind!r}; it must be one of {', '.join(GUIDE_TYPES)}")
     if text is None and kind != "json":
-        missing = "is empty" if values.given("guided_decoding_guide") else "is missing"
-        raise invalid("guided_decoding_guide", f"{missing}; guided_decoding_guide_type {kind} needs one")
+        raise invalid("guided_decoding_guide", f"is missing; guided_decoding_guide_type {kind} needs one")
     if text is None:
         return Guide("json", "")
     return Guide("json_schema" if kind == "json" else kind, text)

@@ -542,6 +542,8 @@ def test_a_real_process_that_hangs_is_replaced(real: GuideService) -> None:
         ("json_schema", json.dumps({"enum": list(range(30_000))}), "20,000 values"),
         ("json_schema", "[]", "JSON object"),
         ("json_schema", "{", "not JSON"),
+        ("json_schema", "", "not JSON"),
+        ("choice", "", "not JSON"),
     ],
 )
 def test_limits(kind: str, text: str, words: str) -> None:

@@ -567,8 +567,8 @@ COMBINATIONS: list[tuple[str | None, str | None, Guide | str | None]] = [  # typ
     *(("json", text, Guide("json", "")) for text in (None, "")),
     ("json", SCHEMA, Guide("json_schema", SCHEMA)),
     ("json", "{", Guide("json_schema", "{")),  # refused by whoever reads the schema, as with json_schema
-    *((kind, text, TEXT) for kind in NEEDS_TEXT for text in (None, "")),
-    *((kind, SCHEMA, Guide(kind, SCHEMA)) for kind in NEEDS_TEXT),
+    *((kind, None, TEXT) for kind in NEEDS_TEXT),
+    *((kind, text, Guide(kind, text)) for kind in NEEDS_TEXT for text in ("", SCHEMA)),
     *(("xml", text, TYPE) for text in (None, "", SCHEMA)),
 ]
 
