@@ -22,8 +22,9 @@ import jinja2.nodes
 import jinja2.sandbox
 import jinja2.visitor
 
-from inflight.request.template_sizes import ESTIMATES, formatted, size
+from inflight.request.template_sizes import ESTIMATES, PLAIN, formatted, size
 
+LOOKS = 64  # at the clock, for each question whether anybody still waits
 MAX_BITS = 1 << 16  # of a whole number that takes part in arithmetic
 _WATCH, _CONCATENATE = "inflight watch", "inflight concatenate"  # filters that no template can name
 _LEFT_OUT = ("urlize",)  # filters of web pages, with expressions of their own that take their time
@@ -37,16 +38,31 @@ def _nothing() -> None:
     return None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)
 class Budget:
     """What one rendering may take: characters of any text, and seconds of `clock` until `deadline`. `go_on` is called
-    at every look; what it raises ends the rendering.
+    now and then; what it raises ends the rendering.
     """
 
     most: int = 1 << 20
     deadline: float = float("inf")
     clock: Callable[[], float] = time.monotonic
     go_on: Callable[[], None] = _nothing
+    looks: int = 0
+
+    def look(self) -> None:
+        """At the clock, and every so often whether anybody still waits."""
+        self.looks += 1
+        if self.clock() > self.deadline:
+            raise TemplateTimeout
+        if not self.looks % LOOKS:
+            self.go_on()
+
+
+class _Now(threading.local):
+    """The budget of the rendering on this thread; while templates are compiled, one without an end."""
+
+    budget = Budget()
 
 
 class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
@@ -55,7 +71,7 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "-", "*", "/", "//", "%", "**"})
 
     def __init__(self, **options: Any) -> None:
-        self._now = threading.local()  # the budget of the rendering on this thread
+        self._now = _Now()
         super().__init__(optimized=False, finalize=_finalize, **options)
         for name in _LEFT_OUT:
             del self.filters[name]
@@ -68,8 +84,7 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     @property
     def budget(self) -> Budget:
         """Of the rendering on this thread."""
-        budget: Budget = getattr(self._now, "budget", _UNLIMITED)
-        return budget
+        return self._now.budget
 
     def spending(self, budget: Budget) -> _Spending:
         """A context in which this thread's renderings have `budget`."""
@@ -81,14 +96,11 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def check(self) -> None:
         """Look at the clock."""
-        budget = self.budget
-        if budget.clock() > budget.deadline:
-            raise TemplateTimeout
-        budget.go_on()
+        self._now.budget.look()
 
     def allow(self, size: int) -> None:
         """Refuse to make anything of more than the characters allowed."""
-        if size > self.budget.most:
+        if size > self._now.budget.most:
             raise TemplateTimeout
 
     # -- what jinja2 calls ---------------------------------------------------------------------------------------------
@@ -98,6 +110,9 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         self.check()
+        if operator == "+" and type(left) is type(right) is str:  # what templates do most
+            self.allow(len(left) + len(right))
+            return left + right
         numbers = [each for each in (left, right) if isinstance(each, int)]
         if operator == "%" and isinstance(left, (str, bytes)):
             self.allow(formatted(left, right, self.budget.most))
@@ -151,6 +166,9 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         place = {"join": 0, "method join": 1, "sum": 0, "sort": 0, "unique": 0}.get(name)
         if place is not None and len(args) > place and not isinstance(args[place], (str, Sequence, Mapping)):
             args = (*args[:place], list(self._watch(args[place])), *args[place + 1 :])
+        if name in PLAIN and len(args) == 1 and type(args[0]) is str and not kwargs:
+            self.allow(len(args[0]))
+            return args
         estimate = ESTIMATES.get(name)
         if estimate is not None and args:
             self.allow(estimate(most, *args, **kwargs))
@@ -175,11 +193,8 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return "".join(pieces)
 
 
-_UNLIMITED = Budget()
-
-
 class _Spending:
-    def __init__(self, now: threading.local, budget: Budget) -> None:
+    def __init__(self, now: _Now, budget: Budget) -> None:
         self._now, self._budget = now, budget
 
     def __enter__(self) -> None:

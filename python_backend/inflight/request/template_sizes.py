@@ -15,9 +15,27 @@ MAX_INDENT = 64
 ESCAPED = 6  # characters that JSON may need for one
 _NUMBER = re.compile(r"\d+")
 _NESTED_FIELD = re.compile(r"\{[^{}]*\{")
-_PLAIN = (
-    "string upper lower title capitalize trim escape e forceescape urlencode striptags wordcount pprint xmlattr "
-    "truncate int float safe"
+PLAIN = frozenset(
+    [
+        "string",
+        "upper",
+        "lower",
+        "title",
+        "capitalize",
+        "trim",
+        "escape",
+        "e",
+        "forceescape",
+        "urlencode",
+        "striptags",
+        "wordcount",
+        "pprint",
+        "xmlattr",
+        "truncate",
+        "int",
+        "float",
+        "safe",
+    ]
 )
 
 
@@ -141,7 +159,7 @@ def _summed(most: int, items: Any, attribute: Any = None, start: Any = 0) -> int
 
 
 ESTIMATES: dict[str, Callable[..., int]] = {
-    **dict.fromkeys(_PLAIN.split(), _plain),
+    **dict.fromkeys(PLAIN, _plain),
     **dict.fromkeys(("method center", "method ljust", "method rjust", "method zfill", "center"), _padded),
     **dict.fromkeys(("replace", "method replace"), _replaced),
     **dict.fromkeys(("batch", "slice"), _cells),
