@@ -23,7 +23,7 @@ _CAPABILITIES = frozenset(
 
 _Positive = Annotated[int, msgspec.Meta(ge=1)]
 _Count = Annotated[int, msgspec.Meta(ge=0)]
-_Cost = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+_Cost = Annotated[float, msgspec.Meta(ge=0)]
 _Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
