@@ -46,7 +46,8 @@ instance_group [ { count: 1, kind: KIND_CPU } ]
 input [ { name: "INPUT0" data_type: TYPE_FP32 dims: [ 4 ] }, { name: "INPUT1" data_type: TYPE_FP32 dims: [ 4 ] } ]
 output [ { name: "OUTPUT0" data_type: TYPE_FP32 dims: [ 4 ] }, { name: "OUTPUT1" data_type: TYPE_FP32 dims: [ 4 ] } ]
 """
-AS_THERE = {"engine": "openvino", "exclude_input_in_output": "false", "default_max_tokens": "16"}
+# vLLM's default is 16 tokens, within which this model ends by itself; the suites expect to be cut short.
+AS_THERE = {"engine": "openvino", "exclude_input_in_output": "false", "default_max_tokens": "10"}
 PROMPT = "The capital of France is"
 
 
