@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python_backend"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from inflight.model.parameters import model_parameters
-from inflight.request.contract import INPUTS, JSON_ALIASES, JSON_ONLY, OUTPUTS, declared_inputs
+from inflight.request.contract import INPUTS, JSON_ALIASES, JSON_ONLY, OUTPUTS, VLLM_DEFAULTS, declared_inputs
 from inflight.request.limits import limits
 from inflight.serving.metrics import FAMILIES
 from inflight_tools.common.layout import REPOSITORY
@@ -147,6 +147,9 @@ def requests_text() -> str:
         lines.append(f"| {item.name}{alias} | {item.type} [{item.dims}] | {item.default} | {item.note} |\n")
     others = ", ".join(f"`{name}` (for `{value}`)" for name, value in JSON_ALIASES.items())
     lines.append(f"\n`sampling_parameters` also takes {others}, {', '.join(f'`{name}`' for name in JSON_ONLY)}.\n")
+    keys = ", ".join(f"`{name}`" for name in VLLM_DEFAULTS)
+    lines.append(f"\nOf vLLM's keys without a counterpart here it takes the defaults, and null: {keys}.\n")
+    lines.append("Any other value of theirs: UNSUPPORTED, by name.\n")
     lines.append("\n## Outputs\n\n| output | type, dims | sent with | note |\n|---|---|---|---|\n")
     lines += [f"| {item.name} | {item.type} [{item.dims}] | {item.when} | {item.note} |\n" for item in OUTPUTS]
     lines.append("\n## How a request ends\n\n" + _ENDS)
