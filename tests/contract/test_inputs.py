@@ -281,6 +281,16 @@ def test_a_bad_value_is_refused_by_name_in_every_form(row: Row, form: str, grpc:
     assert row.name in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "values", [{"input_ids": [5] * 300_000}, {"stop_words": ["x"] * 300_000}, {"text_input": "7" * (8 << 20)}]
+)
+def test_what_no_model_could_take_is_refused_by_name(values: dict[str, Any], grpc: GrpcClient) -> None:
+    """Before it is copied, parsed or tokenized; the next request is answered at once."""
+    with pytest.raises(RequestFailed, match=f"{next(iter(values))} (has 300000 values|is longer than)"):
+        ask(grpc, values)
+    assert ask(grpc, {"max_tokens": 1, "return_num_output_tokens": True}).output_tokens == 1
+
+
 def test_every_row_of_the_contract_is_tried() -> None:
     tried = {row.name for row in ROWS} | {"sampling_parameters"}
     assert tried == {name for item in INPUTS for name in (item.name, *item.aliases)}

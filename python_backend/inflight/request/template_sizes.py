@@ -12,6 +12,7 @@ from typing import Any
 
 MAX_STEPS = 1 << 26  # characters or elements copied by one expression that goes over its input again and again
 MAX_INDENT = 64
+PRINTED = 16
 ESCAPED = 6  # characters that JSON may need for one
 _NUMBER = re.compile(r"\d+")
 _NESTED_FIELD = re.compile(r"\{[^{}]*\{")
@@ -22,14 +23,12 @@ PLAIN = frozenset(
         "lower",
         "title",
         "capitalize",
-        "trim",
         "escape",
         "e",
         "forceescape",
         "urlencode",
         "striptags",
         "wordcount",
-        "pprint",
         "xmlattr",
         "truncate",
         "int",
@@ -67,6 +66,17 @@ def _text(value: Any) -> str:
 
 def _plain(most: int, value: Any, *others: Any, **named: Any) -> int:
     return size([value, *others, *named.values()], most)
+
+
+def _printed(most: int, value: Any, *others: Any, **named: Any) -> int:
+    """Python's pretty printer is slow."""
+    return PRINTED * size(value, most)
+
+
+def _compared(most: int, value: Any, other: Any = "", *others: Any, **named: Any) -> int:
+    """Each character of `value` with each of `other`, where Python knows no better way."""
+    text, chars = _text(value), _text(other)
+    return most + 1 if len(text) * len(chars) > MAX_STEPS else len(text)
 
 
 def _padded(most: int, value: Any, width: Any = 80, *others: Any) -> int:
@@ -160,6 +170,9 @@ def _summed(most: int, items: Any, attribute: Any = None, start: Any = 0) -> int
 
 ESTIMATES: dict[str, Callable[..., int]] = {
     **dict.fromkeys(PLAIN, _plain),
+    **dict.fromkeys(("method rfind", "method rindex", "method rsplit", "method rpartition"), _compared),
+    **dict.fromkeys(("method strip", "method lstrip", "method rstrip", "trim"), _compared),
+    "pprint": _printed,
     **dict.fromkeys(("method center", "method ljust", "method rjust", "method zfill", "center"), _padded),
     **dict.fromkeys(("replace", "method replace"), _replaced),
     **dict.fromkeys(("batch", "slice"), _cells),

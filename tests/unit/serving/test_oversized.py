@@ -24,7 +24,7 @@ pytestmark = pytest.mark.fast
 
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
 WAIT_S = 30.0
-SOON_S = 2.0  # alone it takes 10 ms; the machine of a test may be busy
+SOON_S = 4.0  # alone it takes 10 ms; the machine of a test may be busy
 MEBIBYTE = "01234567" * (1 << 17)
 
 
