@@ -22,7 +22,7 @@ from tests.unit.machines.tokenizer_kinds import write_folder
 pytestmark = [pytest.mark.server, pytest.mark.full, pytest.mark.timeout(600)]
 
 MODEL = MODELS / "SmolLM2-135M-Instruct"
-# A check computes for 2 s at most and may take four times that by the clock; a killed process starts again in seconds.
+# A check computes for 3 s at most and may take four times that by the clock; a killed process starts again in seconds.
 LONGEST_S = 30.0
 
 
