@@ -354,9 +354,9 @@ HOSTILE = (
 @pytest.mark.parametrize(
     "expression",
     [
-        "a.rfind('b' + h)",
-        "a.rsplit('b' + h)|length",
-        "a.rpartition('b' + h)|length",
+        "a.rfind(h)",
+        "a.rsplit(h)|length",
+        "a.rpartition(h)|length",
         "a.strip(b)",
         "a.lstrip(b)",
         "a|trim(b)",
@@ -365,7 +365,11 @@ HOSTILE = (
     ],
 )
 def test_no_single_expression_takes_any_time(expression: str) -> None:
-    source = "{% set a, h = 'a' * 200000, 'a' * 100000 %}{% set b = 'b' * 200000 ~ 'a' %}{{ " + expression + " }}"
+    source = (
+        "{% set a, h = 'a' * 200000, 'a' * 50000 ~ 'b' ~ 'a' * 50000 %}{% set b = 'b' * 200000 ~ 'a' %}{{ "
+        + expression
+        + " }}"
+    )
     began = time.thread_time()
     with pytest.raises(RequestError, match="make too much of it"):
         ChatTemplate(source, {}).render(USER, 600_000)
