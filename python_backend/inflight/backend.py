@@ -25,7 +25,8 @@ from inflight.engines.factory import resolve_engine
 from inflight.engines.python import ask, choose_python, python_executable
 from inflight.engines.spec import WorkerSpec
 from inflight.errors import ErrorCode, LoadError, RequestError, internal, quoted, unavailable
-from inflight.guides.service import Decision, GuideLimits, GuideService, NewGuide, check_combination
+from inflight.guides.beforehand import check_combination
+from inflight.guides.service import Decision, GuideLimits, GuideService, NewGuide
 from inflight.model.files import is_folder, path_of, text_of
 from inflight.model.parameters import ModelConfig
 from inflight.request.chat_template import load_chat_template
