@@ -68,6 +68,7 @@ class MisbehavingEngine:
         self.cancelled: set[int] = set()
         self.breaks_in = ""  # add, cancel, step or stats: its next call breaks the engine
         self.closed = False
+        self.pauses = 0  # steps in which nothing comes
         self.takes_time: Callable[[], None] = lambda: None  # to add a slow request
 
     def fault_of(self, request_id: int) -> str:
@@ -107,6 +108,9 @@ class MisbehavingEngine:
         """One token for each sequence, and whatever goes wrong."""
         self._may_break("step")
         outputs: list[EngineOutput] = []
+        if self.pauses:
+            self.pauses -= 1
+            return outputs
         for request_id, index in list(self.made):
             if request_id in self.cancelled:
                 outputs.append(EngineOutput(request_id, index, [], FinishReason.CANCELLED))

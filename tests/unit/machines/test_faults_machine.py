@@ -7,6 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from inflight.engine_process.worker import UNDO_STEPS
 from tests.doubles.misbehaving import FAULTS
 from tests.unit.machines.delivery_fakes import LETTERS, Record
 from tests.unit.machines.faulty_world import FaultyWorld
@@ -74,6 +75,10 @@ class FaultsMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.01, 1.0, 20.0]))
     def time_passes(self, seconds: float) -> None:
         self.world.clock.sleep(seconds)
+
+    @rule(steps=st.integers(1, UNDO_STEPS - 5))
+    def the_engine_stands_still(self, steps: int) -> None:
+        self.world.engine.engine.pauses = steps  # type: ignore[attr-defined]
 
     @rule(where=st.sampled_from(["add", "cancel", "step", "stats"]))
     def the_engine_breaks(self, where: str) -> None:
