@@ -222,7 +222,7 @@ MUTANTS = (
         "answer/stream.py",
         "        goes_on = not all(sequence.is_over for sequence in self._sequences)\n",
         "        goes_on = not self._sequences[-1].is_over\n",
-        STREAM,
+        DELIVERY,
     ),
     # -- one request harms nobody else
     Mutant(

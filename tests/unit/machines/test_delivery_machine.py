@@ -148,6 +148,17 @@ class DeliveryMachine(RuleBasedStateMachine):
     def the_metrics_are_flushed(self, meanwhile: int) -> None:
         self.world.flush(meanwhile)
 
+    @rule(stream=st.booleans(), first=st.integers(0, 1), tokens=st.integers(1, 6))
+    def a_stop_string_ends_one_of_two_sequences_and_the_other_ends_by_itself(
+        self, stream: bool, first: int, tokens: int
+    ) -> None:
+        self.world.request_arrives(num_return_sequences=2, stop_words=["cd"], max_tokens=9, stream=stream)
+        self.run_threads(["parse", "dispatch", "dispatch"])
+        for _ in range(tokens):
+            self.world.engine_steps(lambda _, index: int(index == first))
+        self.world.engine_steps(lambda _, index: 0 if index == first else 2)
+        self.world.check_cancelled()
+
     @rule()
     def nothing_is_computed_for_nobody(self) -> None:
         self.world.check_cancelled()
