@@ -207,8 +207,8 @@ _MAP_HEAD = """\
 The way of a request ([a picture](request.svg)):
 
 1. `model.py` copies it and hands it to `backend.py`.
-2. A parse pool makes a `GenerationRequest` and token ids of it (`request/`); a new guide is checked in a process of its own
-   (`guides/`). Until then its deadline and its client can end it at any time (`serving/arrival.py`).
+2. A parse pool makes a `GenerationRequest` and token ids of it (`request/`); a new guide is checked in a process of its
+   own (`guides/`). Until then its deadline and its client can end it at any time (`serving/arrival.py`).
 3. `serving/dispatcher.py` admits it (`serving/admission.py`) and tells the engine process (`engine_process/link.py` ⇄
    `engine_process/worker.py`, `engine_process/frames.py`), which `engine_process/supervisor.py` keeps alive.
 4. Outputs come back into the stream's inbox. A sender thread (`serving/delivery.py`) turns everything buffered into one
