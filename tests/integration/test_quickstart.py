@@ -137,6 +137,9 @@ def test_the_second_run_answers_within_seconds_and_stops_its_server(start: Start
     assert text.count("(kept)") == 3  # environment, packages, engine
     done = text[text.index("Done in ") :].split()[2]
     assert float(done) < 45, text  # 5 s on an idle machine
+    command = [REPOSITORY / ".venv/bin/inflight", "--version"]  # which the last lines name
+    assert ".venv/bin/inflight chat" in text
+    assert subprocess.run(command, capture_output=True, check=True, timeout=60).stdout.startswith(b"inflight ")
 
 
 def test_serve_stays_until_sigterm(start: Start) -> None:
