@@ -16,7 +16,7 @@ from inflight.grammar.automaton import State, automaton
 from inflight.grammar.chars import CharSet
 from inflight.grammar.nodes import Alt, Call, Grammar, GrammarError, Node, Repeat, Seq
 
-MAX_TEXT = 1 << 20  # bytes of the printed grammar
+MAX_TEXT = 1 << 20  # characters of the printed grammar, which are one byte each
 
 
 class Conflict(GrammarError):
@@ -109,9 +109,8 @@ class Network:
                     lines.append(f"{names[rule, place]} ::= {_body(rule, states, place, skipped, names)}")
         lines.sort(key=lambda line: not line.startswith("root ::="))
         text = "\n".join(lines) + "\n"
-        size = len(text.encode())
-        if size > MAX_TEXT:
-            raise GrammarError(f"is too large: written out it has {size:,} bytes; {MAX_TEXT:,} are allowed")
+        if len(text) > MAX_TEXT:
+            raise GrammarError(f"is too large: written out it has {len(text):,} characters; {MAX_TEXT:,} are allowed")
         return text
 
 
