@@ -318,3 +318,25 @@ def test_what_would_outgrow_the_longest_prompt_is_not_drafted(
     (outputs,) = run(engine, request(1, PROMPT, max_tokens=40)).values()
     assert [token for output in outputs for token in output.token_ids] == double.expected(PROMPT, 40)
     assert outputs[-1].finish is FinishReason.LENGTH
+
+
+def test_an_llm_that_has_shut_itself_down_is_broken(
+    stack: ExitStack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What it then says against a request is no client's fault, and no other request would fare better."""
+    double = stack.enter_context(stand_in(monkeypatch, tmp_path, "1.3", error_at=3))
+    engine: Any = double.engine(write_checkpoint(tmp_path / "checkpoint", double.tokenizer))
+    engine.add(request(1, PROMPT))
+    engine._llm._executor = types.SimpleNamespace(doing_shutdown=True)
+    with pytest.raises(EngineBroken):
+        collect(engine, {(1, 0)})
+
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("the worker has died")
+
+    engine._llm.generate_async = fails
+    with pytest.raises(EngineBroken):
+        engine.add(request(2, PROMPT))
+    engine._llm._executor.doing_shutdown = False
+    with pytest.raises(EngineRefusal):
+        engine.add(request(3, PROMPT))

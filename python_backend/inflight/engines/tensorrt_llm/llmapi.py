@@ -24,6 +24,7 @@ from inflight.engines.adapters import adapter_folder
 from inflight.engines.base import (
     GUIDED,
     Capability,
+    EngineBroken,
     EngineInfo,
     EngineOutput,
     EngineRefusal,
@@ -154,8 +155,16 @@ class LlmEngine:
                 self._loop.call_soon_threadsafe(self._take_back, live)
                 raise
         except (ValueError, TypeError, RuntimeError) as error:
+            self._check_alive()
             raise in_our_words(self.info.name, error, request) from None
         self._live[request.request_id] = live
+
+    def _check_alive(self) -> None:
+        """LLM shuts itself down when one of its workers has died, and from then on fails every request. Raises
+        `EngineBroken`.
+        """
+        if getattr(getattr(self._llm, "_executor", None), "doing_shutdown", False):
+            raise EngineBroken("tensorrt_llm.LLM has shut itself down")
 
     def _check_beams(self, width: int) -> None:
         """The PyTorch flow has one beam width for all requests; it would fail a request of another one late, in
@@ -243,6 +252,7 @@ class LlmEngine:
         if live is None:
             return
         if isinstance(state, Exception):
+            self._check_alive()
             log.error("request %d failed in TensorRT-LLM: %s", request_id, first_line(state))
             self._end(live, outputs, error=first_line(state))
         elif state is None:
