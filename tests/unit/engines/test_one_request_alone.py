@@ -340,3 +340,11 @@ def test_an_llm_that_has_shut_itself_down_is_broken(
     engine._llm._executor.doing_shutdown = False
     with pytest.raises(EngineRefusal):
         engine.add(request(3, PROMPT))
+
+
+def test_nobody_suffers_for_statistics_that_cannot_be_read(
+    stack: ExitStack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    engine: Any = stack.enter_context(stand_in(monkeypatch, tmp_path)).engine()
+    engine._executor.get_latest_iteration_stats = lambda: [types.SimpleNamespace()]
+    assert run(engine, request(1, PROMPT, max_tokens=200))

@@ -21,7 +21,7 @@ from inflight.engines.base import (
     EngineStats,
     FinishReason,
 )
-from inflight.engines.faults import concerns_one_request
+from inflight.engines.faults import concerns_one_request, sparingly
 from inflight.engines.refusals import in_our_words
 from inflight.engines.tensorrt_llm.lora import MISSING, Adapters
 from inflight.engines.tensorrt_llm.sampling import Stops, executor_request, split_stops
@@ -356,6 +356,12 @@ class ExecutorEngine:
         if not iterations:
             return
         self._progress = now
+        try:
+            self._count(iterations)
+        except Exception:  # noqa: BLE001 — no request suffers for statistics that another release words otherwise
+            sparingly.exception("stats", "TensorRT-LLM's statistics could not be read")
+
+    def _count(self, iterations: Any) -> None:
         for each in iterations:
             drafts = each.specdec_stats
             if drafts is not None:
