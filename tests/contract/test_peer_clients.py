@@ -93,10 +93,8 @@ def test_llama_index(server: Server) -> None:
     """All its defaults: top_p 0 beside top_k 1, and every element of `text_output` is decoded."""
     received = send(server, request(TRTLLM, LLAMA_INDEX, ["text_output"]))
     text = "".join("".join(token.decode() for token in array) for array in arrays(received, "text_output"))
-    plain: list[Tensor] = [
-        tensor for tensor in LLAMA_INDEX if tensor[0] in ("text_input", "max_tokens", "top_k", "stream")
-    ]
-    assert text == send(server, request(TRTLLM, plain)).text, "one likeliest token is a greedy answer"
+    plain = [tensor for tensor in LLAMA_INDEX if tensor[0] != "top_p"]
+    assert text == send(server, request(TRTLLM, plain)).text != "", "a top_p of 0 is none"
 
 
 def test_the_stop_signal_of_llama_index_harms_nothing(server: Server) -> None:

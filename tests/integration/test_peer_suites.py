@@ -5,6 +5,9 @@
 DIR holds checkouts of `vllm_backend` (main) and `tensorrtllm_backend` (v0.18.2, the last with clients of its own) under
 these names. Their files run as they are, in copies in which only the server's address is another one. Which of them
 pass, and why the others do not, is in scripts/maintain/peer_suites.py, whence docs/requests.md has it.
+
+Clients that are packages run under INFLIGHT_CLIENT_PYTHON, a Python of another environment in which
+`pip install nvidia-pytriton llama-index-llms-nvidia-triton` was done.
 """
 
 from __future__ import annotations
@@ -162,3 +165,51 @@ def test_vllm_backends_sample_client(streaming: bool, peers: Server, tmp_path: P
     command += ["--input-prompts", str(samples / "prompts.txt"), *(["-s"] if streaming else [])]
     done = run(command, tmp_path, 120.0)
     assert "PASS: vLLM example" in done.stdout, done.stdout
+
+
+# -- clients that are packages ---------------------------------------------------------------------------------------
+
+LLAMA_INDEX = """
+import sys
+from llama_index.core.llms import ChatMessage
+from llama_index.llms.nvidia_triton import NvidiaTriton
+
+model = NvidiaTriton(server_url=sys.argv[1], model_name="ensemble", tokens=8)
+whole = model.complete("The capital of France is").text
+assert whole, "complete"
+assert model.chat([ChatMessage(role="user", content="Hi")]).message.content, "chat"
+streamed = "".join(piece.delta for piece in model.stream_complete("The capital of France is"))
+# It stops one response short of `tokens`, whatever the response holds.
+assert streamed and (whole.startswith(streamed) or streamed.startswith(whole)), (streamed, whole)
+"""
+PYTRITON = """
+import sys
+import numpy as np
+from pytriton.client import DecoupledModelClient
+
+texts = {}
+with DecoupledModelClient("grpc://" + sys.argv[1], "pytriton") as client:
+    for stream in (True, False):
+        asked = dict(text_input=np.array([b"The capital of France is"], dtype=object), stream=np.array([stream]))
+        found = list(client.infer_sample(max_tokens=np.array([6], np.int32), **asked))
+        texts[stream] = b"".join(one["text_output"].item() for one in found)
+assert texts[True] == texts[False] != b"", texts
+"""
+
+
+@pytest.mark.parametrize("script", [LLAMA_INDEX, PYTRITON], ids=["llama-index", "pytriton"])
+def test_a_client_that_is_a_package(script: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    """llama-index with all its defaults; pytriton's client of decoupled models, which drops what comes with FINAL."""
+    python = os.environ.get("INFLIGHT_CLIENT_PYTHON", "")
+    if not python:
+        pytest.skip("INFLIGHT_CLIENT_PYTHON names no Python with the clients' packages")
+    require_installation()
+    repository = tmp_path_factory.mktemp("packages")
+    write_model(repository, "ensemble", {"engine": "openvino"}, max_batch_size=1)
+    write_model(repository, "pytriton", {"engine": "openvino", "empty_final_response": "true"})
+    models = ("ensemble",) if script is LLAMA_INDEX else ("pytriton",)
+    config = ServerConfig(repository=repository, models=models, log=tmp_path / "tritonserver.log", drain_timeout_s=0.0)
+    with Server(config) as running:
+        running.wait_ready(READY_TIMEOUT_S)
+        done = run([python, "-W", "ignore", "-c", script, running.grpc_url], tmp_path, 120.0, PYTHONPATH="")
+    assert done.returncode == 0, done.stdout

@@ -207,7 +207,7 @@ def parse_request(
         num_sequences=num_sequences,
         best_of=best_of,
         beam_width=beam_width,
-        top_logprobs=logprobs if wanted else -1,
+        top_logprobs=logprobs if in_json else 0 if wanted else -1,  # nothing is computed that is not sent
         # Each name brings the outputs of the backend that it comes from.
         return_log_probs=log_probs and values.name("return_log_probs") != "return_logprobs",
         return_logprobs_json=in_json,

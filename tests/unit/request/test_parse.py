@@ -437,7 +437,7 @@ def test_beams() -> None:
         ({"logprobs": False, "return_logprobs": False}, -1, False, False),
         ({"logprobs": False, "return_logprobs": True}, 0, True, False),
         ({"return_cumulative_logprob": True}, 0, False, False),
-        ({"logprobs": 3, "return_logprobs": False, "return_cumulative_logprob": True}, 3, False, False),
+        ({"logprobs": 3, "return_logprobs": False, "return_cumulative_logprob": True}, 0, False, False),
     ],
 )
 def test_which_log_probabilities_are_wanted(
