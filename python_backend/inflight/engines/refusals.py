@@ -6,12 +6,10 @@ parameters is at fault, where the words name one.
 
 from __future__ import annotations
 
-import logging
 import re
 
 from inflight.engines.base import EngineRefusal, EngineRequest
-
-log = logging.getLogger("inflight.engine_worker")
+from inflight.engines.faults import sparingly
 
 # What OpenVINO, vLLM and TensorRT-LLM call what a client sends, and what the contract calls it. camelCase is read as
 # snake_case; the words of a message are looked up in their order.
@@ -65,9 +63,10 @@ _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 def in_our_words(engine: str, error: Exception, request: EngineRequest) -> EngineRefusal:
     """The refusal of `request` that a client may read; `engine` is the engine's name. Logs the library's words."""
     words = str(error)
-    log.warning("%s refuses request %d: %s", engine, request.request_id, words.strip()[:1000])
     blamed = getattr(error, "parameter", None)  # vLLM's errors have it
     name = _named_in(blamed if isinstance(blamed, str) else words)
+    kind = f"refused: {name or 'unnamed'}"
+    sparingly.warning(kind, "%s refuses request %d: %s", engine, request.request_id, words.strip()[:1000])
     if name is None:
         return EngineRefusal("it does not take these values together; the server's log has the reason")
     if name == "input_ids":

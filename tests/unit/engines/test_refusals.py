@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from inflight.engines import refusals
 from inflight.engines.base import EngineRequest, SamplingParams
+from inflight.engines.faults import Sparingly
 from inflight.engines.refusals import in_our_words
 
 pytestmark = pytest.mark.fast
@@ -52,3 +54,13 @@ def test_words_that_name_nothing_stay_in_the_log(words: str) -> None:
     refusal = in_our_words("vllm", RuntimeError(words), REQUEST)
     assert refusal.parameter is None
     assert str(refusal) == "it does not take these values together; the server's log has the reason"
+
+
+def test_a_client_that_is_refused_again_and_again_does_not_fill_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(refusals, "sparingly", Sparingly())
+    for number in range(500):
+        in_our_words("vllm", ValueError(f"top_p {number} is wrong"), REQUEST)
+        in_our_words("vllm", ValueError(f"oops {number}"), REQUEST)
+    assert len(caplog.records) == 2
