@@ -112,7 +112,8 @@ Triton forwards headers as request parameters where its `--http-header-forward-p
 `--grpc-header-forward-pattern` say so. Those with a hyphen pass (`x-request-id`), and so do `traceparent` and
 `tracestate`. One that is a parameter's name but for its hyphens (`max-tokens`) is refused: it looks like a parameter,
 and would have no effect. **A trap:** a header that is spelt exactly like a parameter acts as one. With the pattern `.*`
-a proxy's header `stop` or `max_tokens` changes the answer. Forward what you need, such as `(?i)x-.*`.
+a proxy's header `stop` or `max_tokens` changes the answer. Forward what you need, such as `(?i)x-.*`. (Triton 24.10
+does all this for gRPC; its HTTP `generate` forwards no headers at all.)
 """
 
 
