@@ -60,6 +60,7 @@ OTHER_CAPABILITIES = (
     "beam_width=",
     "logprobs=",
     "guided_decoding_guide",
+    "guided_decoding=",
     "structured_outputs=",
     "lora_name=",
 )

@@ -60,6 +60,7 @@ OTHER_CAPABILITIES = (
     "lora_name=",
     "logprobs=",
     "guided_decoding_guide",
+    "guided_decoding=",
     "structured_outputs=",
 )
 
