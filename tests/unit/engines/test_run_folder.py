@@ -17,6 +17,7 @@ from inflight.engines.run_folder import RunFolder, sweep_run_folders
 from inflight.engines.spec import WorkerSpec
 from inflight.errors import LoadError
 from inflight_tools.common.layout import BACKEND_SOURCE
+from tests.harness.namespaces import APART, needs_pid_namespace
 from tests.unit.machines.tokenizer_kinds import byte_level
 
 
@@ -73,14 +74,14 @@ def test_a_living_owner_keeps_its_folder_although_its_process_id_is_not_seen(
     assert list(seen_from_elsewhere.iterdir())
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a PID namespace")
+@needs_pid_namespace
 def test_a_folder_of_a_living_owner_in_another_pid_namespace_stays(
     owner: subprocess.Popen[str], temporary: Path
 ) -> None:
     assert owner.stdout is not None
     folder = Path(owner.stdout.readline().strip())
     sweep = "from inflight.engines.run_folder import sweep_run_folders; sweep_run_folders()"
-    there = python(sweep, temporary, "unshare", "--pid", "--fork", "--mount-proc")
+    there = python(sweep, temporary, *APART)
     subprocess.run(there, check=True, timeout=60)
     assert list(folder.iterdir())
     owner.kill()

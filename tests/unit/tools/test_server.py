@@ -23,6 +23,7 @@ from inflight_tools.server import shm
 from inflight_tools.server.find import Triton
 from inflight_tools.server.processes import command_line, is_alive, kill_all, marked_pids
 from inflight_tools.server.server import Ports, Server, ServerConfig
+from tests.harness.namespaces import APART, needs_pid_namespace
 
 pytestmark = pytest.mark.fast
 
@@ -325,7 +326,7 @@ def test_a_stub_finds_and_marks_its_own_region_by_itself(region: Path) -> None:
     assert is_in_use(mark_of(region)) is None
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a PID namespace")
+@needs_pid_namespace
 def test_a_region_of_a_living_stub_in_another_pid_namespace_stays(tmp_path: Path) -> None:
     region = tmp_path / "triton_inflight_backend_shm_region_x"
     region.write_bytes(bytes(mmap.PAGESIZE))
@@ -337,7 +338,7 @@ shm.FOLDER = pathlib.Path({str(tmp_path)!r})  # not the machine's: servers of an
 print(*shm.sweep())
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(BACKEND_SOURCE), str(SCRIPTS)])}
-    command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", program]
+    command = [*APART, sys.executable, "-c", program]
 
     def removed_from_there() -> str:
         done = subprocess.run(command, env=environment, capture_output=True, check=True, timeout=60, encoding="utf-8")
