@@ -217,7 +217,8 @@ class GuideService:
         with self._lock:
             asking = self._asking[key]  # without those who have withdrawn meanwhile
             waiting = [asker for asker in asking if asker not in left and asker not in late]
-            if waiting:
+            wanted = bool(waiting)  # whoever withdraws from now on takes itself off this list
+            if wanted:
                 self._asking[key] = waiting
             else:
                 del self._asking[key]
@@ -226,7 +227,7 @@ class GuideService:
             late.intersection(asking),
             Decision(error=unavailable("too many new guides are being checked; try again in a moment")),
         )
-        return bool(waiting)
+        return wanted
 
     def _answer(self, key: bytes, decision: Decision, keep: bool) -> None:
         with self._lock:

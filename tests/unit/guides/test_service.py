@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import queue
+import random
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -441,6 +444,70 @@ def test_a_request_that_fails_to_go_on_does_not_stop_the_service(service: GuideS
 
     service.ask(Guide("regex", "a"), fails)
     assert ask(service, "b").guide is not None
+
+
+def test_who_withdraws_while_another_is_told_leaves_nobody_waiting_for_ever(
+    service: GuideService, fake: type[FakeProcess], gate: threading.Event
+) -> None:
+    told = threading.Event()
+
+    def done(_: Decision) -> None:
+        assert withdraw()
+        told.set()
+
+    service.ask(Guide("regex", "first"), lambda _: None)
+    service.ask(Guide("regex", "a"), done, gone=lambda: True)
+    withdraw = service.ask(Guide("regex", "a"), lambda _: None)
+    gate.set()
+    assert told.wait(20.0)
+    assert ask(service, "a").guide is not None
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_everybody_is_called_back_once_or_has_withdrawn(fake: type[FakeProcess], seed: int) -> None:
+    """Threads that switch all the time ask for few guides, leave, withdraw, and join while others are judged."""
+    service = GuideService("openvino", "nowhere", GuideLimits(waiting=4, patience_s=0.002, known=2))
+
+    def behave(check: Check) -> Verdict:
+        time.sleep(0.0005)
+        return Verdict(grammar="g")
+
+    def ask_often(chance: random.Random, told: list[list[Decision]], withdrawn: list[bool]) -> None:
+        for _ in range(1_000):
+            answers: list[Decision] = []
+            leaves = chance.random() < 0.3
+            withdraw = service.ask(
+                Guide("regex", str(chance.randrange(6))), answers.append, lambda leaves=leaves: leaves
+            )
+            if chance.random() < 0.5:
+                time.sleep(0.0002)
+            withdrawn.append(chance.random() < 0.3 and withdraw())
+            told.append(answers)
+
+    fake.behave = staticmethod(behave)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(5e-6)
+    try:
+        told: list[list[list[Decision]]] = [[] for _ in range(6)]
+        withdrawn: list[list[bool]] = [[] for _ in range(6)]
+        threads = [
+            threading.Thread(
+                target=ask_often, args=(random.Random(f"{seed} {number}"), told[number], withdrawn[number])
+            )
+            for number in range(6)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30.0)
+    finally:
+        sys.setswitchinterval(before)
+    wait_for(lambda: not service._asking)
+    service.stop()
+    for answers, gave_up in zip(itertools.chain(*told), itertools.chain(*withdrawn), strict=True):
+        assert len(answers) == (0 if gave_up else 1)
+    codes = {each.error.code if each.error else None for answers in itertools.chain(*told) for each in answers}
+    assert codes == {None, ErrorCode.CANCELLED, ErrorCode.UNAVAILABLE}
 
 
 # -- with a real process -----------------------------------------------------------------------------------------------
