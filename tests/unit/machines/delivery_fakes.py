@@ -195,6 +195,12 @@ class CheckProcess:
         self._meanwhile()
         return Verdict(problem="is bad") if check.text == "bad" else Verdict(grammar=f"root ::= {check.text}")
 
+    def interrupt(self) -> None:
+        """Nobody waits for it here."""
+
+    def close(self) -> None:
+        """It has nothing to leave."""
+
 
 class FakeClock:
     """Stands for the module `time`."""

@@ -17,7 +17,8 @@ from inflight.engine_process import frames
 from inflight.engine_process.link import LinkLost
 from inflight.engine_process.supervisor import Health
 from inflight.errors import unavailable
-from tests.unit.machines.delivery_fakes import FakeEngine
+from inflight.guides.service import GuideLimits
+from tests.unit.machines.delivery_fakes import CheckProcess, FakeEngine
 from tests.unit.machines.delivery_model import Core
 
 pytestmark = pytest.mark.fast
@@ -47,6 +48,9 @@ class Threads(Core):
         for part in (self.delivery, self.dispatcher, self.backend._pool, self.backend._poller, self.backend._flusher):
             part.start()  # type: ignore[attr-defined]
         self._reader.start()
+        guides = self.backend._guides
+        guides._process = CheckProcess(lambda: time.sleep(0.002))  # type: ignore[assignment]
+        guides._limits = GuideLimits(patience_s=0.02, known=3)
 
     def engine_comes_up(self, **changes: Any) -> FakeEngine:
         """An engine whose commands wait in a queue, as in a socket."""
@@ -85,6 +89,9 @@ class Threads(Core):
         """One request of a random kind, whose client may leave, or whom Triton may fail."""
         chance = self.random
         values: dict[str, Any] = {"deadline_ms": chance.choice((1, 5, 50))} if chance.random() < 0.2 else {}
+        if chance.random() < 0.3:
+            guide = chance.choice(("a", "b", "c", "d", "e", "bad"))
+            values |= {"guided_decoding_guide_type": "regex", "guided_decoding_guide": guide}
         record = self.request_arrives(
             text_input=chance.choice(("hello", "hello", "hello " * 12, "")),
             stream=chance.random() < 0.7,
@@ -119,6 +126,7 @@ class Threads(Core):
         """Stop the threads."""
         self._ending.set()
         self._reader.join(5.0)
+        self.backend._guides.stop()
         self.backend._pool.close(unavailable("the test is over"), 5.0)
         self.backend._poller.stop(5.0)
         self.dispatcher.stop(5.0)
