@@ -28,6 +28,7 @@ from build_engine.tensorrt import target as tensorrt_target
 from build_engine.tensorrt.compile import find_program
 from build_engine.verification.verify import as_text
 from build_engine.vocabulary import check_vocabulary
+from build_engine.weights_check import check_weights
 
 TARGETS = {
     OPENVINO: openvino_target.prepare,
@@ -59,6 +60,7 @@ def build(options: BuildOptions, console: Console) -> manifest.Manifest:
     max_seq_len = sequence_limit(options.max_seq_len, origin)
     run = TARGETS[options.target](options, origin, recipe, kv_cache)
     check_packages(options.target)
+    check_weights(origin)
     check_vocabulary(origin, console)
     with BuildLog() as log, OutputDirectory(options.output, force=options.force) as out:
         with console.step("hashing the checkpoint"):

@@ -102,15 +102,15 @@ def parse(raw: Mapping[str, Any], *, where: str = CONFIG_NAME) -> ModelConfig:
         intermediate_size=_positive(raw, "intermediate_size", where),
         num_layers=num_layers,
         num_heads=num_heads,
-        num_kv_heads=int(raw.get("num_key_value_heads") or num_heads),
-        head_dim=int(raw.get("head_dim") or hidden_size // num_heads),
+        num_kv_heads=int(raw.get("num_key_value_heads", _KV_HEADS_BY_DEFAULT.get(model_type)) or num_heads),
+        head_dim=int(raw.get("head_dim") or _HEAD_DIM_BY_DEFAULT.get(model_type) or hidden_size // num_heads),
         max_position_embeddings=int(raw.get("max_position_embeddings") or 2048),
         tied_embeddings=bool(raw.get("tie_word_embeddings", _TIED_BY_DEFAULT.get(model_type, False))),
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32").removeprefix("torch."),
         rope_base=base,
         rope_local_base=local_base,
         rope_scaling=scaling,
-        attention_bias=bool(raw.get("attention_bias", model_type in ("qwen2", "qwen2_moe"))),
+        attention_bias=_attention_bias(raw, model_type),
         mlp_bias=bool(raw.get("mlp_bias", False)),
         sliding_window=window,
         sliding_layers=sliding_layers,
@@ -121,6 +121,25 @@ def parse(raw: Mapping[str, Any], *, where: str = CONFIG_NAME) -> ModelConfig:
 
 
 _TIED_BY_DEFAULT = {"gemma": True, "gemma2": True, "gemma3_text": True}
+_HEAD_DIM_BY_DEFAULT = {"gemma2": 256, "gemma3_text": 256, "qwen3": 128}
+_KV_HEADS_BY_DEFAULT = {
+    "mistral": 8,
+    "mixtral": 8,
+    "qwen2": 32,
+    "qwen2_moe": 16,
+    "qwen3": 32,
+    "qwen3_moe": 4,
+    "gemma2": 4,
+    "gemma3_text": 4,
+}
+"""What the configuration classes of transformers take where a file leaves the key out."""
+
+
+def _attention_bias(raw: Mapping[str, Any], model_type: str) -> bool:
+    """Whether query, key and value have biases: Qwen2 always, Qwen2-MoE by a key of its own, others by one."""
+    if model_type == "qwen2_moe":
+        return bool(raw.get("qkv_bias", True))
+    return bool(raw.get("attention_bias", model_type == "qwen2"))
 
 
 def rope_of(raw: Mapping[str, Any]) -> tuple[float, float | None, Mapping[str, Any] | None]:

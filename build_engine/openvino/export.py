@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from build_engine import calibration
-from build_engine.errors import StageFailure, UserMistake
+from build_engine.errors import StageFailure
+from build_engine.loading import load_model
 from build_engine.openvino.merge import merge_projections
 
 MODEL_XML = "openvino_model.xml"
@@ -59,15 +60,8 @@ def convert(
     """
     import torch
     from optimum.exporters.openvino.convert import export_from_model
-    from transformers import AutoModelForCausalLM
 
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            staged, dtype="auto", trust_remote_code=False, use_safetensors=True, low_cpu_mem_usage=True
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise UserMistake(f"transformers cannot load the checkpoint: {_first_line(error)}") from error
-    model.eval()
+    model = load_model(staged)
     if alpha is not None:
         smoothen(model, rows, alpha, report)
     report(None, "converting")

@@ -76,13 +76,17 @@ def count_parameters(config: ModelConfig) -> Parameters:
     )
 
 
-def sparse_layer_count(config: ModelConfig) -> int:
+def sparse_layers(config: ModelConfig) -> frozenset[int]:
     """Layers whose MLP is a mixture of experts (Qwen's ``decoder_sparse_step`` and ``mlp_only_layers`` count)."""
     if config.experts is None:
-        return 0
+        return frozenset()
     step = int(config.raw.get("decoder_sparse_step") or 1)
     dense = {int(layer) for layer in config.raw.get("mlp_only_layers") or ()}
-    return sum(1 for layer in range(config.num_layers) if layer not in dense and (layer + 1) % step == 0)
+    return frozenset(layer for layer in range(config.num_layers) if layer not in dense and (layer + 1) % step == 0)
+
+
+def sparse_layer_count(config: ModelConfig) -> int:
+    return len(sparse_layers(config))
 
 
 def weight_bytes(config: ModelConfig, recipe: Recipe, *, embedding_bits: float | None = None) -> int:

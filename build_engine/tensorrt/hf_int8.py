@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
+from build_engine.loading import load_model
 from build_engine.smoothing import LEAST, Method, input_ranges, smooth
-from build_engine.tensorrt.quantize import Report, calibration_windows, load_source, versions
+from build_engine.tensorrt.quantize import Report, calibration_windows, versions
 
 INT8_MAX = 127
 
@@ -47,7 +48,7 @@ def run(spec: dict[str, Any], report: Report) -> dict[str, Any]:
     from huggingface_hub import save_torch_state_dict
 
     report(None, "loading")
-    model = load_source(Path(spec["staged"]))
+    model = load_model(Path(spec["staged"]))
     windows = calibration_windows(spec)
     with torch.no_grad():
         method = Method(spec["alpha"])

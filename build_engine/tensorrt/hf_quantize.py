@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from build_engine.errors import StageFailure
-from build_engine.tensorrt.quantize import Report, calibrate, load_source, versions
+from build_engine.loading import load_model
+from build_engine.tensorrt.quantize import Report, calibrate, versions
 
 
 def run(spec: dict[str, Any], report: Report) -> dict[str, Any]:
@@ -20,7 +21,7 @@ def run(spec: dict[str, Any], report: Report) -> dict[str, Any]:
     from modelopt.torch.export import export_hf_checkpoint
 
     report(None, "loading")
-    model = load_source(Path(spec["staged"]))
+    model = load_model(Path(spec["staged"]))
     if next(model.parameters()).dtype == torch.float32:
         model = model.to(torch.float16)
     tokens = calibrate(model, spec, report)

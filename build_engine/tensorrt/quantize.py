@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from build_engine import calibration, hf_config
-from build_engine.errors import StageFailure, UserMistake
+from build_engine.errors import StageFailure
+from build_engine.loading import load_model
 from build_engine.planning.roofline import Parallel
 from build_engine.tensorrt import config as checkpoint_config
 from build_engine.tensorrt.recipes import KV_ALGOS, RECIPES
@@ -50,7 +51,7 @@ def run(spec: dict[str, Any], report: Report) -> dict[str, Any]:
     parallel = Parallel(spec["tensor"], spec["pipeline"])
     recipe = RECIPES[spec["recipe"]]
     report(None, "loading")
-    model = load_source(staged)
+    model = load_model(staged)
     dtype = next(model.parameters()).dtype
     if dtype not in (torch.float16, torch.bfloat16):
         dtype = torch.float16
@@ -65,18 +66,6 @@ def run(spec: dict[str, Any], report: Report) -> dict[str, Any]:
     corrections = correct_files(output, config, parallel, spec)
     report(1.0)
     return {"corrections": corrections, "calibration_tokens": tokens, "packages": versions()}
-
-
-def load_source(staged: Path) -> Any:
-    """The checkpoint as transformers runs it, in its own precision. Raises `UserMistake`."""
-    from transformers import AutoModelForCausalLM
-
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            staged, dtype="auto", trust_remote_code=False, use_safetensors=True
-        ).eval()
-    except (OSError, ValueError, KeyError) as error:
-        raise UserMistake(f"transformers cannot load the checkpoint: {str(error).splitlines()[-1][:300]}") from error
 
 
 def calibrate(model: Any, spec: dict[str, Any], report: Report) -> int:

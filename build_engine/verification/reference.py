@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from build_engine.loading import load_model
 from build_engine.preflight import available_memory
 
 
@@ -14,12 +15,8 @@ class Reference:
     """``logits`` of whole windows; the model is the one whose class ``config.json`` names."""
 
     def __init__(self, staged: Path, weight_bytes: int) -> None:
-        from transformers import AutoModelForCausalLM
-
         wide = available_memory() > 3 * weight_bytes + 2_000_000_000
-        self.model = AutoModelForCausalLM.from_pretrained(
-            staged, dtype=torch.float32 if wide else "auto", trust_remote_code=False, use_safetensors=True
-        ).eval()
+        self.model = load_model(staged, torch.float32 if wide else "auto")
         self.dtype = next(self.model.parameters()).dtype
 
     def logits(self, ids: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@ from build_engine.stages import run_stage
 from build_engine.verification import corpus
 from build_engine.verification.corpus import Corpus
 from build_engine.verification.thresholds import too_far
+from build_engine.weights_check import check_weights
 
 DEFAULT_TOKENS = 20_000
 BUILD_TOKENS = 1_024
@@ -95,6 +96,7 @@ def verify(
     if described.target == "tensorrt_llm" and described.stage == "engine":
         raise UserMistake(f"{directory} is compiled and runs on its GPU only: verify the checkpoint it was made from")
     origin = source.resolve(model)
+    check_weights(origin)
     if origin.sha256() != described.source.sha256:
         console.warn(f"{model} is not the very checkpoint that this was built from ({described.source.name})")
     weights = directory / "checkpoint" if described.stage == "checkpoint" else directory

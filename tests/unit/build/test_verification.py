@@ -14,6 +14,7 @@ from build_engine.verification import corpus
 from build_engine.verification.thresholds import THRESHOLDS, too_far
 from inflight.manifest import Verification
 from tests.tiny_models import write_config
+from tests.tiny_weights import write_weights
 
 pytestmark = pytest.mark.fast
 
@@ -135,6 +136,7 @@ def test_a_plain_checkpoint_is_described_and_copied(tmp_path: Path) -> None:
 
     model, output = tmp_path / "m", tmp_path / "out"
     checkpoint(model)
+    write_weights(model)
     arguments = ["build", str(model), "--target", "hf-quantized", "--quantization", "none", "--no-verify"]
     assert cli.main([*arguments, "--output", str(output)]) == 0
     found = manifest.check(output, target="hf_quantized", deep=True)
