@@ -127,8 +127,8 @@ class Backend:
 
     @property
     def most_items(self) -> int:
-        """How many values any tensor of a request may have."""
-        return max(self._info.max_seq_len if self._info is not None else 0, LEAST_ITEMS)
+        """How many values any tensor of a request may have: more than fit, so that parsing can say what does."""
+        return max(2 * self._info.max_seq_len if self._info is not None else 0, LEAST_ITEMS)
 
     def ready(self) -> bool:
         """Whether a request sent now would be taken. O(1), takes no lock."""

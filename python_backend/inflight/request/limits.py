@@ -41,6 +41,6 @@ def limits() -> list[tuple[str, str]]:
         ("`guided_decoding_guide`, `structured_outputs`", f"{MAX_GUIDE_BYTES:,} bytes"),
         ("a JSON Schema", f"{MAX_GUIDE_DEPTH} levels, {MAX_GUIDE_VALUES:,} values"),
         ("choices", f"{MAX_CHOICES:,}"),
-        ("values of any other list", "the model's context, at least 4,096"),
+        ("values of any other list", "twice the model's context, at least 4,096"),
         ("requests that wait", "model parameters `max_queue_size` and `max_queue_tokens`"),
     ]

@@ -266,6 +266,11 @@ def _or(value: float | None, otherwise: float) -> float:
     return otherwise if value is None else value
 
 
+def too_long(name: str, tokens: int, context: int) -> RequestError:
+    """A prompt that leaves no room for an answer."""
+    return invalid(name, f"has {tokens} tokens; the context holds {context}, at least one of them for the answer")
+
+
 def _prompt(
     values: Values, config: ModelConfig, limits: PromptLimits
 ) -> tuple[str | None, bytes | None, tuple[int, ...] | None]:
@@ -275,8 +280,9 @@ def _prompt(
         message = f"exactly one of text_input, messages and input_ids is needed, but {found}"
         raise RequestError(ErrorCode.INVALID_ARG, message, "text_input")
     if given[0] == "input_ids":
-        most = config.max_prompt_bytes // 4 or limits.tokens
-        ids = values.integers("input_ids", most)
+        if values.count("input_ids") > limits.tokens:
+            raise too_long("input_ids", values.count("input_ids"), limits.tokens)
+        ids = values.integers("input_ids", config.max_prompt_bytes // 4 or None)
         if not ids:
             raise invalid("input_ids", "is empty; a prompt needs at least one token")
         return None, None, ids

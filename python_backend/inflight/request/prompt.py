@@ -8,7 +8,7 @@ from collections.abc import Callable
 from inflight.engines.base import Capability, EngineInfo, EngineRequest, SamplingParams
 from inflight.errors import invalid, unsupported
 from inflight.request.chat_template import ChatTemplate, parse_messages
-from inflight.request.parse import GenerationRequest, PromptLimits
+from inflight.request.parse import GenerationRequest, PromptLimits, too_long
 from inflight.request.stop_words import Stops
 from inflight.request.tokenizer import TextTokenizer
 
@@ -109,9 +109,7 @@ def reading_cost(request: GenerationRequest) -> int:
 
 def _check_length(name: str, tokens: int, info: EngineInfo) -> None:
     if tokens >= info.max_seq_len:
-        raise invalid(
-            name, f"has {tokens} tokens; the context holds {info.max_seq_len}, at least one of them for the answer"
-        )
+        raise too_long(name, tokens, info.max_seq_len)
 
 
 def check_capabilities(request: GenerationRequest, info: EngineInfo) -> None:

@@ -180,6 +180,11 @@ class Values:
             raise invalid(self.name(name), "must be a string or a list of strings")
         return [_to_text(self.name(name), item) for item in items]
 
+    def count(self, name: str) -> int:
+        """How many values a list has; 0 for what is none."""
+        value = self._found.get(name)
+        return len(value) if isinstance(value, (list, tuple)) else 0
+
     def integers(self, name: str, most: int | None = None) -> tuple[int, ...]:
         """A list of whole numbers, at most `most` of them."""
         value = self._found.get(name, [])

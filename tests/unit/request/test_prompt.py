@@ -172,6 +172,7 @@ def test_the_context_limits_a_prompt_before_anything_is_made_of_it(counting: Cou
         raw = {name: [value.encode()] if isinstance(value, str) else value for name, value in values.items()}
         error = refusal(lambda raw=raw: parse_request(RawRequest(raw), ModelConfig(), GenerationDefaults(), limits))
         assert error.parameter in values
+    assert "has 1001 tokens; the context holds 1000" in error.message
     assert PromptBuilder(counting, None, 77).limits(info()).size == 77
 
 
