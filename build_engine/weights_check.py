@@ -16,6 +16,7 @@ from build_engine import safetensors_header
 from build_engine.errors import UserMistake
 from build_engine.expected_weights import EMBEDDING, HEAD, Shape, expected
 from build_engine.hf_config import ModelConfig
+from build_engine.prequantized import detect
 from build_engine.safetensors_header import Stored
 from build_engine.source import Source
 
@@ -29,9 +30,13 @@ SHOWN = 3
 
 
 def check_weights(origin: Source) -> None:
-    """Raise `UserMistake` naming the weights in ``origin`` that do not fit its configuration. Reads headers only,
-    and the two ends of a tied model where both are stored.
+    """Raise `UserMistake` naming the weights in ``origin`` that do not fit its configuration.
+
+    Reads headers only, and embedding and head of a tied model where both are stored. What is quantized already is not
+    judged: each method names its scales in its own way.
     """
+    if detect(origin) is not None:
+        return
     stored = safetensors_header.read(origin.directory)
     problem = misfit({name: each.shape for name, each in stored.items()}, origin.config)
     if problem is None and origin.config.tied_embeddings and _tied_apart(stored):
@@ -133,7 +138,9 @@ def _some(names: list[str]) -> str:
 
 def check_report(report: Mapping[str, Any]) -> None:
     """Raise `UserMistake` for what transformers' ``output_loading_info`` says was made up, left out or misshapen."""
-    misshapen = sorted(str(entry[0]) for entry in report.get("mismatched_keys", ()))
+    # Releases differ: a name, or a name with both shapes.
+    entries = report.get("mismatched_keys", ())
+    misshapen = sorted(entry if isinstance(entry, str) else str(entry[0]) for entry in entries)
     if misshapen:
         raise UserMistake(f"the shape of {_some(misshapen)} is not the one that config.json asks for")
     missing = sorted(str(name) for name in report.get("missing_keys", ()))

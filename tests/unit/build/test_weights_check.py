@@ -136,6 +136,7 @@ def test_the_loaders_own_report_is_believed() -> None:
         ({"missing_keys": ["a.weight"]}, "lack a.weight"),
         ({"unexpected_keys": {"b.weight"}}, "hold b.weight"),
         ({"mismatched_keys": [("c.weight", (1,), (2,))]}, "shape of c.weight"),
+        ({"mismatched_keys": ["d.weight"]}, "shape of d.weight"),
     ):
         with pytest.raises(UserMistake, match=says):
             check_report(report)
