@@ -353,7 +353,7 @@ MUTANTS = (
     Mutant(
         "the living",
         "another user's control folder will do",
-        "control_folder.py",
+        "control/folder.py",
         "status.st_uid == user and not status.st_mode & 0o077",
         "True",
         CONTROL,
@@ -361,7 +361,7 @@ MUTANTS = (
     Mutant(
         "the living",
         "a drain goes to whoever listens",
-        "control.py",
+        "control/server.py",
         " or (only is not None and process not in only)",
         "",
         CONTROL,

@@ -1,4 +1,4 @@
-"""Orders the models of one server to drain, over the control sockets of the backend (inflight/control.py)."""
+"""Orders the models of one server to drain, over the control sockets of the backend (inflight/control)."""
 
 from __future__ import annotations
 

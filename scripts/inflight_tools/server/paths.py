@@ -1,9 +1,9 @@
 """Which paths a Triton server can start this backend from. It does not say so itself: it waits for ever.
 
 Triton's Python backend starts each model's stub through bash, with the stub's path, the backend's, the model's and the
-model's name unquoted on one line (stub_launcher.cc, from 22.x to 25.x). A blank makes two words of one, and the server
-waits for a stub that never answers; other signs are bash's to interpret. A backend directory with a letter beyond ASCII
-fails in the stub, whose Python takes ASCII for the encoding of file names.
+model's name unquoted on one line (seen of 24.10, and read in a later stub_launcher.cc). A blank makes two words of one,
+and the server waits for a stub that never answers; other signs are bash's to interpret. A backend directory with a
+letter beyond ASCII fails in the stub, whose Python takes ASCII for the encoding of file names.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A socket for operators: status, and an orderly drain.
 
-Each loaded model listens on an AF_UNIX socket in a 0700 folder (`control_folder.py`). A request is one line of JSON,
+Each loaded model listens on an AF_UNIX socket in a 0700 folder (`folder.py`). A request is one line of JSON,
 the answer another. `python -m inflight.control drain` speaks to every model of this user, in whichever folder it
 listens (`candidate_folders`), and is made for a container's preStop hook; `scripts/serve.py` uses the same functions.
 
@@ -9,7 +9,6 @@ Threads `inflight-control` and `inflight-control_N`, started and stopped by `Con
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import errno
 import hashlib
@@ -19,7 +18,6 @@ import os
 import re
 import socket
 import struct
-import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -27,11 +25,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
-from inflight.control_folder import candidate_folders, control_dir
+from inflight.control.folder import candidate_folders, control_dir
 from inflight.engine_process import unix_path
 from inflight.errors import LoadError
-
-__all__ = ["ControlServer", "ask", "ask_all", "candidate_folders", "control_dir", "open_control"]
 
 log = logging.getLogger("inflight.control")
 
@@ -262,26 +258,3 @@ def ask_all(request: Mapping[str, Any], timeout_s: float, models: Collection[str
 
     with ThreadPoolExecutor(max(len(paths), 1)) as pool:
         return {name: answer for name, answer in pool.map(one, paths) if answer}
-
-
-def main(arguments: list[str]) -> int:
-    """`status` or `drain`; prints one line of JSON per model. 0 when every model answered."""
-    parser = argparse.ArgumentParser(prog="python -m inflight.control", description="Speak to the running models.")
-    parser.add_argument("command", choices=("status", "drain"))
-    parser.add_argument("--timeout-ms", type=int, default=None, help="how long streams may go on (drain)")
-    parser.add_argument("--stop", action="store_true", help="end the engines too, once drained")
-    options = parser.parse_args(arguments)
-    request: dict[str, Any] = {"command": options.command, "stop": options.stop}
-    if options.timeout_ms is not None:
-        request["timeout_ms"] = options.timeout_ms
-    wait = (options.timeout_ms or 3_600_000) / 1000 if options.command == "drain" else 0.0
-    answers = ask_all(request, wait + ANSWER_WAIT_S)
-    for name, answer in answers.items():
-        print(json.dumps({"model": name, **answer}))
-    if not answers:
-        print("no model that this user may speak to is running", file=sys.stderr)
-    return 1 if any("error" in answer for answer in answers.values()) else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
