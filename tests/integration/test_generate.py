@@ -139,7 +139,7 @@ def test_the_most_that_min_p_can_be_leaves_the_likeliest_token(grpc: GrpcClient,
         ({"min_length": 30, "max_tokens": 5}, "min_length is 30, more than max_tokens (5)"),
         ({"sampling_parameters": '{"n": 2, "best_of": 1}'}, "best_of is 1, less than n (2)"),
         ({"parameters": {"max-tokens": 3}}, "max-tokens (request parameter) is not a parameter of this model (did you"),
-        ({"input_ids": [5] * 9000}, "input_ids has 9000 values; this model takes at most 8192"),
+        ({"input_ids": [5] * 9000}, "input_ids has 9000 tokens; the context holds 8192"),
     ],
 )
 def test_a_refusal_names_what_the_client_sent_in_our_words(grpc: GrpcClient, values: dict[str, Any], told: str) -> None:
