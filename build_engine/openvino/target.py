@@ -110,8 +110,7 @@ def build(job: Job, compression: Compression | None) -> Outcome:
         artifact = Artifact(job.output, job.output, "openvino", quantization, job.max_seq_len)
         text = corpus.evaluation()
         figures, _ = measure(artifact, job.origin, job.staged, text, job.options.verify_tokens, job.console, job.log)
-        if job.options.enforce_thresholds:
-            require("openvino", job.recipe.name, figures)
+        require("openvino", job.recipe.name, figures, job.origin, enforce=job.options.enforce_thresholds)
     return Outcome(
         target="openvino",
         quantization=quantization,

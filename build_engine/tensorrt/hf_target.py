@@ -145,8 +145,7 @@ def finish(job: Job, quantization: manifest.Quantization, details: Details) -> O
         artifact = Artifact(job.output, job.output, "hf_quantized", quantization, job.max_seq_len)
         evaluation = corpus.evaluation()
         figures, _ = measure(artifact, job.origin, job.staged, evaluation, options.verify_tokens, job.console, job.log)
-        if options.enforce_thresholds:
-            require("hf_quantized", job.recipe.name, figures)
+        require("hf_quantized", job.recipe.name, figures, job.origin, enforce=options.enforce_thresholds)
     return Outcome(
         target="hf_quantized",
         quantization=quantization,

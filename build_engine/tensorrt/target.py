@@ -101,8 +101,7 @@ def build(job: Job, group: int | None, limits: CompileLimits) -> Outcome:
         artifact = Artifact(job.output, checkpoint, "tensorrt_llm", quantization, limits.max_seq_len)
         evaluation = corpus.evaluation()
         figures, _ = measure(artifact, origin, job.staged, evaluation, options.verify_tokens, job.console, job.log)
-        if options.enforce_thresholds:
-            require("tensorrt_llm", job.recipe.name, figures)
+        require("tensorrt_llm", job.recipe.name, figures, job.origin, enforce=options.enforce_thresholds)
     details: Details = {**result["packages"], "peak_memory_bytes": result["peak_bytes"]}
     details["corrections"] = "; ".join(result["corrections"])
     flags = compiler.choose_flags(origin.config, job.recipe.name, job.kv_cache, options.parallel, limits)

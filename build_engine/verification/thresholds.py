@@ -39,6 +39,21 @@ STRICTER: dict[tuple[str, str], Threshold] = {
 """By target and recipe, where a target rounds less than the recipe allows."""
 
 
+NOISE = 0.5
+"""From this share of the vocabulary on a source's perplexity is that of chance: guessing evenly has all of it."""
+
+
+def no_better_than_chance(measured: Verification, vocab_size: int) -> str | None:
+    """One phrase where the source itself predicts nothing, so that being near to it says nothing; or None."""
+    if measured.reference_perplexity < NOISE * vocab_size:  # false for NaN
+        return None
+    return (
+        f"the source predicts no better than chance (perplexity {measured.reference_perplexity:.0f} of {vocab_size} "
+        "tokens), so nothing can be verified against it: its weights or its tokenizer are wrong, or made up on "
+        "purpose, which build --no-verify takes"
+    )
+
+
 def too_far(target: str, recipe: str, measured: Verification) -> str | None:
     """One phrase that says which threshold is passed, or None."""
     limit = STRICTER.get((target, recipe), THRESHOLDS[recipe])

@@ -18,7 +18,7 @@ from build_engine.source import Source
 from build_engine.stages import run_stage
 from build_engine.verification import corpus
 from build_engine.verification.corpus import Corpus
-from build_engine.verification.thresholds import too_far
+from build_engine.verification.thresholds import no_better_than_chance, too_far
 from build_engine.weights_check import check_weights
 
 DEFAULT_TOKENS = 20_000
@@ -87,7 +87,8 @@ def verify(
 ) -> tuple[manifest.Verification, str | None]:
     """Verify ``directory`` against ``model``; returns the figures and which threshold is passed, if any.
 
-    With ``record`` the figures replace those in engine.json. Raises `UserMistake` for a damaged or foreign directory.
+    With ``record`` the figures replace those in engine.json, unless the source is noise. Raises `UserMistake` for a
+    damaged or foreign directory.
     """
     try:
         described = manifest.check_whole(directory)
@@ -110,14 +111,18 @@ def verify(
         shutil.rmtree(work, ignore_errors=True)
         raise
     shutil.rmtree(work, ignore_errors=True)
-    if record:
+    noise = no_better_than_chance(figures, origin.config.vocab_size)
+    if record and noise is None:
         manifest.write(directory, msgspec.structs.replace(described, verification=figures))
-    return figures, too_far(described.target, described.quantization.recipe, figures)
+    return figures, noise or too_far(described.target, described.quantization.recipe, figures)
 
 
-def require(target: str, recipe: str, figures: manifest.Verification) -> None:
-    """Raise `AccuracyFailure` when the figures are beyond the recipe's threshold."""
-    problem = too_far(target, recipe, figures)
+def require(target: str, recipe: str, figures: manifest.Verification, origin: Source, *, enforce: bool) -> None:
+    """Raise `AccuracyFailure` when ``origin`` is noise, or, to ``enforce``, beyond the recipe's threshold."""
+    noise = no_better_than_chance(figures, origin.config.vocab_size)
+    if noise:
+        raise AccuracyFailure(noise)
+    problem = too_far(target, recipe, figures) if enforce else None
     if problem:
         raise AccuracyFailure(f"the engine is too far from its source: {problem}")
 

@@ -43,9 +43,32 @@ def tool(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(
-        tmp_path_factory.mktemp("source") / "tiny-llama", rope_theta=500.0, hidden_size=128, intermediate_size=256
-    )
+    directory = tmp_path_factory.mktemp("source") / "tiny-llama"
+    shape = {"rope_theta": 500.0, "hidden_size": 128, "intermediate_size": 256, "tie_word_embeddings": False}
+    fit_head(write_checkpoint(directory, **shape))
+    return directory
+
+
+def fit_head(directory: Path, steps: int = 60) -> None:
+    """Fit the head of a random model to the text that a build verifies with: what predicts nothing is refused there."""
+    import torch
+    from tokenizers import Tokenizer
+    from transformers import AutoModelForCausalLM
+
+    from build_engine.verification import corpus
+
+    ids = Tokenizer.from_file(str(directory / "tokenizer.json")).encode(corpus.evaluation().text[:8_000]).ids
+    rows = torch.tensor(ids[: len(ids) // 128 * 128]).reshape(-1, 128)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    with torch.no_grad():
+        hidden = model.model(rows[:, :-1]).last_hidden_state
+    head = model.lm_head.weight
+    optimizer = torch.optim.Adam([head], lr=0.02)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy((hidden @ head.T).flatten(0, 1), rows[:, 1:].flatten()).backward()
+        optimizer.step()
+    model.save_pretrained(directory)
 
 
 @pytest.fixture(scope="module")

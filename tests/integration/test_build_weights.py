@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+import inflight.manifest as manifest
 from build_engine import cli
 from build_engine.architectures import TARGETS
 from build_engine.errors import UserMistake
@@ -61,3 +62,14 @@ def test_what_the_loader_made_up_or_left_out_is_refused(
 
 def test_a_whole_checkpoint_is_loaded(tmp_path: Path) -> None:
     assert load_model(write_checkpoint(tmp_path / "m")).lm_head.weight.shape == (300, 64)
+
+
+def test_made_up_weights_are_built_unverified_or_not_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, output = write_checkpoint(tmp_path / "m"), tmp_path / "out"
+    command = ["build", str(model), "--target", "hf-quantized", "--quantization", "none", "--output", str(output)]
+    assert cli.main(command) == 1
+    assert "no better than chance" in capsys.readouterr().err
+    assert not output.exists()
+    assert cli.main([*command, "--no-verify"]) == 0
+    assert cli.main(["verify", str(output), "--reference", str(model), "--tokens", "256", "--record"]) == 1
+    assert manifest.read(output).verification is None

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from build_engine import prequantized, source
-from build_engine.errors import UserMistake
+from build_engine.errors import AccuracyFailure, UserMistake
 from build_engine.quantization import RECIPES
 from build_engine.verification import corpus
-from build_engine.verification.thresholds import THRESHOLDS, too_far
+from build_engine.verification.thresholds import THRESHOLDS, no_better_than_chance, too_far
+from build_engine.verification.verify import require
 from inflight.manifest import Verification
 from tests.tiny_models import write_config
 from tests.tiny_weights import write_weights
@@ -52,6 +53,31 @@ def test_thresholds(recipe: str, changes: dict[str, Any], word: str | None) -> N
     problem = too_far("tensorrt_llm", recipe, figures(**changes))
     assert (problem is None) == (word is None)
     assert word is None or word in (problem or "")
+
+
+@pytest.mark.parametrize(
+    ("perplexity", "vocabulary", "noise"),
+    [
+        (49_683.4, 49_152, True),  # SmolLM2 with random weights
+        (30_000.0, 49_152, True),
+        (math.nan, 300, True),
+        (math.inf, 300, True),
+        (18.4, 49_152, False),
+        (140.0, 300, False),
+    ],
+)
+def test_a_source_of_noise_verifies_nothing(tmp_path: Path, perplexity: float, vocabulary: int, noise: bool) -> None:
+    near = figures(perplexity=perplexity, reference_perplexity=perplexity)
+    problem = no_better_than_chance(near, vocabulary)
+    assert (problem is not None) == noise
+    origin = checkpoint(tmp_path / "m", vocab_size=vocabulary)
+    if problem is None:
+        require("openvino", "int8", near, origin, enforce=True)
+        return
+    assert f"of {vocabulary} tokens" in problem
+    for enforce in (True, False):
+        with pytest.raises(AccuracyFailure, match="no better than chance"):
+            require("openvino", "int8", near, origin, enforce=enforce)
 
 
 def test_openvinos_int8_sq_is_held_to_what_int8_is() -> None:
