@@ -17,6 +17,7 @@ from build_engine import __version__, source
 from build_engine.architectures import HF_QUANTIZED, OPENVINO, TENSORRT_LLM, support_for
 from build_engine.console import Console, format_bytes, format_seconds
 from build_engine.errors import Interrupted, UserMistake
+from build_engine.hf_config import switching_length
 from build_engine.job import BuildOptions, Job, Outcome
 from build_engine.openvino import target as openvino_target
 from build_engine.output import OutputDirectory, check_free
@@ -57,7 +58,7 @@ def build(options: BuildOptions, console: Console) -> manifest.Manifest:
     support_for(origin.config, options.target)
     recipe = recipe_for(options.quantization, options.target)
     kv_cache = kv_cache_for(options.kv_cache, options.target, recipe)
-    max_seq_len = sequence_limit(options.max_seq_len, origin)
+    max_seq_len = sequence_limit(options.max_seq_len, origin, options.target, console)
     run = TARGETS[options.target](options, origin, recipe, kv_cache)
     check_packages(options.target)
     check_weights(origin)
@@ -146,11 +147,29 @@ def say_summary(written: manifest.Manifest, output: Path, source_bytes: int, con
         console.say(as_text(written.verification))
 
 
-def sequence_limit(asked: int | None, origin: Source) -> int:
+def sequence_limit(asked: int | None, origin: Source, target: str, console: Console) -> int:
+    """Tokens of a sequence: what is asked, else the model's own limit.
+
+    OpenVINO's graph picks LongRoPE's factors anew in every step, by how long the longest sequence in it is, and keeps
+    the keys of before: past the border a sequence has keys of both kinds. It ends at the border there.
+    """
     limit = origin.config.max_position_embeddings
     if asked is not None and not 1 <= asked <= limit:
         raise UserMistake(f"--max-seq-len {asked} is not between 1 and the model's own limit of {limit} tokens")
-    return asked or limit
+    border = switching_length(origin.config) if target == OPENVINO else None
+    if border is None or border >= limit:
+        return asked or limit
+    if asked is not None and asked > border:
+        raise UserMistake(
+            f"--max-seq-len {asked} is more than the {border} tokens up to which OpenVINO serves {origin.name} rightly "
+            "(its LongRoPE changes every position beyond): ask for fewer"
+        )
+    if asked is None:
+        console.warn(
+            f"sequences end at {border} tokens instead of {limit}: {origin.name}'s LongRoPE changes every position "
+            "beyond, which OpenVINO's graph does not follow"
+        )
+    return asked or border
 
 
 def now() -> str:

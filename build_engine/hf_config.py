@@ -181,6 +181,29 @@ def normal_scaling(scaling: object) -> Mapping[str, Any] | None:
     return {"rope_type": kind, **{k: v for k, v in scaling.items() if k not in ("rope_type", "type")}}
 
 
+def switching_length(config: ModelConfig) -> int | None:
+    """Tokens up to which rotary factors are the short ones, where a model has two sets (LongRoPE); else None.
+
+    Beyond it the long factors are meant for every position of the sequence, also for those computed before.
+    """
+    scaling = config.rope_scaling
+    kinds = ("longrope", "su", "yarn") if config.model_type == "phi3" else ("longrope", "su")  # as Phi3Config reads it
+    if scaling is None or scaling["rope_type"] not in kinds:
+        return None
+    places = (config.raw, scaling)
+    found = next((each["original_max_position_embeddings"] for each in places if _has_original(each)), None)
+    if found is None and config.model_type == "phi3":
+        return PHI3_ORIGINAL_LENGTH
+    return int(found) if found is not None else config.max_position_embeddings
+
+
+PHI3_ORIGINAL_LENGTH = 4096
+
+
+def _has_original(settings: Mapping[str, Any]) -> bool:
+    return isinstance(settings.get("original_max_position_embeddings"), int)
+
+
 def to_transformers_4(raw: Mapping[str, Any]) -> dict[str, Any]:
     """The same configuration as transformers 4 reads it: ``rope_theta`` and ``rope_scaling`` at the top level."""
     translated = {key: value for key, value in raw.items() if key != "rope_parameters"}

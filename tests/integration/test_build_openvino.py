@@ -306,3 +306,22 @@ def wait_for_child(parent: int, directory: Path) -> int:
             return int(children[0])
         time.sleep(0.05)
     raise AssertionError("the build never started its stage")
+
+
+@pytest.mark.full
+def test_longrope_is_served_up_to_where_its_factors_change_and_would_be_wrong_beyond(tmp_path: Path) -> None:
+    scaling = {"type": "longrope", "short_factor": [1.0] * 16, "long_factor": [4.0] * 16}
+    shape = {"hidden_size": 128, "intermediate_size": 256, "original_max_position_embeddings": 96}
+    model = write_checkpoint(tmp_path / "model", "phi3", rope_scaling=scaling, **shape)
+    output = tmp_path / "engine"
+    done = build(model, output, "--quantization", "none", "--kv-cache", "none", "--no-verify")
+    assert done.returncode == 0, done.stderr
+    assert "sequences end at 96 tokens instead of 256" in done.stderr
+    assert manifest.read(output).limits.max_seq_len == 96
+    within = json.loads(tool("verify", output, "--reference", model, "--tokens", "380", "--json").stdout)
+    assert within["mean_kl"] < 0.005, within
+    described = json.loads((output / "engine.json").read_text())
+    described["limits"]["max_seq_len"] = 256
+    (output / "engine.json").write_text(json.dumps(described))
+    beyond = json.loads(tool("verify", output, "--reference", model, "--tokens", "510", "--json").stdout)
+    assert beyond["mean_kl"] > 20 * within["mean_kl"] + 0.05, "the planted fault must be visible"

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from build_engine import hf_config, source
 from build_engine.architectures import SUPPORTED, support_for
+from build_engine.build import sequence_limit
+from build_engine.console import Console
 from build_engine.errors import UserMistake
 from build_engine.openvino.recipes import compression_for
 from build_engine.quantization import KV_CACHES, RECIPES, group_size_for, kv_cache_for, recipe_for
@@ -171,3 +175,40 @@ def test_smoothed_int8_on_openvino() -> None:
     gemma = hf_config.parse({**BASE, **sizes, "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2"})
     with pytest.raises(UserMistake, match=r"int8-sq is built for llama, .* and this model is gemma2: use int8"):
         compression_for(RECIPES["int8-sq"], gemma)
+
+
+LONG = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+
+
+@pytest.mark.parametrize(
+    ("changes", "border"),
+    [
+        ({"rope_scaling": LONG, "original_max_position_embeddings": 64}, 64),
+        ({"rope_scaling": {**LONG, "original_max_position_embeddings": 64}}, 64),
+        ({"rope_parameters": {**LONG, "rope_theta": 1e4, "original_max_position_embeddings": 64}}, 64),
+        ({"rope_scaling": {**LONG, "rope_type": "su"}, "original_max_position_embeddings": 64}, 64),
+        ({"model_type": "phi3", "rope_scaling": LONG, "max_position_embeddings": 131072}, 4096),
+        ({"model_type": "phi3", "rope_scaling": {**LONG, "type": "yarn", "rope_type": None}}, 4096),
+        ({"rope_scaling": LONG}, 256),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}}, None),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, None),
+        ({}, None),
+    ],
+)
+def test_where_longrope_changes_its_factors(changes: dict[str, Any], border: int | None) -> None:
+    assert hf_config.switching_length(hf_config.parse({**BASE, **changes})) == border
+
+
+def test_sequences_on_openvino_end_where_longrope_changes(tmp_path: Path) -> None:
+    write_config(tmp_path / "m", rope_scaling=LONG, original_max_position_embeddings=64)
+    (tmp_path / "m" / "model.safetensors").write_bytes(b"")
+    origin = source.resolve(str(tmp_path / "m"))
+    said = io.StringIO()
+    console = Console(said)
+    assert sequence_limit(None, origin, "hf-quantized", console) == 256
+    assert sequence_limit(64, origin, "openvino", console) == 64
+    assert said.getvalue() == ""
+    assert sequence_limit(None, origin, "openvino", console) == 64
+    assert "sequences end at 64 tokens instead of 256" in said.getvalue()
+    with pytest.raises(UserMistake, match="more than the 64 tokens"):
+        sequence_limit(65, origin, "openvino", console)
