@@ -1,6 +1,6 @@
 """Inflight: the serving side. Stream large language models through NVIDIA Triton, from one model directory.
 
-Start reading at `backend.py` (how a request travels) and `engines/base.py` (what an engine promises).
+Start reading at `backend/model.py` (how a request travels) and `engines/base.py` (what an engine promises).
 """
 
 from __future__ import annotations

@@ -207,7 +207,7 @@ _MAP_HEAD = """\
 
 The way of a request ([a picture](request.svg)):
 
-1. `model.py` copies it and hands it to `backend.py`.
+1. `model.py` copies it and hands it to `backend/`.
 2. A parse pool makes a `GenerationRequest` and token ids of it (`request/`); a new guide is checked in a process of its
    own (`guides/`). Until then its deadline and its client can end it at any time (`serving/arrival.py`).
 3. `serving/dispatcher.py` admits it (`serving/admission.py`) and tells the engine process (`engine_process/link.py` ⇄

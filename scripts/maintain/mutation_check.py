@@ -320,7 +320,7 @@ MUTANTS = (
     Mutant(
         "deadline",
         "it is looked at only once a request is queued",
-        "backend.py",
+        "backend/reader.py",
         "            self._dispatcher.watch(arrival, arrival.deadline)\n",
         "            pass\n",
         ARRIVAL,
@@ -328,8 +328,8 @@ MUTANTS = (
     Mutant(
         "deadline",
         "nobody asks whether a client has left before its request is queued",
-        "backend.py",
-        "        return [*self._arrivals.copy(), *self._live_streams()]\n",
+        "backend/model.py",
+        "        return [*self._reader.arrivals.copy(), *self._live_streams()]\n",
         "        return [*self._live_streams()]\n",
         ARRIVAL,
     ),

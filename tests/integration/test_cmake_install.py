@@ -134,4 +134,4 @@ def test_cpack_makes_a_tarball_and_a_debian_package(build: Path) -> None:
         assert "Architecture: all\n" in fields
         assert "Depends: python3 (>= 3.10), python3 (<< 3.13)\n" in fields
         listing = subprocess.run(["dpkg-deb", "-c", package], capture_output=True, text=True, check=True).stdout
-        assert "./opt/tritonserver/backends/inflight/inflight/backend.py" in listing
+        assert "./opt/tritonserver/backends/inflight/inflight/backend/model.py" in listing

@@ -68,7 +68,8 @@ class Core:
         self.streams: list[Stream] = []
         self.sink = CountingSink()
         self.backend._observation.sink = self.sink
-        make, self.backend._make = self.backend._make, self._make  # type: ignore[method-assign, assignment]
+        reader = self.backend._reader
+        make, reader._make = reader._make, self._make  # type: ignore[method-assign, assignment]
         self._really_make = make
         self.engine = self.engine_comes_up()
 
@@ -132,7 +133,7 @@ class Core:
         for name in ("under_way", "running", "waiting", "blocks_reserved"):
             assert status[name] == 0, status
         assert not self.backend._live
-        assert not self.backend._arrivals
+        assert not self.backend._reader.arrivals
         assert not self.dispatcher._jobs
         assert not self.engine.requests
         kept = sum(reference() is not None for reference in self.responders)
@@ -170,14 +171,14 @@ class World(Core):
 
     def __init__(self, **changes: Any) -> None:
         self.clock = FakeClock()
-        modules = ("serving.dispatcher", "serving.delivery", "backend", "serving.observation", "serving.refusals")
+        modules = ("serving.dispatcher", "serving.delivery", "backend.model", "serving.observation", "serving.refusals")
         self._patches = [mock.patch(f"inflight.{module}.time", self.clock) for module in modules]
         for patch in self._patches:
             patch.start()
         super().__init__(**changes)
         self._refusals = self.delivery.refusals._queue
         self.pool = FakePool()
-        self.backend._pool = self.pool  # type: ignore[assignment]
+        self.backend._pool = self.backend._reader._pool = self.pool  # type: ignore[assignment]
         guides = self.backend._guides
         guides._thread = threading.Thread()  # never started: `guide_thread` does its turns
         guides._process = CheckProcess(self.somebody_checks)  # type: ignore[assignment]

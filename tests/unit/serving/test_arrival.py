@@ -197,13 +197,13 @@ def test_a_client_that_leaves_before_it_is_parsed_is_noticed(core: Running) -> N
 
 def test_what_ends_while_it_is_parsed_becomes_no_stream(core: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     go_on = threading.Event()
-    build = core.backend._builder.build
+    build = core.backend._reader._builder.build
 
     def slow_build(*arguments: Any) -> Any:
         go_on.wait(20.0)
         return build(*arguments)
 
-    monkeypatch.setattr(core.backend._builder, "build", slow_build)
+    monkeypatch.setattr(core.backend._reader._builder, "build", slow_build)
     left, left_took = core.arrives()
     late, late_took = core.arrives(deadline_ms=100)
     left.gone = True

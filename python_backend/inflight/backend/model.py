@@ -7,33 +7,28 @@ client  ◀─send── delivery ◀─── reader thread ◀─────�
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from inflight.answer.detokenizer import DetokenizerFactory
-from inflight.answer.stream import Stream
+from inflight.backend.reader import Reader
 from inflight.engine_process import frames
 from inflight.engine_process.link import EngineLink
 from inflight.engine_process.supervisor import Health, Supervisor
-from inflight.engines.base import EngineInfo, Guide
+from inflight.engines.base import EngineInfo
 from inflight.engines.factory import resolve_engine
 from inflight.engines.python import ask, choose_python, python_executable
 from inflight.engines.spec import WorkerSpec
-from inflight.errors import ErrorCode, LoadError, RequestError, internal, quoted, unavailable
-from inflight.guides.beforehand import check_combination
-from inflight.guides.service import Decision, GuideLimits, GuideService, NewGuide
+from inflight.errors import ErrorCode, LoadError, RequestError, quoted, unavailable
+from inflight.guides.service import GuideLimits, GuideService
 from inflight.model.files import is_folder, path_of, text_of
 from inflight.model.parameters import ModelConfig
 from inflight.request.chat_template import load_chat_template
 from inflight.request.defaults import read_generation_defaults
-from inflight.request.parse import GenerationRequest, RawRequest, early_deadline_ms, parse_request
-from inflight.request.prompt import Prompt, PromptBuilder, check_capabilities, engine_request, reading_cost
-from inflight.request.stop_words import Stops, stops_of
+from inflight.request.parse import RawRequest, early_deadline_ms
+from inflight.request.prompt import PromptBuilder
 from inflight.request.tokenizer import TextTokenizer
 from inflight.serving.admission import AdmissionQueue
 from inflight.serving.arrival import Arrival
@@ -42,12 +37,10 @@ from inflight.serving.delivery import Delivery, LiveStream, Responder
 from inflight.serving.dispatcher import Dispatcher
 from inflight.serving.metrics import Flusher, Metrics, Sink
 from inflight.serving.observation import EngineLives, Observation, Snapshot
-from inflight.serving.parsing import ParsePool, Work
+from inflight.serving.parsing import ParsePool
 
 log = logging.getLogger("inflight.backend")
 
-LOOK_SHARE = 64  # to look at what a request asks for takes so much less than to tokenize as many bytes
-BYTES_PER_TOKEN = 4  # of a prompt that has not been tokenized: a guess
 LEAST_ITEMS = 4096  # values that any tensor may have, however short the context
 JOIN_S = 5.0
 LEFTOVER_S = 2.0
@@ -73,18 +66,15 @@ class Backend:
         self._engine = resolve_engine(
             config.engine, folder, lambda names: ask(python or python_executable(), names).packages
         )
-        self._tokenizer = TextTokenizer(folder)
+        tokenizer = TextTokenizer(folder)
         override = version_folder / path_of(config.chat_template) if config.chat_template else None
-        template = load_chat_template(folder, override, self._tokenizer.special_tokens)
-        self._builder = PromptBuilder(self._tokenizer, template, config.max_prompt_bytes)
-        self._defaults = read_generation_defaults(folder)
-        self._detokenizers: DetokenizerFactory | None = None
+        template = load_chat_template(folder, override, tokenizer.special_tokens)
+        builder = PromptBuilder(tokenizer, template, config.max_prompt_bytes)
+        defaults = read_generation_defaults(folder)
         self._info: EngineInfo | None = None
-        self._arrivals: set[Arrival] = set()  # what has arrived and is no stream yet
         self._live: dict[int, LiveStream] = {}
         self._accepted = 0
         self._accepted_lock = threading.Lock()
-        self._ids = itertools.count(1)
         self._draining = False
         self._lives = EngineLives()
         metrics = Metrics()
@@ -97,6 +87,18 @@ class Backend:
         self._guides = GuideService(self._engine, text_of(folder), limits, python)
         self._delivery = Delivery(config.sender_threads, metrics, self._live)
         self._dispatcher = Dispatcher(self._delivery, self._make_queue)
+        self._reader = Reader(
+            config,
+            tokenizer,
+            builder,
+            defaults,
+            self._pool,
+            self._guides,
+            self._dispatcher,
+            self._live,
+            self._forget,
+            self._closed,
+        )
         self._poller = CancellationPoller(self._open_requests, self._poll_cancelled)
         self._supervisor = Supervisor(
             WorkerSpec(self._engine, text_of(folder), dict(config.engine_options), config.max_running, python),
@@ -152,8 +154,7 @@ class Backend:
     def _close(self, error: RequestError) -> None:
         """End everything, whatever it waits for."""
         self._dispatcher.close(error)
-        for arrival in self._arrivals.copy():
-            arrival.end(error)
+        self._reader.end_all(error)
         self._pool.clear(error)
 
     # -- requests ----------------------------------------------------------------------------------------------------
@@ -174,33 +175,7 @@ class Backend:
             self._accepted += 1
         deadline_ms = early_deadline_ms(raw, self._config)
         arrival = Arrival(raw.request_id, responder, self.refuse, time.monotonic_ns(), deadline_ms, warmup)
-        self._arrivals.add(arrival)
-        if arrival.deadline is not None:
-            self._dispatcher.watch(arrival, arrival.deadline)
-        self._enqueue(raw, arrival, None)
-
-    def _enqueue(self, raw: RawRequest, arrival: Arrival, decision: Decision | None) -> None:
-        """Hand over to the parse pool: a request that has arrived, or one whose guide has been checked."""
-        held = raw.bytes_held
-        self._pool.submit(
-            Work(
-                lambda: self._step(arrival, lambda: self._look(raw, arrival, decision)),
-                lambda error: self._leave(arrival, error),
-                arrival.arrival_ns / 1e9,
-                cost=held // LOOK_SHARE,
-                tokens=self._tokens(held),
-                held=held,
-            )
-        )
-
-    def _leave(self, arrival: Arrival, error: RequestError) -> None:
-        """It does not become a stream: answer it, unless it was answered before, and let it go."""
-        arrival.end(error)
-        self._let_go(arrival)
-
-    def _let_go(self, arrival: Arrival) -> None:
-        self._arrivals.discard(arrival)
-        self._forget()
+        self._reader.take(raw, arrival)
 
     def _refusal(self, raw: RawRequest) -> RequestError | None:
         if self._draining:
@@ -216,116 +191,9 @@ class Backend:
             return unavailable(f"the queue is full ({self._accepted} requests are under way); try again in a moment")
         held, most = raw.bytes_held, self._config.max_queue_tokens
         waiting = self._dispatcher.waiting_tokens + self._pool.waiting_tokens
-        if most and waiting and waiting + self._tokens(held) > most:
+        if most and waiting and waiting + self._reader.tokens(held) > most:
             return unavailable(f"the queue is full ({waiting} prompt tokens wait); try again in a moment")
         return self._pool.refusal(held)
-
-    def _tokens(self, size: int) -> int:
-        """About how many tokens a prompt of that many bytes has, if it fits."""
-        assert self._info is not None
-        return min(size // BYTES_PER_TOKEN, self._info.max_seq_len)
-
-    def _step(self, arrival: Arrival, do: Callable[[], Work | None]) -> Work | None:
-        """One step of reading a request. Its trouble ends the request and nothing else."""
-        if arrival.closed:
-            self._let_go(arrival)
-            return None
-        try:
-            return do()
-        except _Ended:
-            self._let_go(arrival)
-        except RequestError as error:
-            self._leave(arrival, error)
-        except Exception:
-            log.exception("request %s: parsing failed", arrival.request_id)
-            self._leave(arrival, internal(arrival.request_id))
-        return None
-
-    def _look(self, raw: RawRequest, arrival: Arrival, decision: Decision | None) -> Work | None:
-        """What a request asks for; then its prompt is read, unless a guide has to be checked first."""
-        info = self._info
-        assert info is not None
-        request = parse_request(raw, self._config, self._defaults, self._builder.limits(info))
-        with request.its_words():
-            check_capabilities(request, info)
-            if request.guide is not None:
-                check_combination(request, info)
-                try:
-                    request = dataclasses.replace(request, guide=self._guides.decide(request.guide, decision))
-                except NewGuide as new:
-                    self._wait_for_guide(raw, arrival, new.guide)
-                    return None
-        cost = reading_cost(request)
-        return Work(
-            lambda: self._step(arrival, lambda: self._read(request, arrival, info)),
-            lambda error: self._leave(arrival, error),
-            arrival.arrival_ns / 1e9,
-            cost=cost,
-            tokens=self._tokens(cost) if request.input_ids is None else len(request.input_ids),
-            held=raw.bytes_held,
-            priority=request.priority,
-        )
-
-    def _wait_for_guide(self, raw: RawRequest, arrival: Arrival, guide: Guide) -> None:
-        """It comes back into the pool with its decision; if it ends before, it is let go at once."""
-        arrival.waits = "its guide was checked"
-
-        def done(decision: Decision) -> None:
-            arrival.waits = "it was parsed"
-            self._enqueue(raw, arrival, decision)
-
-        withdraw = self._guides.ask(guide, done, gone=arrival.poll_cancelled)
-
-        def left() -> None:
-            if withdraw():
-                self._let_go(arrival)
-
-        arrival.when_left(left)
-
-    def _read(self, request: GenerationRequest, arrival: Arrival, info: EngineInfo) -> None:
-        """Make the prompt's tokens, and hand over to the dispatcher."""
-
-        def go_on() -> None:
-            if arrival.closed:
-                raise _Ended
-
-        with request.its_words():
-            prompt = self._builder.build(request, info, go_on)
-            stops = stops_of(request, info, self._tokenizer)
-            for_engine = engine_request(next(self._ids), request, prompt, stops, info, self._tokenizer)
-        live = self._make(request, prompt, stops, for_engine.request_id, arrival)
-        self._live[live.request_id] = live
-        self._arrivals.discard(arrival)
-        self._dispatcher.submit(live, for_engine)
-
-    def _make(
-        self, request: GenerationRequest, prompt: Prompt, stops: Stops, request_id: int, arrival: Arrival
-    ) -> LiveStream:
-        detokenizers = self._detokenizers
-        assert detokenizers is not None
-        context = prompt.token_ids[-16:]
-        stream = Stream(
-            request,
-            prompt,
-            stops,
-            lambda: detokenizers.make(request.skip_special_tokens, context),
-            self._token_text,
-            arrival.request_id,
-            arrival.arrival_ns,
-        )
-        responder = arrival.hand_over()
-        if responder is None:
-            raise _Ended
-        live = LiveStream(request_id, stream, responder)
-        live.on_abandon = self._dispatcher.abandon
-        live.on_closed = self._closed
-        live.counted = not arrival.warmup
-        if request.deadline_ms:
-            live.deadline = arrival.arrival_ns / 1e9 + request.deadline_ms / 1000
-        return live
-
-    def _token_text(self, token_id: int) -> str:
-        return self._tokenizer.decode([token_id], skip_special_tokens=False)
 
     def _closed(self, live: LiveStream) -> None:
         """A stream has had its terminal response."""
@@ -350,7 +218,7 @@ class Backend:
 
     def _open_requests(self) -> list[LiveStream | Arrival]:
         """Everything without an end."""
-        return [*self._arrivals.copy(), *self._live_streams()]
+        return [*self._reader.arrivals.copy(), *self._live_streams()]
 
     def _poll_cancelled(self, request: LiveStream | Arrival) -> bool:
         if isinstance(request, Arrival):
@@ -361,17 +229,7 @@ class Backend:
 
     def on_engine_up(self, link: EngineLink, info: EngineInfo) -> None:
         """An engine is ready."""
-        if self._detokenizers is None or self._info is None or self._info.vocab_size != info.vocab_size:
-            self._detokenizers = DetokenizerFactory(self._tokenizer.library, info.vocab_size)
-            beyond = self._tokenizer.tokens_beyond(info.vocab_size)
-            if beyond:
-                log.warning(
-                    "the tokenizer has %d tokens beyond the model's vocabulary of %d (%s, ...): prompts with them are "
-                    "refused",
-                    len(beyond),
-                    info.vocab_size,
-                    ", ".join(map(repr, beyond[:3])),
-                )
+        self._reader.engine_up(info)
         self._info = info
         self._lives.began()
         self._dispatcher.engine_up(link, info)
@@ -457,10 +315,6 @@ class Backend:
             config.batching_strategy,
             config.batching_max_wait_ms / 1000,
         )
-
-
-class _Ended(Exception):
-    """The request was answered while it was prepared."""
 
 
 def _warmup(raw: RawRequest) -> RawRequest:
