@@ -218,6 +218,10 @@ def to_transformers_4(raw: Mapping[str, Any]) -> dict[str, Any]:
         partial = raw["rope_parameters"].get("partial_rotary_factor")
         if partial is not None:
             translated["partial_rotary_factor"] = partial
+    scaling = normal_scaling(translated.get("rope_scaling"))
+    if scaling is not None and raw.get("model_type") == "phi3":  # its class takes these three keys and no other
+        factors = {name: scaling[name] for name in ("short_factor", "long_factor") if name in scaling}
+        translated["rope_scaling"] = {"type": scaling["rope_type"], **factors}
     return translated
 
 

@@ -212,3 +212,15 @@ def test_sequences_on_openvino_end_where_longrope_changes(tmp_path: Path) -> Non
     assert "sequences end at 64 tokens instead of 256" in said.getvalue()
     with pytest.raises(UserMistake, match="more than the 64 tokens"):
         sequence_limit(65, origin, "openvino", console)
+
+
+def test_phi3_of_transformers_5_is_one_that_transformers_4_takes() -> None:
+    transformers = pytest.importorskip("transformers")
+    parameters = {**LONG, "rope_theta": 5e4, "original_max_position_embeddings": 64, "partial_rotary_factor": 1.0}
+    raw = {**BASE, "model_type": "phi3", "rope_parameters": parameters}
+    config = transformers.Phi3Config(**hf_config.to_transformers_4(raw))
+    assert config.rope_scaling["short_factor"] == LONG["short_factor"]
+    assert config.rope_scaling["long_factor"] == LONG["long_factor"]
+    assert (config.rope_theta, config.original_max_position_embeddings) == (5e4, 64)
+    older = {**BASE, "model_type": "phi3", "rope_scaling": LONG}
+    assert transformers.Phi3Config(**hf_config.to_transformers_4(older)).rope_scaling["type"] == "longrope"
