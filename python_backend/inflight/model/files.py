@@ -14,6 +14,7 @@ from inflight.errors import LoadError, first_line, quoted
 log = logging.getLogger("inflight.model")
 
 MAX_PATH_BYTES = 4096
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
 def path_of(text: str) -> Path:
@@ -94,10 +95,27 @@ def stop_token_ids(folder: Path, vocab_size: int) -> tuple[int, ...]:
             log.warning("eos_token_id of %s is %s, but the vocabulary ends before %d", name, eos, vocab_size)
         if known:
             return known
-    token = read_json_object(folder, "tokenizer_config.json").get("eos_token")
-    text = token.get("content") if isinstance(token, dict) else token
-    number = _added_tokens(folder).get(text) if isinstance(text, str) else None
+    number = _added_tokens(folder).get(special_tokens(folder).get("eos_token", ""))
     return (number,) if number is not None and number < vocab_size else ()
+
+
+def special_tokens(folder: Path) -> dict[str, str]:
+    """bos_token, eos_token … as text, found where transformers finds them. Raises `LoadError` for broken files.
+
+    special_tokens_map.json goes before tokenizer_config.json, but counts only where the latter lists no
+    added_tokens_decoder: releases that wrote that list keep the special tokens beside it.
+    """
+    config = read_json_object(folder, "tokenizer_config.json")
+    if "added_tokens_decoder" not in config:
+        config = {**config, **read_json_object(folder, "special_tokens_map.json")}
+    tokens = {}
+    for name in SPECIAL_TOKENS:
+        value = config.get(name)
+        if isinstance(value, dict):
+            value = value.get("content")
+        if isinstance(value, str):
+            tokens[name] = value
+    return tokens
 
 
 def _added_tokens(folder: Path) -> dict[str, int]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 
 from inflight.errors import LoadError, first_line, invalid
-from inflight.model.files import read_json_object
+from inflight.model.files import special_tokens
 
 # A batch is tokenized by the thread that asks. Threads of the library's own would be shared by all, small and large.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -33,7 +32,7 @@ class TextTokenizer:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Read `tokenizer.json` (and `tokenizer_config.json` where it is) from `folder`; raises `LoadError`."""
+        """Read `tokenizer.json` (and where special tokens are named, if anywhere) from `folder`; raises `LoadError`."""
         try:
             self.library = Tokenizer.from_buffer((folder / "tokenizer.json").read_bytes())
         except OSError as error:
@@ -46,7 +45,7 @@ class TextTokenizer:
             ) from None
         self.library.no_truncation()
         self.library.no_padding()
-        self.special_tokens = _special_tokens(read_json_object(folder, "tokenizer_config.json"))
+        self.special_tokens = special_tokens(folder)
         bos = self.special_tokens.get("bos_token")
         bos_id = self.library.token_to_id(bos) if bos else None
         self._special = {
@@ -120,15 +119,3 @@ def _longest_token(library: Tokenizer) -> int:
 
 def _utf8_bytes(text: str) -> int:
     return len(text.encode("utf-8", "replace"))
-
-
-def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
-    """bos_token, eos_token … as text, for the chat template."""
-    tokens = {}
-    for name in ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token"):
-        value = config.get(name)
-        if isinstance(value, dict):
-            value = value.get("content")
-        if isinstance(value, str):
-            tokens[name] = value
-    return tokens

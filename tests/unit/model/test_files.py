@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from inflight.errors import LoadError
-from inflight.model.files import stop_token_ids
+from inflight.model.files import special_tokens, stop_token_ids
+from tests.unit.machines.tokenizer_kinds import write_folder
 
 pytestmark = pytest.mark.fast
 
@@ -67,3 +68,50 @@ def test_no_engine_reads_end_tokens_by_itself() -> None:
     assert reading == {"openvino", "vllm", "tensorrt_llm"}
     others = ('"eos_token_id"', '"eos_token"')
     assert not [path for path in ENGINES.rglob("*.py") if any(word in path.read_text("utf-8") for word in others)]
+
+
+WORDS = {"bos_token": "<s>", "eos_token": "</s>"}
+OTHERS = {"bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>"}}
+
+
+@pytest.mark.parametrize(
+    ("config", "special"),
+    [
+        (WORDS, None),
+        ({}, OTHERS),
+        ({"bos_token": "<s>"}, {"eos_token": "</s>"}),
+        (WORDS, OTHERS),
+        ({"bos_token": None, "eos_token": None}, OTHERS),
+        (WORDS, {"bos_token": None}),
+        ({**WORDS, "added_tokens_decoder": {}}, OTHERS),
+        ({"added_tokens_decoder": {}}, OTHERS),
+        ({}, {}),
+        ({}, None),
+    ],
+)
+def test_special_tokens_are_those_that_transformers_finds(
+    config: dict[str, Any], special: dict[str, Any] | None, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    write_folder(tmp_path)
+    (tmp_path / "special_tokens_map.json").unlink(missing_ok=True)
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **config}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    if special is not None:
+        (tmp_path / "special_tokens_map.json").write_text(json.dumps(special))
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path).special_tokens_map
+    assert special_tokens(tmp_path) == theirs
+
+
+def test_the_end_token_of_special_tokens_map_ends_sequences(tmp_path: Path) -> None:
+    added = [{"id": 77, "content": "<|im_end|>"}]
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(OTHERS))
+    assert stop_token_ids(tmp_path, 100) == (77,)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "3"])
+def test_a_broken_special_tokens_map_fails_the_load(content: str, tmp_path: Path) -> None:
+    (tmp_path / "special_tokens_map.json").write_text(content)
+    with pytest.raises(LoadError, match=r"special_tokens_map\.json"):
+        special_tokens(tmp_path)
