@@ -34,7 +34,7 @@ BUILDS = (("openvino", "int8"), ("openvino", "int4"), ("tensorrt-llm", "none"), 
 WRITE = """
 import json, sys
 from pathlib import Path
-from tests.tiny_models import write_checkpoint
+from inflight_tools.common.tiny_models import write_checkpoint
 write_checkpoint(Path(sys.argv[1]), "llama", dtype="bfloat16", **json.loads(sys.argv[2]))
 """
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from build_engine.quantization import SMOOTHED_MODEL_TYPES
-from tests.tiny_models import write_checkpoint
+from inflight_tools.common.tiny_models import write_checkpoint
 
 pytestmark = pytest.mark.build
 

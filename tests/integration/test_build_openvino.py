@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pytest
 
 import inflight.manifest as manifest
-from tests.tiny_models import write_checkpoint
+from inflight_tools.common.tiny_models import write_checkpoint
 
 pytestmark = pytest.mark.build
 

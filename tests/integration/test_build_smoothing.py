@@ -9,7 +9,7 @@ import torch
 
 from build_engine.quantization import SMOOTHED_MODEL_TYPES
 from build_engine.smoothing import GATED, NORMS, Method, input_ranges, smooth
-from tests.tiny_models import write_checkpoint
+from inflight_tools.common.tiny_models import write_checkpoint
 
 pytestmark = pytest.mark.build
 

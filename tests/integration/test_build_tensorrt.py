@@ -27,9 +27,9 @@ from build_engine.tensorrt.weights import worst_weight
 from build_engine.verification import stage as verification
 from build_engine.verification.thresholds import too_far
 from inflight.manifest import Verification
+from inflight_tools.common import tiny_models
 from inflight_tools.common.layout import CACHE
-from tests import tiny_models
-from tests.tiny_models import train_checkpoint, write_checkpoint
+from inflight_tools.common.tiny_models import train_checkpoint, write_checkpoint
 
 pytestmark = pytest.mark.build
 

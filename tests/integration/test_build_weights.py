@@ -14,7 +14,7 @@ from build_engine import cli
 from build_engine.architectures import TARGETS
 from build_engine.errors import UserMistake
 from build_engine.loading import load_model
-from tests.tiny_models import write_checkpoint
+from inflight_tools.common.tiny_models import write_checkpoint
 
 pytestmark = pytest.mark.build
 

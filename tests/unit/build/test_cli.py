@@ -8,7 +8,7 @@ import pytest
 
 from build_engine import cli, console, stages
 from build_engine.errors import Interrupted, StageFailure, UserMistake
-from tests.tiny_models import write_config
+from inflight_tools.common.tiny_models import write_config
 
 pytestmark = pytest.mark.fast
 

@@ -14,7 +14,7 @@ from build_engine.console import Console
 from build_engine.errors import UserMistake
 from build_engine.openvino.recipes import compression_for
 from build_engine.quantization import KV_CACHES, RECIPES, group_size_for, kv_cache_for, recipe_for
-from tests.tiny_models import LLAMA, write_config
+from inflight_tools.common.tiny_models import LLAMA, write_config
 
 pytestmark = pytest.mark.fast
 

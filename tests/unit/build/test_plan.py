@@ -13,7 +13,7 @@ from build_engine.planning.gpus import gpu_named, gpu_table, own_gpu
 from build_engine.planning.roofline import Parallel
 from build_engine.quantization import RECIPES
 from build_engine.tune import Trial
-from tests.tiny_models import write_config
+from inflight_tools.common.tiny_models import write_config
 
 pytestmark = pytest.mark.fast
 

@@ -24,7 +24,7 @@ from build_engine.quantization import kv_cache_for
 from build_engine.tensorrt import compile as compiler
 from build_engine.tensorrt import recipes
 from build_engine.tensorrt.compile import CompileLimits
-from tests.tiny_models import LLAMA, write_config
+from inflight_tools.common.tiny_models import LLAMA, write_config
 from tests.unit.build import trtllm_build_standin as standin
 
 pytestmark = pytest.mark.fast

@@ -14,7 +14,7 @@ from build_engine.verification import corpus
 from build_engine.verification.thresholds import THRESHOLDS, no_better_than_chance, too_far
 from build_engine.verification.verify import require
 from inflight.manifest import Verification
-from tests.tiny_models import write_config
+from inflight_tools.common.tiny_models import write_config
 from tests.tiny_weights import write_weights
 
 pytestmark = pytest.mark.fast

@@ -14,7 +14,7 @@ from build_engine import hf_config, safetensors_header, source
 from build_engine.errors import UserMistake
 from build_engine.expected_weights import expected
 from build_engine.weights_check import check_report, check_weights
-from tests.tiny_models import LLAMA, write_config
+from inflight_tools.common.tiny_models import LLAMA, write_config
 from tests.tiny_weights import write_safetensors
 
 pytestmark = pytest.mark.fast

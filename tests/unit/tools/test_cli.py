@@ -16,9 +16,9 @@ from inflight import control, manifest
 from inflight_tools import cli
 from inflight_tools.common.layout import REPOSITORY
 from inflight_tools.common.report import Failure, missing_package
+from inflight_tools.common.tiny_models import write_config
 from inflight_tools.server import operate, what
 from inflight_tools.server.server import Ports
-from tests.tiny_models import write_config
 
 pytestmark = pytest.mark.fast
 

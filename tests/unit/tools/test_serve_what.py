@@ -25,12 +25,12 @@ from inflight import manifest
 from inflight_tools import cli
 from inflight_tools.common.layout import REPOSITORY
 from inflight_tools.common.report import Failure
+from inflight_tools.common.tiny_models import write_config
 from inflight_tools.server import prepare, serve
 from inflight_tools.server.engine_cache import in_use, make_room
 from inflight_tools.server.prepare import Wish, build_once, choose_engine, engine_key, write_repository
 from inflight_tools.server.server import Ports, Server, ServerConfig
 from inflight_tools.server.what import Kind, What, recognise
-from tests.tiny_models import write_config
 
 pytestmark = pytest.mark.fast
 
