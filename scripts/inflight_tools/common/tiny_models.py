@@ -38,8 +38,8 @@ def write_tokenizer(directory: Path, vocab_size: int, texts: list[str] | None = 
         "clean_up_tokenization_spaces": False,
         "model_max_length": 512,
     }
-    (directory / "tokenizer_config.json").write_text(json.dumps(config))
-    (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    (directory / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
 
 
 LLAMA = {
@@ -80,7 +80,7 @@ def write_config(directory: Path, **changes: Any) -> Path:
     """Only a ``config.json`` of a Llama model, for what needs no weights."""
     directory.mkdir(parents=True, exist_ok=True)
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16", **LLAMA, **changes}
-    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return directory
 
 
@@ -125,5 +125,5 @@ def train_checkpoint(directory: Path, *, steps: int = 220, **changes: Any) -> Pa
         optimizer.step()
         schedule.step()
     model.to(torch.bfloat16).save_pretrained(directory)
-    (directory / "text.txt").write_text(text)
+    (directory / "text.txt").write_text(text, encoding="utf-8")
     return directory

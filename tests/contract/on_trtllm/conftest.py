@@ -67,8 +67,13 @@ OTHER_CAPABILITIES = (
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is about another engine's capabilities."""
+    """Leave out what is about another engine's capabilities. On four ranks the tier ci asks how requests end, which is
+    where ranks differ, and the tier full everything.
+    """
     ours = [item for item in items if item.path.parent == HERE]
+    for item in ours:
+        if "four ranks" in item.name and not getattr(item, "function", item).__module__.endswith("test_ends"):
+            item.add_marker(pytest.mark.full)
     out = [item for item in ours if any(part in item.name for part in OTHER_CAPABILITIES)]
     if out:
         config.hook.pytest_deselected(items=out)
