@@ -16,7 +16,9 @@ from tests.harness.grpc_client import GrpcClient, RequestFailed
 pytestmark = pytest.mark.server
 
 ENDLESS = {"max_tokens": 6000, "ignore_eos": True}
-STOPS_WITHIN_S = 3.0  # well under the minute that the work would take; here it is about 0.1 s on an idle machine
+# Well under the minute that the work would take. About 0.1 s on an idle machine; a step is not cut short, and beside
+# other tests the one that reads a prompt takes seconds.
+STOPS_WITHIN_S = 10.0
 IDLE_SHARE = 0.15  # of a core; at work an engine takes what it gets beside other tests
 
 
