@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from inflight.errors import LoadError, first_line, quoted
+from inflight.model.tokenizer_classes import defaults_for
 
 log = logging.getLogger("inflight.model")
 
@@ -103,11 +104,14 @@ def special_tokens(folder: Path) -> dict[str, str]:
     """bos_token, eos_token … as text, found where transformers finds them. Raises `LoadError` for broken files.
 
     special_tokens_map.json goes before tokenizer_config.json, but counts only where the latter lists no
-    added_tokens_decoder: releases that wrote that list keep the special tokens beside it.
+    added_tokens_decoder: releases that wrote that list keep the special tokens beside it. What neither names is what
+    the tokenizer's class has by itself; a token that one of them sets to null is none.
     """
     config = read_json_object(folder, "tokenizer_config.json")
+    by_class = defaults_for(config, read_json_object(folder, "config.json"))
     if "added_tokens_decoder" not in config:
         config = {**config, **read_json_object(folder, "special_tokens_map.json")}
+    config = {**by_class, **config}
     tokens = {}
     for name in SPECIAL_TOKENS:
         value = config.get(name)

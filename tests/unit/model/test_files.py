@@ -9,6 +9,7 @@ import pytest
 
 from inflight.errors import LoadError
 from inflight.model.files import special_tokens, stop_token_ids
+from inflight.model.tokenizer_classes import DEFAULTS, OF_MODEL_TYPE
 from tests.unit.machines.tokenizer_kinds import write_folder
 
 pytestmark = pytest.mark.fast
@@ -101,6 +102,36 @@ def test_special_tokens_are_those_that_transformers_finds(
         (tmp_path / "special_tokens_map.json").write_text(json.dumps(special))
     theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path).special_tokens_map
     assert special_tokens(tmp_path) == theirs
+
+
+@pytest.mark.parametrize(
+    ("config", "model"),
+    [
+        *(({"tokenizer_class": name}, {}) for name in DEFAULTS if name != "CodeLlamaTokenizer"),
+        ({"tokenizer_class": "CohereTokenizerFast", "unk_token": None, "eos_token": "<end>"}, {}),
+        ({"tokenizer_class": "LlamaTokenizer", "added_tokens_decoder": {}}, {}),
+        ({"tokenizer_class": "PreTrainedTokenizerFast"}, {"model_type": "llama"}),
+        *(({}, {"model_type": kind}) for kind in ("llama", "qwen3", "gemma2", "olmo2", "cohere2")),
+    ],
+)
+def test_a_class_of_tokenizers_has_special_tokens_that_no_file_names(
+    config: dict[str, Any], model: dict[str, Any], tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    write_folder(tmp_path)
+    (tmp_path / "special_tokens_map.json").unlink(missing_ok=True)
+    write(tmp_path, tokenizer_config=config, config=model)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path).special_tokens_map
+    theirs.pop("additional_special_tokens", None)
+    assert special_tokens(tmp_path) == theirs
+
+
+def test_every_model_type_has_the_class_that_transformers_gives_it() -> None:
+    auto = pytest.importorskip("transformers.models.auto.tokenization_auto")
+    theirs = {
+        kind: next(name for name in reversed(auto.TOKENIZER_MAPPING_NAMES[kind]) if name) for kind in OF_MODEL_TYPE
+    }
+    assert {kind: name.removesuffix("Fast") for kind, name in theirs.items()} == OF_MODEL_TYPE
 
 
 def test_the_end_token_of_special_tokens_map_ends_sequences(tmp_path: Path) -> None:
