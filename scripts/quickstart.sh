@@ -99,8 +99,8 @@ start_server() {
 
 ask() {
   echo
-  run "$VENV/bin/python" "$ROOT/scripts/stream.py" --url "localhost:$grpc_port" --model llm --chat "$prompt" \
-    --max-tokens "$max_tokens" || fail "the request failed: the server's log is in $ROOT/.cache/logs."
+  run "$VENV/bin/inflight" chat --url "localhost:$grpc_port" --model llm --max-tokens "$max_tokens" -- "$prompt" ||
+    fail "the request failed: the server's log is in $ROOT/.cache/logs."
   echo
 }
 

@@ -21,6 +21,7 @@ from inflight_tools.common.report import Failure, run_main
 
 # Inputs that have an option of another form here.
 _OWN = ("text_input", "messages", "input_ids", "stream")
+_NO_TEMPLATE = "need a chat template"  # of the server's sentence (request/prompt.py)
 _PARSERS = {"INT32": int, "UINT64": int, "FP32": float, "STRING": str}
 
 
@@ -199,9 +200,18 @@ def ask(arguments: argparse.Namespace, inputs: Mapping[str, Value]) -> int:
 
 
 def main(arguments: Sequence[str] | None = None, program: str | None = None) -> int:
-    """Ask once."""
+    """Ask; a second time, with the prompt as it is, where nobody insisted on a chat and the model has no template."""
     options = parse(arguments, program)
-    return ask(options, inputs_of(options))
+    inputs = inputs_of(options)
+    insisted = options.chat or options.system is not None or options.messages is not None
+    try:
+        return ask(options, inputs)
+    except Failure as failure:
+        if insisted or "messages" not in inputs or _NO_TEMPLATE not in str(failure):
+            raise
+    print("this model has no chat template: the prompt is sent as it is", file=sys.stderr)
+    (message,) = json.loads(str(inputs.pop("messages")))
+    return ask(options, {**inputs, "text_input": message["content"]})
 
 
 if __name__ == "__main__":

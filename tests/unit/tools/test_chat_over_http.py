@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from inflight_tools import cli
 from inflight_tools.clients import http_sse
 from inflight_tools.clients.connection import GRPC_URL, HTTP_URL, choose
+from inflight_tools.clients.stream import _NO_TEMPLATE
 from inflight_tools.common.report import Failure
 
 pytestmark = pytest.mark.fast
@@ -26,9 +28,11 @@ EVENTS = [
 
 
 class Fake:
-    """Answers every POST with what `script` says; keeps what was asked."""
+    """Answers every POST with the same status and chunks, or the first one otherwise; keeps what was asked."""
 
-    def __init__(self, status: int, chunks: list[bytes], *, whole: bool = True) -> None:
+    def __init__(
+        self, status: int, chunks: list[bytes], *, whole: bool = True, first: tuple[int, list[bytes]] | None = None
+    ) -> None:
         self.asked: list[tuple[str, Any]] = []
         self.gone = threading.Event()
         fake = self
@@ -39,12 +43,13 @@ class Fake:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 fake.asked.append((self.path, json.loads(body)))
-                self.send_response(status)
+                code, parts = first if first is not None and len(fake.asked) == 1 else (status, chunks)
+                self.send_response(code)
                 self.send_header("Content-Type", "text/event-stream")
                 self.send_header("Transfer-Encoding", "chunked")
                 self.end_headers()
                 with contextlib.suppress(OSError):
-                    for chunk in chunks:
+                    for chunk in parts:
                         self.wfile.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
                     if whole:
                         self.wfile.write(b"0\r\n\r\n")
@@ -105,6 +110,36 @@ def test_without_a_template_the_prompt_goes_as_it_is(fake: Make) -> None:
     assert path == "/behind/a/proxy/v2/models/llm/generate_stream"
     assert body["text_input"] == "hi"
     assert "messages" not in body
+
+
+NO_TEMPLATE = {"error": "messages need a chat template, and this model has none; send the whole prompt as text_input"}
+
+
+def test_a_model_without_a_template_is_asked_with_the_prompt_itself(
+    fake: Make, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    server = fake(200, sse(*EVENTS), first=(400, sse(NO_TEMPLATE)))
+    assert chat(server.url, "hi ☂", "--max-tokens", "7") == 0
+    output = capfdbinary.readouterr()
+    assert output.out.decode() == "Hello ☂\n"
+    assert b"this model has no chat template: the prompt is sent as it is" in output.err
+    (_, first), (_, second) = server.asked
+    assert "messages" in first
+    assert "messages" not in second
+    assert (second["text_input"], second["max_tokens"]) == ("hi ☂", 7)
+
+
+@pytest.mark.parametrize("words", [("--chat", "hi"), ("--system", "be kind", "hi"), ("--messages", "[]")])
+def test_who_insists_on_a_chat_is_told_that_there_is_no_template(words: tuple[str, ...], fake: Make) -> None:
+    server = fake(400, sse(NO_TEMPLATE))
+    with pytest.raises(Failure, match="need a chat template"):
+        chat(server.url, *words)
+    assert len(server.asked) == 1
+
+
+def test_the_server_still_says_what_a_client_listens_for() -> None:
+    prompt = Path(__file__).resolve().parents[3] / "python_backend" / "inflight" / "request" / "prompt.py"
+    assert _NO_TEMPLATE in prompt.read_text(encoding="utf-8")
 
 
 def test_lists_and_texts_become_what_tensors_are() -> None:
