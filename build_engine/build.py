@@ -18,13 +18,14 @@ from build_engine.architectures import HF_QUANTIZED, OPENVINO, TENSORRT_LLM, sup
 from build_engine.console import Console, format_bytes, format_seconds
 from build_engine.errors import Interrupted, UserMistake
 from build_engine.hf_config import switching_length
+from build_engine.inspection.inspect import compute_capabilities
 from build_engine.job import BuildOptions, Job, Outcome
 from build_engine.openvino import target as openvino_target
 from build_engine.output import OutputDirectory, check_free
 from build_engine.preflight import check_packages
 from build_engine.quantization import kv_cache_for, recipe_for
 from build_engine.source import Source
-from build_engine.tensorrt import hf_target
+from build_engine.tensorrt import gpu_kinds, hf_target
 from build_engine.tensorrt import target as tensorrt_target
 from build_engine.tensorrt.compile import find_program
 from build_engine.verification.verify import as_text
@@ -91,6 +92,7 @@ def compile_engine(directory: Path, output: Path, *, force: bool, command: str, 
         raise UserMistake(f"{directory} is compiled already")
     checkpoint = directory / tensorrt_target.CHECKPOINT
     flags = json.loads((checkpoint / tensorrt_target.FLAGS_FILE).read_text(encoding="utf-8"))["flags"]
+    gpu_kinds.check_gpus(described.quantization.recipe, described.quantization.kv_cache, None, compute_capabilities())
     find_program()
     world_size = described.parallelism.tensor * described.parallelism.pipeline
     with BuildLog() as log, OutputDirectory(output, force=force) as out:

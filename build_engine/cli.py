@@ -121,6 +121,7 @@ def _add_build(commands: argparse._SubParsersAction[Parser]) -> None:
     trt.add_argument("--speculative", choices=tuple(SPECULATIVE), default="none")
     trt.add_argument("--max-draft-len", type=_positive, default=0, metavar="TOKENS")
     trt.add_argument("--stop-after", choices=("checkpoint",), help="end before trtllm-build and say how to run it")
+    trt.add_argument("--gpu", metavar="NAME", help="that will serve, to refuse what cannot be compiled for it")
     trt.add_argument(
         "--smoothquant-alpha", type=_share, metavar="A", help="0 to 1, for int8-sq (default: 0.85; openvino 0.5)"
     )
@@ -161,6 +162,7 @@ def _run_build(options: argparse.Namespace, arguments: list[str]) -> int:
         speculative=options.speculative,
         max_draft_len=options.max_draft_len,
         stop_after=options.stop_after,
+        gpu=options.gpu,
         smoothquant_alpha=options.smoothquant_alpha,
         calibration_text=options.calibration_text,
         calibration_tokens=options.calibration_tokens,

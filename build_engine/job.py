@@ -36,6 +36,7 @@ class BuildOptions:
     speculative: str = "none"
     max_draft_len: int = 0
     stop_after: str | None = None
+    gpu: str | None = None
     smoothquant_alpha: float | None = None
     calibration_text: Path | None = None
     calibration_tokens: int | None = None

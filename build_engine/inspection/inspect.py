@@ -15,6 +15,7 @@ import inflight.manifest as manifest
 from build_engine.console import Console, format_bytes
 from build_engine.errors import UserMistake
 from build_engine.stages import run_stage
+from build_engine.tensorrt import gpu_kinds
 from build_engine.verification.verify import as_text as verification_text
 
 
@@ -69,11 +70,26 @@ def find_obstacles(directory: Path, described: manifest.Manifest) -> list[str]:
                 f"it was compiled for compute capability {needed} and this machine's GPU has {', '.join(here)}: "
                 f"rebuild it here with {manifest.rebuild_command(directory, described)}"
             )
+    if described.target == "tensorrt_llm" and described.stage == "checkpoint":
+        found += checkpoint_obstacles(described)
     ranks = described.parallelism.tensor * described.parallelism.pipeline
     if described.target != "openvino" and ranks > 1:
         gpus = len(compute_capabilities())
         if gpus < ranks:
             found.append(f"it is split over {ranks} GPUs and this machine shows {gpus}")
+    return found
+
+
+def checkpoint_obstacles(described: manifest.Manifest) -> list[str]:
+    """What keeps this machine from compiling a checkpoint that was made elsewhere."""
+    found = []
+    here = compute_capabilities()
+    if not here:
+        found.append("it is a checkpoint to be compiled where it is served, and this machine shows no NVIDIA GPU")
+    try:
+        gpu_kinds.check_gpus(described.quantization.recipe, described.quantization.kv_cache, None, here)
+    except UserMistake as mistake:
+        found.append(str(mistake))
     return found
 
 

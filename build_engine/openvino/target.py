@@ -29,6 +29,7 @@ NOT_HERE = (
     ("max_num_tokens", "--max-num-tokens"),
     ("max_beam_width", "--max-beam-width"),
     ("stop_after", "--stop-after"),
+    ("gpu", "--gpu"),
 )
 """Options that an OpenVINO engine has no place for: it takes its limits when it is served."""
 

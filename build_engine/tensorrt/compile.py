@@ -16,6 +16,7 @@ from build_engine.errors import StageFailure, UserMistake
 from build_engine.hf_config import ModelConfig
 from build_engine.planning.roofline import Parallel
 from build_engine.stages import end_process
+from build_engine.tensorrt.gpu_kinds import TOO_NEW
 
 PROGRAM = "trtllm-build"
 TIMEOUT_S = 6 * 3600.0
@@ -194,6 +195,7 @@ ERRORS: Sequence[tuple[str, str]] = (
         r"(?i)driver version is insufficient",
         "the NVIDIA driver is too old for this TensorRT-LLM: update it or use an older container",
     ),
+    (r"not supported on SM>=100", f"this GPU is too new for the recipe: compute capability {TOO_NEW}"),
     (
         r"(?i)no kernel image is available|unsupported SM|not supported on (?:this )?(?:SM|sm)",
         "this GPU is too old for the recipe: FP8 needs compute capability 8.9, INT8 and INT4 8.0",

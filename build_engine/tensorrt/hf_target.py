@@ -30,6 +30,7 @@ NOT_HERE = (
     ("max_num_tokens", "--max-num-tokens"),
     ("max_beam_width", "--max-beam-width"),
     ("stop_after", "--stop-after"),
+    ("gpu", "--gpu"),
 )
 
 

@@ -38,8 +38,6 @@ ROPE_SCALINGS = ("linear", "llama3", "yarn")
 """Scalings that TensorRT-LLM has and that the reader reproduces."""
 
 MOE_RECIPES = ("none", "fp8", "int4-awq")
-MIN_CAPABILITY = {"FP8": "8.9", "W4A8_AWQ": "8.9"}
-"""Compute capability that an algorithm needs at least (TensorRT-LLM's support matrix)."""
 
 
 def check_model(config: ModelConfig, recipe: Recipe, parallel: Parallel) -> None:

@@ -14,11 +14,12 @@ from build_engine.console import Console
 from build_engine.errors import StageFailure, UserMistake
 from build_engine.inspection.inspect import compute_capabilities
 from build_engine.job import BuildOptions, Details, Job, Outcome
+from build_engine.planning.gpus import gpu_named
 from build_engine.planning.plan import check_parallel
 from build_engine.quantization import Recipe
 from build_engine.source import Source
 from build_engine.tensorrt import compile as compiler
-from build_engine.tensorrt import recipes
+from build_engine.tensorrt import gpu_kinds, recipes
 from build_engine.tensorrt.compile import CompileLimits
 from build_engine.verification import corpus
 from build_engine.verification.verify import Artifact, measure, require
@@ -42,12 +43,15 @@ def prepare(options: BuildOptions, origin: Source, recipe: Recipe, kv_cache: str
     prequantized.refuse(origin, "tensorrt-llm")
     if options.smoothquant_alpha is not None and recipe.name != "int8-sq":
         raise UserMistake("--smoothquant-alpha goes with --quantization int8-sq only")
+    compiles_here = options.stop_after is None
+    visible = compute_capabilities() if compiles_here else ()
+    gpu_kinds.check_gpus(recipe.name, kv_cache, gpu_named(options.gpu) if options.gpu else None, visible)
     check_parallel(origin.config, options.parallel)
     recipes.check_model(origin.config, recipe, options.parallel)
     group = recipes.group_size(origin.config, recipe, options.parallel)
     limits = limits_for(options, origin)
     compiler.check_limits(limits)
-    if options.stop_after is None:
+    if compiles_here:
         compiler.find_program()
     preflight.check_disk(options.output, 2 * origin.weight_bytes, "this build")
     preflight.check_memory(preflight.MEMORY_BASE + round(2.5 * origin.weight_bytes), "this build")
