@@ -1,0 +1,125 @@
+"""What a model thought, apart from its answer: <think> … </think> before the answer, or [THINK] … [/THINK]."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+
+from inflight.answer.tools.events import SPACE, possible_start
+
+
+class ReasoningForm(enum.Enum):
+    """How a model marks its thoughts. `THINK_BRACKETS` is Mistral's."""
+
+    THINK = "think"
+    THINK_BRACKETS = "think_brackets"
+    NONE = "none"
+
+
+TAGS = {
+    ReasoningForm.THINK: ("<think>", "</think>"),
+    ReasoningForm.THINK_BRACKETS: ("[THINK]", "[/THINK]"),
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Split:
+    """New text: thought, and answer."""
+
+    thought: str
+    answer: str
+
+
+class ReasoningSplitter:
+    """Splits the text of one sequence as it arrives, however it was cut.
+
+    Thoughts stand before the answer, once. White space around their tags belongs to the form. A text that does not
+    begin with the opening tag is all answer, unless the prompt has opened it already (`opened`).
+    """
+
+    def __init__(self, form: ReasoningForm, opened: bool) -> None:
+        self._open, self._close = TAGS[form]
+        self._held = ""
+        self._state = self._space_before_thought if opened else self._before
+
+    @property
+    def thinking(self) -> bool:
+        """Whether the closing tag is still to come."""
+        return self._state in (self._space_before_thought, self._in_thought)
+
+    def push(self, text: str) -> Split:
+        """Take further text."""
+        thought = answer = ""
+        rest = self._held + text
+        self._held = ""
+        while rest:
+            state = self._state
+            new_thought, new_answer, rest = state(rest)
+            thought += new_thought
+            answer += new_answer
+            if self._state == state:
+                self._held = rest
+                break
+        return Split(thought, answer)
+
+    def finish(self) -> Split:
+        """The text has ended: what is held back comes out."""
+        held, self._held = self._held, ""
+        if self._state in (self._space_before_thought, self._space_before_answer):
+            return Split("", "")
+        return Split(held, "") if self.thinking else Split("", held)
+
+    # Each state: (thought, answer, what is left). A state that stays the same needs more text for what is left.
+
+    def _before(self, text: str) -> tuple[str, str, str]:
+        bare = text.lstrip(SPACE)
+        if bare.startswith(self._open):
+            self._state = self._space_before_thought
+            return "", "", bare[len(self._open) :]
+        if len(text) <= 256 and self._open.startswith(bare):
+            return "", "", text
+        self._state = self._in_answer
+        return "", "", text
+
+    def _space_before_thought(self, text: str) -> tuple[str, str, str]:
+        bare = text.lstrip(SPACE)
+        if bare:
+            self._state = self._in_thought
+        return "", "", bare
+
+    def _in_thought(self, text: str) -> tuple[str, str, str]:
+        end = text.find(self._close)
+        if end >= 0:
+            self._state = self._space_before_answer
+            return text[:end].rstrip(SPACE), "", text[end + len(self._close) :]
+        keep = len(text) - possible_start(text, 0, self._close)
+        while keep and text[keep - 1] in SPACE and len(text) - keep < 256:
+            keep -= 1
+        return text[:keep], "", text[keep:]
+
+    def _space_before_answer(self, text: str) -> tuple[str, str, str]:
+        bare = text.lstrip(SPACE)
+        if bare:
+            self._state = self._in_answer
+        return "", "", bare
+
+    def _in_answer(self, text: str) -> tuple[str, str, str]:
+        return "", text, ""
+
+
+def form_of_template(template: str) -> ReasoningForm:
+    """What a chat template shows of how its model thinks."""
+    if "</think>" in template:
+        return ReasoningForm.THINK
+    return ReasoningForm.THINK_BRACKETS if "[/THINK]" in template else ReasoningForm.NONE
+
+
+def is_open(prompt: str, form: ReasoningForm, prefill: str = "") -> bool:
+    """Whether the model goes on within thoughts: the prompt ends with the opening tag, or the beginning of an answer
+    that the client gave (`prefill`, the prompt's end) has opened and not closed them. A tag in what a user wrote says
+    nothing.
+    """
+    if form is ReasoningForm.NONE:
+        return False
+    opening, closing = TAGS[form]
+    return prompt.rstrip(SPACE).endswith(opening) or prefill.rfind(opening) > prefill.rfind(closing)
