@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes what follows from the code: the shipped config.pbtxt files, docs/requests.md, docs/map.md and tables in pages.
+"""Writes what follows from the code: the shipped config.pbtxt files, docs/requests.md, docs/metrics.md and docs/map.md.
 
 With --check nothing is written and the exit status says whether a file differs; the test suite calls it so.
 """
@@ -184,20 +184,40 @@ def _shown(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def metrics_table() -> str:
-    """Every metric family, for docs/operating.md."""
-    lines = ["| metric | kind | label | meaning |\n|---|---|---|---|\n"]
+_METRICS_HEAD = """\
+# Metrics
+
+<!-- Written by scripts/maintain/generate.py from serving/metrics.py. Do not edit. -->
+
+On Triton's metrics port (8002), with the labels `model` and `version` besides those named. Every family is there from
+the first scrape of a loaded model, but for two that some engines know nothing of:
+`inflight_prefix_cache_hit_tokens_total` and `inflight_speculative_tokens_total`. Values are handed over every
+`metrics_interval_ms`.
+
+A distribution is exported as the counters `_bucket{le}`, `_sum` and `_count`, which `histogram_quantile` reads. What a
+token costs: `inflight_price_per_hour / 3600 / rate(inflight_generation_tokens_total[5m])`.
+
+What to look at first is in [operating.md](operating.md#what-to-watch). Triton's own `nv_inference_*` latencies mean
+little for a decoupled model. Its header with the load for proxies (ORCA, from 25.03 on) is made of the `nv_trt_llm_*`
+families. Envoy takes no load report without a rate of requests, which that header lacks, so it balances nothing there:
+balance by least requests, or by a hash of `x-session-id`.
+
+| metric | kind | label | meaning |
+|---|---|---|---|
+"""
+
+
+def metrics_text() -> str:
+    """docs/metrics.md: every metric family."""
+    lines = [_METRICS_HEAD]
     for family in FAMILIES:
-        label = f"{family.label}: {', '.join(family.values)}" if family.label else ""
+        label = f"{family.label}: {', '.join(family.values)}" if family.label else ", ".join(family.labels)
         lines.append(f"| {family.name} | {family.kind} | {label} | {family.help} |\n")
+    lines.append("\nBounds of the distributions (`le`, and `+Inf`):\n\n| metric | bounds |\n|---|---|\n")
+    for family in FAMILIES:
+        if family.bounds:
+            lines.append(f"| {family.name} | {', '.join(f'{bound:g}' for bound in family.bounds)} |\n")
     return "".join(lines)
-
-
-def between(page: Path, mark: str, table: str) -> str:
-    """The page with `table` between its marks `<!-- mark: … -->` and `<!-- /mark -->`."""
-    text = page.read_text("utf-8")
-    begin = text.index("-->\n", text.index(f"<!-- {mark}:")) + len("-->\n")
-    return text[:begin] + table + text[text.index(f"<!-- /{mark} -->") :]
 
 
 _MAP_HEAD = """\
@@ -266,7 +286,7 @@ def generated() -> dict[Path, str]:
         ROOT / "model_repository/llm/config.pbtxt": config_text(0, "engine"),
         ROOT / "model_repository/llm_batched/config.pbtxt": config_text(1, "../../llm/1/engine"),
         ROOT / "docs/requests.md": requests_text(),
-        ROOT / "docs/operating.md": between(ROOT / "docs/operating.md", "metrics", metrics_table()),
+        ROOT / "docs/metrics.md": metrics_text(),
         ROOT / "docs/map.md": map_text(),
     }
 

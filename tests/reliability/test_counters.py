@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from inflight.serving.metrics import exported
+from tests.harness.http_client import HttpClient
 from tests.reliability.conftest import OpenRig, Report
 from tests.reliability.load import LEFT, End, Load, drive, make_request, tally
 from tests.reliability.prometheus import Prometheus, program
@@ -34,6 +36,25 @@ def rig(open_rig: OpenRig) -> Rig:
 def request(number: int, **inputs: Any) -> Any:
     """A prompt of `PROMPT` tokens that is different for every number."""
     return make_request(input_ids=[number + 100] * PROMPT, **inputs)
+
+
+def test_every_family_is_there_at_the_first_scrape(rig: Rig, report: Report) -> None:
+    """As soon as the model is ready, whatever the interval; what no engine has said yet is the exception."""
+    rig.add_model("fresh", {"metrics_interval_ms": 60_000, "price_per_hour": 2.5, "max_queue_size": 7})
+    http = HttpClient(rig.http)
+    assert http.call("POST", "/v2/repository/models/fresh/load", b"{}")[0] == 200
+    found = rig.metrics("fresh")
+    assert http.call("POST", "/v2/repository/models/fresh/unload", b"{}")[0] == 200
+    wanted = {name for name, _, _ in exported()}
+    unknown = {"inflight_prefix_cache_hit_tokens_total", "inflight_speculative_tokens_total"}
+    assert wanted - {name for name, _ in found} <= unknown
+    kinds = [label for name, label in found if name == "nv_trt_llm_request_metrics"]
+    assert sorted(kinds) == ["active", "max", "scheduled", "waiting"]
+    assert found["inflight_price_per_hour", ""] == 2.5
+    assert found["inflight_limit", "queue_requests"] == 7
+    reasons = [label for name, label in found if name == "inflight_last_restart"]
+    assert sorted(reasons) == ["load_failed", "lost", "stalled"]
+    report(f"{len(found)} samples of {len(wanted)} families before the first flush of the interval")
 
 
 def send(rig: Rig, requests: list[Any]) -> list[End]:
@@ -186,6 +207,7 @@ def test_an_engine_loss(rig: Rig, report: Report) -> None:
     change = ledger.close()
     assert outcomes(change) == {"unavailable": 9}, tally(ends)
     assert change["inflight_engine_restarts_total", ""] == 1
+    assert time.time() - 60.0 < rig.metrics()["inflight_last_restart", "lost"] <= time.time()
     assert change["inflight_request_latency_seconds_count", ""] == 9
     assert change["inflight_prompt_tokens_total", ""] == PROMPT * 4
     seen = sum(end.tokens for end in ends)
@@ -247,6 +269,16 @@ def test_a_real_prometheus(rig: Rig, report: Report, tmp_path: Any) -> None:
             assert value == value, f"{name}: no quantile"
             answers.append(f"p90 {name} {value:.4g}")
         assert prometheus.query("sum(inflight_requests_running)") == {"": 0.0}
+        for expression, value in (
+            ('inflight_build_info{release!="",engine="simulated",engine_version!=""}', 1.0),
+            ("inflight_draining", 0.0),
+            ("inflight_oldest_waiting_seconds", 0.0),
+            ('inflight_limit{kind="running"}', 4.0),
+            ('nv_trt_llm_request_metrics{request_type="scheduled"}', 0.0),
+            ("inflight_price_per_hour", 0.0),
+            ('count(inflight_last_restart{model="llm"})', 3.0),
+        ):
+            assert prometheus.query(expression) == {"": value}, expression
     with urllib.request.urlopen(rig.server.metrics_url, timeout=10) as page:
         lines = page.read().splitlines(keepends=True)
     ours = b"".join(line for line in lines if b"inflight_" in line or b"nv_trt_llm_" in line)

@@ -100,6 +100,7 @@ def test_a_drain_over_the_control_socket(rig: Rig, report: Report) -> None:
     seen = check(drained)
     assert (drained.answer["finished"], drained.answer["ended"], drained.answer["left"]) == (SHORT, LONG, 0)
     left = rig.assert_nothing_left()
+    assert rig.metrics()["inflight_draining", ""] == 1.0
     report(f"{seen}; {left}")
 
 

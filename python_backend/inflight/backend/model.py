@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from inflight import __version__
 from inflight.backend.reader import Reader
 from inflight.engine_process import frames
 from inflight.engine_process.link import EngineLink
@@ -21,8 +22,10 @@ from inflight.engines.base import EngineInfo
 from inflight.engines.factory import resolve_engine
 from inflight.engines.python import ask, choose_python, python_executable
 from inflight.engines.spec import WorkerSpec
-from inflight.errors import ErrorCode, LoadError, RequestError, quoted, unavailable
+from inflight.errors import ErrorCode, LoadError, RequestError, quoted, sendable, unavailable
 from inflight.guides.service import GuideLimits, GuideService
+from inflight.manifest import ManifestError
+from inflight.manifest import read as read_manifest
 from inflight.model.files import is_folder, path_of, text_of
 from inflight.model.parameters import ModelConfig
 from inflight.request.chat_template import load_chat_template
@@ -71,6 +74,7 @@ class Backend:
         template = load_chat_template(folder, override, tokenizer.special_tokens)
         builder = PromptBuilder(tokenizer, template, config.max_prompt_bytes)
         defaults = read_generation_defaults(folder)
+        self._built_from = _built_from(folder)
         self._info: EngineInfo | None = None
         self._live: dict[int, LiveStream] = {}
         self._accepted = 0
@@ -78,7 +82,7 @@ class Backend:
         self._draining = False
         self._lives = EngineLives()
         metrics = Metrics()
-        self._observation = Observation(metrics, self._snapshot)
+        self._observation = Observation(metrics, self._snapshot, config.price_per_hour)
         self._flusher = Flusher(self._observation.flush, config.metrics_interval_ms / 1000)
         self._warmups_left = warmup_requests
         self._pool = ParsePool()
@@ -124,8 +128,9 @@ class Backend:
         self._flusher.start()
 
     def export_metrics(self, sink: Sink) -> None:
-        """Flush metrics into `sink` from now on."""
+        """Flush metrics into `sink` from now on, and once at once: the first scrape finds every family."""
         self._observation.sink = sink
+        self._flusher.now()
 
     @property
     def most_items(self) -> int:
@@ -255,16 +260,42 @@ class Backend:
         """The numbers of this moment, for the metrics."""
         dispatcher, supervisor = self._dispatcher, self._supervisor
         streams = [live.stream for live in self._live_streams() if live.counted]
+        waiting_since = [arrival.arrival_ns for arrival in self._reader.arrivals.copy()]
+        waiting_since += [stream.timing.arrival_ns for stream in streams if not stream.timing.scheduled_ns]
+        now_ns = time.monotonic_ns()
         return Snapshot(
             info=self._info,
             stats=self._lives.stats(),
             up=supervisor.health is Health.READY,
+            draining=self._draining and supervisor.health is not Health.STOPPED,
             restarts=supervisor.restarts,
+            losses={loss.value: at for loss, at in supervisor.last_losses.items()},
+            limits=self._limits(),
+            build=self._build(),
             waiting=dispatcher.waiting + self._pool.waiting,
+            oldest_waiting_s=max(0, now_ns - min(waiting_since, default=now_ns)) / 1e9,
             running=dispatcher.running,
             blocks_reserved=dispatcher.blocks_reserved,
             live_tokens=sum(stream.output_tokens for stream in streams),
         )
+
+    def _limits(self) -> dict[str, int]:
+        """What is taken at most, for `inflight_limit`."""
+        config, info = self._config, self._info
+        places = 0 if info is None else min(config.max_running or info.max_running, info.max_running)
+        return {
+            "running": places,
+            "queue_requests": config.max_queue_size,
+            "queue_tokens": config.max_queue_tokens,
+            "context_tokens": 0 if info is None else info.max_seq_len,
+        }
+
+    def _build(self) -> tuple[str, ...] | None:
+        """What serves, for `inflight_build_info`."""
+        info = self._info
+        if info is None or self._supervisor.health is Health.STOPPED:
+            return None
+        return __version__, info.name, info.version, *self._built_from
 
     def status(self) -> dict[str, Any]:
         """For operators: what the model is doing, and what its engine is and can do."""
@@ -315,6 +346,15 @@ class Backend:
             config.batching_strategy,
             config.batching_max_wait_ms / 1000,
         )
+
+
+def _built_from(folder: Path) -> tuple[str, str]:
+    """(source, quantization recipe) of an engine directory; empty where no manifest says it."""
+    try:
+        manifest = read_manifest(folder)
+    except ManifestError:  # the engine says what is wrong with it, if it needs one
+        return "", ""
+    return sendable(manifest.source.name), sendable(manifest.quantization.recipe)
 
 
 def _warmup(raw: RawRequest) -> RawRequest:

@@ -42,6 +42,14 @@ class Health(enum.Enum):
     STOPPED = "stopped"
 
 
+class Loss(enum.Enum):
+    """Why an engine was given up."""
+
+    LOST = "lost"  # it ended, or cannot be reached
+    STALLED = "stalled"
+    LOAD_FAILED = "load_failed"
+
+
 class Observer(LinkHandler, Protocol):
     """Who hears of engines that come and go. Called on the supervisor's thread."""
 
@@ -76,6 +84,7 @@ class Supervisor:
         self.health = Health.STARTING
         self.reason = "the engine is starting"
         self.restarts = 0
+        self.last_losses = dict.fromkeys(Loss, 0.0)  # Unix time of the last one of each kind; 0: never
         self.engine_pid = 0
         self._ready_at = math.inf  # when this life's engine was ready
         self._thread = threading.Thread(target=self._run, name="inflight-supervisor", daemon=True)
@@ -100,8 +109,9 @@ class Supervisor:
         sweep_run_folders()
         while not self._stop.is_set():
             self._ready_at = math.inf
+            loss = Loss.LOAD_FAILED
             try:
-                reason = self._one_life()
+                loss, reason = self._one_life()
             except LoadError as error:
                 reason = str(error)
                 if not self._first.is_set():
@@ -116,6 +126,7 @@ class Supervisor:
                     break
             if self._stop.is_set():
                 break
+            self.last_losses[loss] = time.time()
             healthy = time.monotonic() - self._ready_at > HEALTHY_AFTER_S
             failures = 1 if healthy else failures + 1
             if failures > self._max_restarts:
@@ -131,7 +142,7 @@ class Supervisor:
         if self._stop.is_set():
             self.health = Health.STOPPED
 
-    def _one_life(self) -> str:
+    def _one_life(self) -> tuple[Loss, str]:
         """Run one engine process to its end; the reason why it ended."""
         process = EngineProcess(self._spec)
         link: EngineLink | None = None
@@ -147,11 +158,11 @@ class Supervisor:
             self.health, self.reason = Health.READY, ""
             log.info("engine %s %s is ready (process %d)", info.name, info.version, process.pid)
             self._first.set()
-            reason = self._watch(process, link)
+            ended = self._watch(process, link)
             if self._stop.is_set():
                 grace = SHUTDOWN_GRACE_S
                 self._ask_to_leave(link)
-            return reason
+            return ended
         finally:
             if link is not None:
                 if self.health is Health.READY:
@@ -161,20 +172,21 @@ class Supervisor:
             if link is not None:
                 link.close()
 
-    def _watch(self, process: EngineProcess, link: EngineLink) -> str:
+    def _watch(self, process: EngineProcess, link: EngineLink) -> tuple[Loss, str]:
         watchdog = Watchdog(self._stall_timeout, WATCH_INTERVAL_S, time.monotonic())
         while not self._stop.is_set():
             if link.lost.wait(WATCH_INTERVAL_S):
-                return f"the engine process {process.pid} was lost"
+                return Loss.LOST, f"the engine process {process.pid} was lost"
             if process.exit_code() is not None:
-                return f"the engine process {process.pid} ended with exit code {process.exit_code()}"
+                return Loss.LOST, f"the engine process {process.pid} ended with exit code {process.exit_code()}"
             self._leave_if_orphaned(process)
             state, beat_ns = process.page.read()
             now = time.monotonic()
             beat = beat_of(state, beat_ns / 1e9, link.waiting_since, now)
             if beat is not None and watchdog.tick(now, beat, patience_with(state)):
-                return f"the engine process {process.pid} stalled (no progress for {self._stall_timeout:g} s)"
-        return "the server is stopping"
+                stalled = f"the engine process {process.pid} stalled (no progress for {self._stall_timeout:g} s)"
+                return Loss.STALLED, stalled
+        return Loss.LOST, "the server is stopping"
 
     def _given_up(self, process: EngineProcess) -> bool:
         """Whether nobody wants the engine any more, asked while it loads."""

@@ -93,20 +93,24 @@ class ModelConfig(Struct, frozen=True):
     chat_template: Annotated[
         str, _note("a jinja2 file, relative to the version folder; empty: the engine directory's own")
     ] = ""
+    price_per_hour: Annotated[
+        float,
+        Meta(ge=0, le=1e9, description="what this server costs in an hour, for the metric of that name; 0: not known"),
+    ] = 0.0
     metrics_interval_ms: Annotated[int, _whole(10, 60_000, "how often metrics are handed to Triton")] = 500
     sender_threads: Annotated[int, _whole(1, 64, "threads that send responses")] = 2
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Parameter:
-    """One line of `ModelConfig`: a whole number from `least` to `most`, one of `choices`, or what `kind` says."""
+    """One line of `ModelConfig`: a number from `least` to `most`, one of `choices`, or what `kind` says."""
 
     name: str
     kind: type
     default: Any
     note: str
-    least: int
-    most: int
+    least: float
+    most: float
     choices: tuple[str, ...]
 
 
@@ -150,13 +154,14 @@ def parse_model_config(parameters: Mapping[str, str]) -> ModelConfig:
 
 def _parse_value(parameter: Parameter, text: str) -> Any:
     subject = f"model parameter {parameter.name} must be"
-    if parameter.kind is int:
+    if parameter.kind in (int, float):
         try:
-            number = int(text)
+            number = parameter.kind(text)
         except ValueError:
-            raise LoadError(f"{subject} a whole number, but is {quoted(text)}.") from None
+            kind = "a whole number" if parameter.kind is int else "a number"
+            raise LoadError(f"{subject} {kind}, but is {quoted(text)}.") from None
         if not parameter.least <= number <= parameter.most:
-            raise LoadError(f"{subject} between {parameter.least} and {parameter.most}, but is {number}.")
+            raise LoadError(f"{subject} between {parameter.least:.12g} and {parameter.most:.12g}, but is {number}.")
         return number
     if parameter.kind is bool:
         if text.lower() not in ("true", "false"):

@@ -14,6 +14,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from inflight.engine_process.supervisor import Loss
+
 log = logging.getLogger("inflight.metrics")
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -22,8 +24,8 @@ OUTCOMES = ("stop", "length", "cancelled", "deadline", "invalid", "unsupported",
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Family:
-    """One metric family. `kind` is counter, gauge or distribution; `label` is the one label besides model and
-    version.
+    """One metric family. `kind` is counter, gauge, distribution, or info: a gauge that is 1 for the present values of
+    `labels` and 0 for former ones. `label` is the one label of the others besides model and version.
     """
 
     name: str
@@ -32,20 +34,25 @@ class Family:
     label: str = ""
     values: tuple[str, ...] = ()
     bounds: tuple[float, ...] = ()
+    labels: tuple[str, ...] = ()
 
+
+Label = str | tuple[str, ...]  # the value of a family's label, or the values of an info's labels
+_Key = tuple[str, Label]
 
 FAMILIES: tuple[Family, ...] = (
     Family(
         "nv_trt_llm_request_metrics",
         "gauge",
-        "Requests by state, under the name that Kubernetes' gateway looks for",
+        "Requests by state, under the names that llm-d's endpoint picker and Kubernetes' gateway extension scrape; "
+        "active and scheduled are both those in the engine",
         "request_type",
-        ("waiting", "active", "max"),
+        ("waiting", "active", "scheduled", "max"),
     ),
     Family(
         "nv_trt_llm_kv_cache_block_metrics",
         "gauge",
-        "KV-cache blocks, under the name that Triton's ORCA header is made of",
+        "KV-cache blocks, under the name that the same programs scrape",
         "kv_cache_block_type",
         ("max", "used", "free", "tokens_per", "fraction", "reserved"),
     ),
@@ -71,8 +78,36 @@ FAMILIES: tuple[Family, ...] = (
         "Tokens that one streamed response carries",
         bounds=(1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0),
     ),
+    Family(
+        "inflight_oldest_waiting_seconds",
+        "gauge",
+        "How long the oldest request that is not in the engine yet has been here; 0 when none waits",
+    ),
+    Family(
+        "inflight_limit",
+        "gauge",
+        "What this model takes at most: sequences in the engine, requests and prompt tokens in the queue, tokens of "
+        "prompt and answer; 0 is no limit",
+        "kind",
+        ("running", "queue_requests", "queue_tokens", "context_tokens"),
+    ),
     Family("inflight_engine_up", "gauge", "1 while the engine takes requests"),
+    Family("inflight_draining", "gauge", "1 from the order to drain until it is taken back"),
     Family("inflight_engine_restarts_total", "counter", "How often the engine process was started again"),
+    Family(
+        "inflight_last_restart",
+        "gauge",
+        "When an engine was last given up for this reason, as Unix time in seconds; 0: never",
+        "reason",
+        tuple(loss.value for loss in Loss),
+    ),
+    Family(
+        "inflight_build_info",
+        "info",
+        "1 while it serves: the release of Inflight, the engine, and the engine directory's source and quantization",
+        labels=("release", "engine", "engine_version", "source", "quantization"),
+    ),
+    Family("inflight_price_per_hour", "gauge", "The model parameter of that name; 0: not known"),
     Family(
         "inflight_speculative_tokens_total",
         "counter",
@@ -109,17 +144,17 @@ class Metrics:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counters: dict[tuple[str, str], float] = {}
-        self._gauges: dict[tuple[str, str], float] = {}
+        self._counters: dict[_Key, float] = {}
+        self._gauges: dict[_Key, float] = {}
         self._distributions = {
             family.name: _Distribution(len(family.bounds) + 1) for family in FAMILIES if family.kind == "distribution"
         }
-        self._flushed: dict[tuple[str, str], float] = {}
+        self._flushed: dict[_Key, float] = {}
         for family in FAMILIES:
             for value in family.values or ("",):
                 if family.kind == "counter":
                     self._counters[family.name, value] = 0.0
-                elif family.kind == "gauge":
+                elif family.kind == "gauge":  # an info has nothing to say yet
                     self._gauges[family.name, value] = 0.0
 
     def add(self, name: str, amount: float = 1.0, label: str = "") -> None:
@@ -136,6 +171,15 @@ class Metrics:
         """Set a gauge."""
         with self._lock:
             self._gauges[name, label] = value
+
+    def describe(self, name: str, values: tuple[str, ...] | None) -> None:
+        """Set an info to these values of its labels, in their order; what it said before becomes 0."""
+        with self._lock:
+            for key in self._gauges:
+                if key[0] == name:
+                    self._gauges[key] = 0.0
+            if values is not None:
+                self._gauges[name, values] = 1.0
 
     def observe(self, name: str, value: float, count: int = 1) -> None:
         """Put `count` observations of `value` into a distribution."""
@@ -163,9 +207,9 @@ class Metrics:
                 sink.set(name, _labels(name, label), value)
                 self._flushed[name, label] = value
 
-    def _distribution_counters(self) -> dict[tuple[str, str], float]:
+    def _distribution_counters(self) -> dict[_Key, float]:
         """The distributions as cumulative counters. Holds the lock."""
-        counters: dict[tuple[str, str], float] = {}
+        counters: dict[_Key, float] = {}
         for name, distribution in self._distributions.items():
             below = 0
             bounds = [*map(_bound_text, _BY_NAME[name].bounds), "+Inf"]
@@ -181,7 +225,9 @@ def _bound_text(bound: float) -> str:
     return f"{bound:g}"
 
 
-def _labels(name: str, value: str) -> dict[str, str]:
+def _labels(name: str, value: Label) -> dict[str, str]:
+    if isinstance(value, tuple):
+        return dict(zip(_BY_NAME[name].labels, value, strict=True))
     if name.endswith("_bucket"):
         return {"le": value}
     family = _BY_NAME.get(name)
@@ -195,22 +241,31 @@ def exported() -> list[tuple[str, str, str]]:
         if family.kind == "distribution":
             families += [(f"{family.name}{suffix}", "counter", family.help) for suffix in ("_bucket", "_sum", "_count")]
         else:
-            families.append((family.name, family.kind, family.help))
+            families.append((family.name, "gauge" if family.kind == "info" else family.kind, family.help))
     return families
 
 
 class Flusher:
-    """Calls `flush` every `interval_s` and once more at the end."""
+    """Calls `flush` every `interval_s` and once more at the end; never twice at the same time."""
 
     def __init__(self, flush: Callable[[], None], interval_s: float) -> None:
         self._flush = flush
         self._interval = interval_s
         self._stop = threading.Event()
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="inflight-metrics", daemon=True)
 
     def start(self) -> None:
         """Start flushing."""
         self._thread.start()
+
+    def now(self) -> None:
+        """Flush at once. Never raises."""
+        with self._lock:
+            try:
+                self._flush()
+            except Exception:
+                log.exception("flushing metrics failed")
 
     def stop(self, timeout_s: float) -> None:
         """Flush once more and end the thread."""
@@ -222,7 +277,4 @@ class Flusher:
         stopping = False
         while not stopping:
             stopping = self._stop.wait(self._interval)
-            try:
-                self._flush()
-            except Exception:
-                log.exception("flushing metrics failed")
+            self.now()

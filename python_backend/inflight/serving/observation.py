@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -19,13 +19,22 @@ _OUTCOMES = {code.value: code.value for code in ErrorCode} | {ErrorCode.INVALID_
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The numbers of one moment. `live_tokens` are those generated for streams that have not ended."""
+    """The numbers of one moment. `live_tokens` are those generated for streams that have not ended, `oldest_waiting_s`
+    is the age of the oldest request that is not in the engine yet. `limits` are by their kind, `losses` by the reason
+    of a restart (Unix time of the last). `build` has the values of `inflight_build_info`; None where nothing
+    serves: Triton goes on showing the last values of a model that was unloaded.
+    """
 
     info: EngineInfo | None
     stats: EngineStats
     up: bool
+    draining: bool
     restarts: int
+    losses: Mapping[str, float]
+    limits: Mapping[str, int]
+    build: tuple[str, ...] | None
     waiting: int
+    oldest_waiting_s: float
     running: int
     blocks_reserved: int
     live_tokens: int
@@ -88,7 +97,8 @@ def _sum(one: int | None, other: int | None) -> int | None:
 class Observation:
     """Turns ends of requests and snapshots into metrics."""
 
-    def __init__(self, metrics: Metrics, snapshot: Callable[[], Snapshot]) -> None:
+    def __init__(self, metrics: Metrics, snapshot: Callable[[], Snapshot], price_per_hour: float = 0.0) -> None:
+        metrics.set("inflight_price_per_hour", price_per_hour)
         self._metrics = metrics
         self._snapshot = snapshot
         self._lock = threading.Lock()
@@ -121,10 +131,22 @@ class Observation:
         metrics.set("inflight_requests_running", now.running)
         metrics.set("inflight_requests_waiting", now.waiting)
         metrics.set("inflight_engine_up", float(now.up))
+        metrics.set("inflight_draining", float(now.draining))
+        metrics.set("inflight_oldest_waiting_seconds", now.oldest_waiting_s)
         metrics.raise_to("inflight_engine_restarts_total", now.restarts)
+        for reason, at in now.losses.items():
+            metrics.set("inflight_last_restart", at, reason)
+        for kind, most in now.limits.items():
+            metrics.set("inflight_limit", most, kind)
+        metrics.describe("inflight_build_info", now.build)
         metrics.raise_to("inflight_generation_tokens_total", tokens_of_ended + now.live_tokens)
         most_running = info.max_running if info is not None else 0
-        for kind, value in (("waiting", now.waiting), ("active", now.running), ("max", most_running)):
+        for kind, value in (
+            ("waiting", now.waiting),
+            ("active", now.running),
+            ("scheduled", now.running),
+            ("max", most_running),
+        ):
             metrics.set("nv_trt_llm_request_metrics", value, kind)
         self._set_blocks(now)
         unknown = set()

@@ -34,6 +34,7 @@ CONTRACT: list[tuple[str, str, Any, list[str]]] = [
     ("stream_echo", "true", True, ["no", "1"]),
     ("empty_final_response", "true", True, ["no", "1"]),
     ("chat_template", "mine.jinja", "mine.jinja", []),
+    ("price_per_hour", "3.25", 3.25, ["-1", "nan", "inf", "4 EUR", ""]),
     ("metrics_interval_ms", "250", 250, ["0", "9"]),
     ("sender_threads", "4", 4, ["0", "65"]),
 ]
