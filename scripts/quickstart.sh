@@ -88,7 +88,7 @@ start_server() {
   log="$ROOT/.cache/logs/tritonserver-$(date +%Y%m%d-%H%M%S)-$$.log"
   ready_file="$ROOT/.cache/ready-$$.json"
   "$VENV/bin/python" "$ROOT/scripts/serve.py" --end-with-parent --ready-file "$ready_file" --log "$log" \
-    --http-port "$http_port" --grpc-port "$grpc_port" --metrics-port "$metrics_port" > /dev/null &
+    --http-port "$http_port" --grpc-port "$grpc_port" --metrics-port "$metrics_port" --drain-notice 0 > /dev/null &
   SERVER=$!
   until [[ -s $ready_file ]]; do
     kill -0 "$SERVER" 2> /dev/null || exit 1 # it has said why

@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[Command, ...]] = {
         Command("chat", "inflight_tools.clients.stream", "ask a served model and print the answer as it comes"),
         Command("status", "inflight_tools.server.operate", "what the models that run here are doing"),
         Command("drain", "inflight_tools.server.operate", "let running answers finish and take no new requests"),
+        Command("undrain", "inflight_tools.server.operate", "take a drain back and serve again"),
         Command("load-test", "inflight_tools.load.load_test", "measure a served model with the real perf_analyzer"),
     ),
     "build engines": (

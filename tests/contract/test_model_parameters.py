@@ -60,6 +60,7 @@ def test_defaults_and_limits_of_tokens(load: Load, grpc: GrpcClient) -> None:
         max_prompt_bytes="64",
         metrics_interval_ms="100",
         sender_threads="1",
+        drain_notice_ms="0",
         drain_timeout_ms="1000",
         load_timeout_s="60",
         max_restarts="1",

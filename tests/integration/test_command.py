@@ -40,7 +40,18 @@ class Served:
         ports = [word for name, number in numbers.items() for word in (f"--{name}-port", str(number))]
         with self.output.open("wb") as output, self.errors.open("wb") as errors:
             self.process = subprocess.Popen(
-                [*command, "serve", *what, *ports, "--ready-file", self.ready, "--log", tmp_path / "log"],
+                [
+                    *command,
+                    "serve",
+                    *what,
+                    *ports,
+                    "--drain-notice",
+                    "0",
+                    "--ready-file",
+                    self.ready,
+                    "--log",
+                    tmp_path / "log",
+                ],
                 env={**os.environ, "PYTHONPATH": PATH, **environment},
                 stdout=output,
                 stderr=errors,
@@ -118,7 +129,7 @@ def test_an_engine_directory_is_served_asked_and_drained(serve: Serve, tmp_path:
     status = run(CLI, "status", "--json", **control)
     assert json.loads(status.stdout)["health"] == "ready"
     assert run(CLI, "drain", "another", **control).returncode == 1
-    drained = run(CLI, "drain", "mine", **control)
+    drained = run(CLI, "drain", "mine", "--notice-ms", "0", **control)
     assert drained.returncode == 0, drained.stderr
     late = run(CLI, "chat", "--url", grpc, *raw)
     assert late.returncode == 1

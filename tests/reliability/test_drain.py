@@ -93,7 +93,7 @@ def test_a_drain_over_the_control_socket(rig: Rig, report: Report) -> None:
     limit_ms = int(LIMIT_S * 1000)
     drained = drain_under_load(
         rig.grpc,
-        lambda: rig.ask("drain", timeout_ms=limit_ms, timeout_s=30.0),
+        lambda: rig.ask("drain", timeout_ms=limit_ms, notice_ms=0, timeout_s=30.0),
         lambda: bool(rig.status()["draining"]),
         lambda: rig.until_at_work(OPTIONS["max_running"], SHORT + LONG),
     )
@@ -126,7 +126,16 @@ def served(tmp_path: Path) -> Iterator[Served]:
     ports, ready = Ports.free(), tmp_path / "ready.json"
     command = [sys.executable, str(REPOSITORY / "scripts" / "serve.py"), "--repository", str(tmp_path / "repository")]
     command += ["--http-port", str(ports.http), "--grpc-port", str(ports.grpc), "--metrics-port", str(ports.metrics)]
-    command += ["--ready-file", str(ready), "--drain-timeout", str(LIMIT_S), "--log", str(tmp_path / "server.log")]
+    command += [
+        "--ready-file",
+        str(ready),
+        "--drain-timeout",
+        str(LIMIT_S),
+        "--drain-notice",
+        "0",
+        "--log",
+        str(tmp_path / "server.log"),
+    ]
     with (tmp_path / "serve.out").open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
     try:

@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,13 +31,23 @@ class Model:
 
     def __init__(self) -> None:
         self.drained = 0
+        self.over = threading.Event()  # unset: a drain lasts
+        self.over.set()
 
     def status(self) -> dict[str, Any]:
         return {"health": "ready"}
 
-    def drain(self, timeout_ms: int | None) -> dict[str, Any]:
+    def health(self) -> dict[str, Any]:
+        return {"ready": not self.drained, "health": "drained" if self.drained else "ready"}
+
+    def drain(self, timeout_ms: int | None, notice_ms: int | None) -> dict[str, Any]:
         self.drained += 1
-        return {"left": 0}
+        self.over.wait(20.0)
+        return {"drained": True, "left": 0}
+
+    def undrain(self) -> dict[str, Any]:
+        self.drained = 0
+        return {"undrained": True}
 
     def retire(self) -> None:
         pass
@@ -290,3 +301,29 @@ def test_a_socket_whose_folder_was_removed_is_put_back(tmp_path: Path, monkeypat
         assert [answer["health"] for answer in control.ask_all({"command": "status"}, 10.0).values()] == ["ready"]
     finally:
         server.stop(5.0)
+
+
+def test_health_is_answered_while_as_many_drains_as_anybody_likes_are_waited_for() -> None:
+    model = Model()
+    model.over.clear()
+    server = control.open_control("llm", model)
+    path = server._path
+    callers = [
+        threading.Thread(target=control.ask, args=(path, {"command": "drain"}, 30.0), daemon=True) for _ in range(9)
+    ]
+    try:
+        for caller in callers:
+            caller.start()
+        give_up = time.monotonic() + 10.0
+        while model.drained < 4 and time.monotonic() < give_up:
+            time.sleep(0.01)
+        began = time.monotonic()
+        assert control.ask(path, {"command": "health"}, 5.0) == {"model": "llm", "ready": False, "health": "drained"}
+        assert control.ask(path, {"command": "undrain"}, 5.0) == {"undrained": True}
+        assert time.monotonic() - began < 1.0
+    finally:
+        model.over.set()
+        for caller in callers:
+            caller.join(10.0)
+        server.stop(5.0)
+    assert not any(caller.is_alive() for caller in callers)

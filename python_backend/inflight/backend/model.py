@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from inflight.serving.arrival import Arrival
 from inflight.serving.cancellation import CancellationPoller
 from inflight.serving.delivery import Delivery, LiveStream, Responder
 from inflight.serving.dispatcher import Dispatcher
+from inflight.serving.drain import Drain, Phase, Readiness, judge
 from inflight.serving.metrics import Flusher, Metrics, Sink
 from inflight.serving.observation import EngineLives, Observation, Snapshot
 from inflight.serving.parsing import ParsePool
@@ -47,6 +49,7 @@ log = logging.getLogger("inflight.backend")
 LEAST_ITEMS = 4096  # values that any tensor may have, however short the context
 JOIN_S = 5.0
 LEFTOVER_S = 2.0
+ARRIVING_S = 0.05  # a request that was taken just before it would have been refused is counted by then
 
 
 class Backend:
@@ -79,7 +82,9 @@ class Backend:
         self._live: dict[int, LiveStream] = {}
         self._accepted = 0
         self._accepted_lock = threading.Lock()
-        self._draining = False
+        self._drain = Drain()
+        self._undo_lock = threading.Lock()  # what a drain ends is ended before anybody takes the drain back
+        self._leaving = ""  # why nothing is served ever again
         self._lives = EngineLives()
         metrics = Metrics()
         self._observation = Observation(metrics, self._snapshot, config.price_per_hour)
@@ -138,12 +143,20 @@ class Backend:
         return max(2 * self._info.max_seq_len if self._info is not None else 0, LEAST_ITEMS)
 
     def ready(self) -> bool:
-        """Whether a request sent now would be taken. O(1), takes no lock."""
-        return self._supervisor.health is Health.READY and not self._draining
+        """Whether a balancer should send requests here. O(1), takes no lock."""
+        return self.readiness().ready
+
+    def readiness(self) -> Readiness:
+        """Whether a balancer should send requests here, and why not. O(1), takes no lock."""
+        now, supervisor = time.monotonic(), self._supervisor
+        engine = Health.STOPPED if self._leaving else supervisor.health
+        reason = self._leaving or supervisor.reason
+        drain = self._drain
+        return judge(engine.value, reason, drain.phase(now), drain.notice_left(now), self._full(1))
 
     def stop(self) -> None:
         """End every request that is left, then the engine and all threads."""
-        self._draining = True
+        self._leaving = "the model is being unloaded"
         gone = unavailable("the model is being unloaded; send the request to another server")
         self._close(gone)
         self._guides.stop()  # who waits for a guide goes back into the pool
@@ -183,7 +196,7 @@ class Backend:
         self._reader.take(raw, arrival)
 
     def _refusal(self, raw: RawRequest) -> RequestError | None:
-        if self._draining:
+        if self._leaving or self._drain.refuses(time.monotonic()):
             return unavailable("the server is draining; send the request to another server")
         if self._supervisor.health is not Health.READY:
             if self._supervisor.health is Health.FAILED:
@@ -191,14 +204,22 @@ class Backend:
                     "the engine has failed and is not started again; unload and load the model, or restart the server"
                 )
             return unavailable("the engine is restarting; try again in a few seconds")
-        assert self._info is not None
-        if self._accepted >= self._config.max_queue_size + self._info.max_running:
-            return unavailable(f"the queue is full ({self._accepted} requests are under way); try again in a moment")
-        held, most = raw.bytes_held, self._config.max_queue_tokens
-        waiting = self._dispatcher.waiting_tokens + self._pool.waiting_tokens
-        if most and waiting and waiting + self._reader.tokens(held) > most:
-            return unavailable(f"the queue is full ({waiting} prompt tokens wait); try again in a moment")
+        held = raw.bytes_held
+        full = self._full(self._reader.tokens(held))
+        if full is not None:
+            return unavailable(f"{full}; try again in a moment")
         return self._pool.refusal(held)
+
+    def _full(self, tokens: int) -> str | None:
+        """Why the queue does not take another prompt of so many tokens."""
+        if self._info is None:
+            return None
+        if self._accepted >= self._config.max_queue_size + self._info.max_running:
+            return f"the queue is full ({self._accepted} requests are under way)"
+        most, waiting = self._config.max_queue_tokens, self._dispatcher.waiting_tokens + self._pool.waiting_tokens
+        if most and waiting and waiting + tokens > most:
+            return f"the queue is full ({waiting} prompt tokens wait)"
+        return None
 
     def _closed(self, live: LiveStream) -> None:
         """A stream has had its terminal response."""
@@ -267,7 +288,8 @@ class Backend:
             info=self._info,
             stats=self._lives.stats(),
             up=supervisor.health is Health.READY,
-            draining=self._draining and supervisor.health is not Health.STOPPED,
+            draining=self._drain.phase(time.monotonic()) is not Phase.SERVING
+            and supervisor.health is not Health.STOPPED,
             restarts=supervisor.restarts,
             losses={loss.value: at for loss, at in supervisor.last_losses.items()},
             limits=self._limits(),
@@ -297,15 +319,29 @@ class Backend:
             return None
         return __version__, info.name, info.version, *self._built_from
 
+    def health(self) -> dict[str, Any]:
+        """What a health check needs, made in microseconds: several are made each second."""
+        info, readiness = self._info, self.readiness()
+        return {
+            "ready": readiness.ready,
+            "health": readiness.state,
+            "reason": readiness.reason,
+            "phase": readiness.phase.value,
+            "under_way": self._accepted,
+            "limit": self._config.max_queue_size + (info.max_running if info is not None else 0),
+        }
+
     def status(self) -> dict[str, Any]:
         """For operators: what the model is doing, and what its engine is and can do."""
-        info = self._info
+        info, readiness = self._info, self.readiness()
         return {
             "engine": self._engine if info is None else f"{info.name} {info.version}",
             "capabilities": [] if info is None else sorted(capability.value for capability in info.capabilities),
-            "health": self._supervisor.health.value,
-            "reason": self._supervisor.reason,
-            "draining": self._draining,
+            "ready": readiness.ready,
+            "health": readiness.state,
+            "reason": readiness.reason,
+            "draining": readiness.phase is not Phase.SERVING,
+            "phase": readiness.phase.value,
             "running": self._dispatcher.running,
             "waiting": self._dispatcher.waiting + self._pool.waiting,
             "under_way": self._accepted,
@@ -314,20 +350,43 @@ class Backend:
             "restarts": self._supervisor.restarts,
         }
 
-    def drain(self, timeout_ms: int | None = None) -> dict[str, Any]:
-        """Take no new work; let streams finish for `timeout_ms` (else the model's own); end the rest UNAVAILABLE."""
-        self._draining = True
-        at_start = self._accepted
-        limit = self._config.drain_timeout_ms if timeout_ms is None else timeout_ms
-        self._wait_for_none(limit / 1000)
-        left = self._accepted
-        if left:
-            self._close(unavailable("the server is draining; send the request to another server"))
-            self._wait_for_none(LEFTOVER_S)
-        return {"drained": True, "finished": at_start - left, "ended": left, "left": self._accepted}
+    def drain(self, timeout_ms: int | None = None, notice_ms: int | None = None) -> dict[str, Any]:
+        """Say that the model leaves, and serve for `notice_ms`; then take no new work and let streams finish for
+        `timeout_ms`; end the rest UNAVAILABLE. None: the model's own. Returns early when the drain is undone.
+        """
+        limit_ms = self._config.drain_timeout_ms if timeout_ms is None else timeout_ms
+        notice_ms = self._config.drain_notice_ms if notice_ms is None else notice_ms
+        number = self._drain.order(time.monotonic(), notice_ms / 1000, limit_ms / 1000)
+        self._wait(number, lambda now: self._drain.phase(now) is not Phase.NOTICE)
+        at_start, settled = self._accepted, time.monotonic() + ARRIVING_S
+        self._wait(number, lambda now: not self._drain.time_left(now) or (now >= settled and not self._accepted))
+        with self._undo_lock:
+            if not self._drain.finish(number):
+                return {"drained": False, "reason": "the drain was taken back", "left": self._accepted}
+            left = self._accepted
+            if left:
+                self._close(unavailable("the server is draining; send the request to another server"))
+        self._wait_for_none(LEFTOVER_S)
+        finished = max(at_start - left, 0)
+        return {"drained": True, "finished": finished, "ended": left, "left": self._accepted}
+
+    def undrain(self) -> dict[str, Any]:
+        """Take a drain back, however far it is, and serve again."""
+        if self._leaving:
+            return {"error": f"a drain cannot be taken back any more: {self._leaving}."}
+        with self._undo_lock:
+            undone = self._drain.undo()
+            self._dispatcher.reopen()
+        return {"undrained": undone, **self.health()}
+
+    def _wait(self, number: int, over: Callable[[float], bool]) -> None:
+        """Until something is over, or this drain, or the model."""
+        while self._drain.is_on(number) and not self._leaving and not over(time.monotonic()):
+            time.sleep(0.01)
 
     def retire(self) -> None:
         """After a drain: end the engine in order, whatever becomes of this process (docs/operating.md)."""
+        self._leaving = "the engine was ended after a drain"
         self._supervisor.stop()
         self._flusher.stop(JOIN_S)
 

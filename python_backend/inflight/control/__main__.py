@@ -1,4 +1,4 @@
-"""`python -m inflight.control status` and `drain`: made for a container's preStop hook and for an operator's shell."""
+"""`python -m inflight.control status`, `drain`, `undrain`: for a container's preStop hook and an operator's shell."""
 
 from __future__ import annotations
 
@@ -7,21 +7,29 @@ import json
 import sys
 from typing import Any
 
-from inflight.control.server import ANSWER_WAIT_S, ask_all
+from inflight.control.server import ANSWER_WAIT_S, ask_all, drain_request
 
 
 def main(arguments: list[str]) -> int:
-    """`status` or `drain`; prints one line of JSON per model. 0 when every model answered."""
+    """One command; prints one line of JSON per model. 0 when every model answered."""
     parser = argparse.ArgumentParser(prog="python -m inflight.control", description="Speak to the running models.")
-    parser.add_argument("command", choices=("status", "drain"))
-    parser.add_argument("--timeout-ms", type=int, default=None, help="how long streams may go on (drain)")
+    parser.add_argument("command", choices=("status", "drain", "undrain"))
+    parser.add_argument(
+        "--notice-ms", type=int, default=None, help="how long everything is still served (drain; default: the model's)"
+    )
+    parser.add_argument(
+        "--timeout-ms",
+        type=int,
+        default=None,
+        help="how long streams may go on after that (drain; default: the model's)",
+    )
     parser.add_argument("--stop", action="store_true", help="end the engines too, once drained")
     options = parser.parse_args(arguments)
-    request: dict[str, Any] = {"command": options.command, "stop": options.stop}
-    if options.timeout_ms is not None:
-        request["timeout_ms"] = options.timeout_ms
-    wait = (options.timeout_ms or 3_600_000) / 1000 if options.command == "drain" else 0.0
-    answers = ask_all(request, wait + ANSWER_WAIT_S)
+    request: dict[str, Any] = {"command": options.command}
+    wait_s = ANSWER_WAIT_S
+    if options.command == "drain":
+        request, wait_s = drain_request(options.notice_ms, options.timeout_ms, options.stop)
+    answers = ask_all(request, wait_s)
     for name, answer in answers.items():
         print(json.dumps({"model": name, **answer}))
     if not answers:

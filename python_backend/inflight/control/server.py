@@ -1,10 +1,10 @@
-"""A socket for operators: status, and an orderly drain.
+"""A socket for operators: status, health, and an orderly drain.
 
 Each loaded model listens on an AF_UNIX socket in a 0700 folder (`folder.py`). A request is one line of JSON,
 the answer another. `python -m inflight.control drain` speaks to every model of this user, in whichever folder it
 listens (`candidate_folders`), and is made for a container's preStop hook; `scripts/serve.py` uses the same functions.
 
-Threads `inflight-control` and `inflight-control_N`, started and stopped by `ControlServer`.
+Threads `inflight-control`, `inflight-control_N` and `inflight-drain_N`, started and stopped by `ControlServer`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ log = logging.getLogger("inflight.control")
 MAX_LINE_BYTES = 4096
 ACCEPT_WAIT_S = 0.25
 ANSWER_WAIT_S = 10.0  # beyond the drain's own time
+LONGEST_NOTICE_S = LONGEST_DRAIN_S = 3600.0  # the bounds of the model parameters
 STARTING_S = 10.0  # a socket younger than this on which nobody listens may be just about to
 MAX_NAME = 60  # characters of a model's name in that of its socket
 MAX_NAMESAKES = 16
@@ -60,7 +61,7 @@ def _listen(name: str) -> tuple[socket.socket, Path]:
         try:
             with unix_path.address(path) as address:
                 listener.bind(address)
-            listener.listen(4)
+            listener.listen(64)
         except OSError as error:
             listener.close()
             if error.errno != errno.EADDRINUSE:
@@ -87,15 +88,21 @@ def _is_abandoned(path: Path) -> bool:
 class ControlServer:
     """Answers commands about one model."""
 
-    def __init__(self, name: str, commands: Mapping[str, Command]) -> None:
-        """Listen for commands about the model `name`. Raises OSError."""
+    def __init__(
+        self, name: str, commands: Mapping[str, Command], slow_commands: Mapping[str, Command] | None = None
+    ) -> None:
+        """Listen for commands about the model `name`; `slow_commands` keep no other waiting. Raises OSError."""
         self._name = name
         self._commands = commands
+        self._slow_commands = slow_commands or {}
         self._complained = False
         self._socket, self._path = _listen(name)
         self._socket.settimeout(ACCEPT_WAIT_S)
         self._stop = threading.Event()
-        self._pool = ThreadPoolExecutor(4, thread_name_prefix="inflight-control")  # status is answered during a drain
+        self._pool = ThreadPoolExecutor(4, thread_name_prefix="inflight-control")
+        self._slow_pool = ThreadPoolExecutor(
+            4, thread_name_prefix="inflight-drain"
+        )  # further ones wait, health does not
         self._thread = threading.Thread(target=self._run, name="inflight-control", daemon=True)
 
     def start(self) -> None:
@@ -107,7 +114,8 @@ class ControlServer:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._slow_pool):
+            pool.shutdown(wait=False, cancel_futures=True)
         self._socket.close()
         self._path.unlink(missing_ok=True)
 
@@ -140,22 +148,46 @@ class ControlServer:
         self._socket.settimeout(ACCEPT_WAIT_S)
 
     def _serve(self, connection: socket.socket) -> None:
-        with connection:
+        """Answer, or have the other pool answer."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(connection)
             try:
-                self._answer(connection)
+                request = self._read(connection)
+                if request is None:
+                    return
+                slow = self._slow_commands.get(str(request.get("command")))
+                if slow is None:
+                    self._answer(connection, self._command(request), request)
+                else:
+                    self._slow_pool.submit(self._serve_slowly, connection, slow, request)
+                    stack.pop_all()
             except Exception:
                 log.exception("a control command failed")
 
-    def _answer(self, connection: socket.socket) -> None:
+    def _serve_slowly(self, connection: socket.socket, command: Command, request: Mapping[str, Any]) -> None:
+        with connection:
+            try:
+                self._answer(connection, command, request)
+            except OSError:
+                log.warning("who ordered a %s did not wait for its end", request.get("command"))
+            except Exception:
+                log.exception("a control command failed")
+
+    def _command(self, request: Mapping[str, Any]) -> Command:
+        known = ", ".join([*self._commands, *self._slow_commands])
+        return self._commands.get(
+            str(request.get("command")), lambda _: {"error": f"unknown command; known are {known}"}
+        )
+
+    @staticmethod
+    def _read(connection: socket.socket) -> dict[str, Any] | None:
+        """A request; None from a stranger, and from who only looked whether somebody listens."""
         connection.settimeout(2.0)
-        if _peer(connection)[1] not in (0, os.getuid()):
-            return
-        request = _read_line(connection)
-        if request is None:  # it only looked whether somebody listens
-            return
-        command = self._commands.get(str(request.get("command")))
-        answer = command(request) if command else {"error": f"unknown command; known are {', '.join(self._commands)}"}
-        connection.sendall(json.dumps(answer).encode() + b"\n")
+        return _read_line(connection) if _peer(connection)[1] in (0, os.getuid()) else None
+
+    @staticmethod
+    def _answer(connection: socket.socket, command: Command, request: Mapping[str, Any]) -> None:
+        connection.sendall(json.dumps(command(request)).encode() + b"\n")
 
 
 class Operable(Protocol):
@@ -164,8 +196,14 @@ class Operable(Protocol):
     def status(self) -> dict[str, Any]:
         """What it is doing."""
 
-    def drain(self, timeout_ms: int | None) -> dict[str, Any]:
-        """No new work; finish; end the rest."""
+    def health(self) -> dict[str, Any]:
+        """Whether a balancer should send requests here; at once."""
+
+    def drain(self, timeout_ms: int | None, notice_ms: int | None) -> dict[str, Any]:
+        """Say so; no new work; finish; end the rest."""
+
+    def undrain(self) -> dict[str, Any]:
+        """Serve again."""
 
     def retire(self) -> None:
         """End the engine in order."""
@@ -175,14 +213,18 @@ def open_control(name: str, backend: Operable) -> ControlServer:
     """Start the control socket of one model. Raises `LoadError`: a server that could not be drained is none."""
 
     def drain(request: Mapping[str, Any]) -> dict[str, Any]:
-        timeout = request.get("timeout_ms")
-        answer = backend.drain(timeout if isinstance(timeout, int) and timeout >= 0 else None)
-        if request.get("stop") is True:
+        answer = backend.drain(_milliseconds(request, "timeout_ms"), _milliseconds(request, "notice_ms"))
+        if request.get("stop") is True and answer.get("drained") is True:
             backend.retire()
         return answer
 
+    commands: dict[str, Command] = {
+        "status": lambda _: backend.status(),
+        "health": lambda _: {"model": name, **backend.health()},
+        "undrain": lambda _: backend.undrain(),
+    }
     try:
-        server = ControlServer(name, {"status": lambda _: backend.status(), "drain": drain})
+        server = ControlServer(name, commands, {"drain": drain})
     except OSError as error:
         raise LoadError(
             f"its control socket, which drain and status need, cannot be made ({error}); remove what is in the way, or "
@@ -190,6 +232,12 @@ def open_control(name: str, backend: Operable) -> ControlServer:
         ) from None
     server.start()
     return server
+
+
+def _milliseconds(request: Mapping[str, Any], name: str) -> int | None:
+    """What a request says of a time; None: nothing that can be one."""
+    value = request.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def _peer(connection: socket.socket) -> tuple[int, int]:
@@ -234,6 +282,16 @@ def ask(
         if answer is None:
             raise ValueError("no answer")
         return answer
+
+
+def drain_request(notice_ms: int | None, timeout_ms: int | None, stop: bool) -> tuple[dict[str, Any], float]:
+    """The order to drain, and for how many seconds its answer is waited for. None: as the model says."""
+    request: dict[str, Any] = {"command": "drain", "stop": stop}
+    times = {"notice_ms": notice_ms, "timeout_ms": timeout_ms}
+    request |= {name: value for name, value in times.items() if value is not None}
+    notice_s = LONGEST_NOTICE_S if notice_ms is None else notice_ms / 1000
+    limit_s = LONGEST_DRAIN_S if timeout_ms is None else timeout_ms / 1000
+    return request, notice_s + limit_s + ANSWER_WAIT_S
 
 
 def ask_all(request: Mapping[str, Any], timeout_s: float, models: Collection[str] = ()) -> dict[str, dict[str, Any]]:

@@ -81,6 +81,15 @@ class ModelConfig(Struct, frozen=True):
     max_restarts: Annotated[
         int, _whole(0, 1_000_000, "after this many restarts without ten minutes of health the model reports not ready")
     ] = 5
+    drain_notice_ms: Annotated[
+        int,
+        _whole(
+            0,
+            3_600_000,
+            "how long a drain reports not ready and serves all the same, before it refuses: longer than balancers need "
+            "to notice",
+        ),
+    ] = 5_000
     drain_timeout_ms: Annotated[int, _whole(0, 3_600_000, "how long a drain lets streams go on")] = 30_000
     exclude_input_in_output: Annotated[bool, _note("default of the input of that name")] = True
     stream_echo: Annotated[

@@ -110,6 +110,10 @@ class Dispatcher:
         """End everything with `error` (drain, finalize), and what is still on its way here as well."""
         self._events.put(lambda: self._close(error))
 
+    def reopen(self) -> None:
+        """Take requests again after `close`."""
+        self._events.put(self._reopen)
+
     # -- on the engine's reader thread -------------------------------------------------------------------------------
 
     def on_outputs(self, message: frames.Outputs) -> None:
@@ -268,6 +272,9 @@ class Dispatcher:
     def _close(self, error: RequestError) -> None:
         self._closed = error
         self._fail_all(error)
+
+    def _reopen(self) -> None:
+        self._closed = None
 
     def _fail_all(self, error: RequestError) -> None:
         """End every stream. What the engine still has stays a job until its terminal outputs release it."""

@@ -11,20 +11,26 @@ from inflight import control
 
 
 def drain_models(
-    stub_pids: Iterable[int], timeout_s: float, hurry: Callable[[], bool] = lambda: False
+    stub_pids: Iterable[int],
+    timeout_s: float,
+    notice_s: float | None = 0.0,
+    hurry: Callable[[], bool] = lambda: False,
 ) -> dict[str, dict[str, object]]:
     """Drain the models that run in the processes `stub_pids`, all at the same time.
 
-    Streams get `timeout_s` seconds to finish, then the engines end. Returns each socket's answer, or {"error":
+    Everything is served for `notice_s` more seconds (None: each model's own notice), then streams get `timeout_s`
+    seconds to finish, then the engines end. Returns each socket's answer, or {"error":
     reason}; a model without a socket has none. Comes back early when `hurry()` is true.
     """
     wanted = set(stub_pids)
     answers: dict[str, dict[str, object]] = {}
 
+    notice_ms = None if notice_s is None else int(notice_s * 1000)
+    request, wait_s = control.drain_request(notice_ms, int(timeout_s * 1000), stop=True)
+
     def ask(path: Path) -> None:
         try:
-            request = {"command": "drain", "timeout_ms": int(timeout_s * 1000), "stop": True}
-            answers[path.stem] = control.ask(path, request, timeout_s + control.ANSWER_WAIT_S, only=wanted)
+            answers[path.stem] = control.ask(path, request, wait_s, only=wanted)
         except (ProcessLookupError, ConnectionRefusedError):  # another server's, or left by one that is gone
             return
         except (OSError, ValueError) as error:
@@ -36,7 +42,7 @@ def drain_models(
     threads = [threading.Thread(target=ask, args=(path,), name=f"drain-{path.stem}", daemon=True) for path in paths]
     for thread in threads:
         thread.start()
-    give_up = time.monotonic() + timeout_s + control.ANSWER_WAIT_S
+    give_up = time.monotonic() + wait_s
     while any(thread.is_alive() for thread in threads) and time.monotonic() < give_up and not hurry():
         time.sleep(0.02)
     return dict(answers)

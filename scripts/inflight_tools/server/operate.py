@@ -1,4 +1,4 @@
-"""`inflight status` and `inflight drain`: the models of this machine, wherever their control sockets lie."""
+"""`inflight status`, `drain` and `undrain`: the models of this machine, wherever their control sockets lie."""
 
 from __future__ import annotations
 
@@ -10,26 +10,32 @@ from typing import Any
 from build_engine.arguments import Parser
 from inflight import control
 
-_LONGEST_DRAIN_S = 3600.0
 _FIRST = ("health", "reason")  # what is said first of a model; the rest follows in the order of the answer
 
 
 def parser(program: str) -> Parser:
-    """The options of both commands."""
+    """The options of the three commands."""
     whole = Parser(prog=program, description="Speaks to the models that run on this machine.")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    # Nothing is guessed here: a drain cannot be taken back.
+    # Nothing is guessed here: a drain turns clients away.
     status = commands.add_parser(
         "status", allow_abbrev=False, description="What the models that run on this machine are doing."
     )
     drain = commands.add_parser(
         "drain",
         allow_abbrev=False,
-        description="Orders the models that run on this machine to finish what they have begun and to take no more.",
+        description="Orders the models that run on this machine to say that they are not ready, to serve until "
+        "balancers have noticed, to take no more then and to finish what they have begun.",
+    )
+    undrain = commands.add_parser(
+        "undrain", allow_abbrev=False, description="Takes a drain back: the models serve again, however far it was."
+    )
+    drain.add_argument(
+        "--notice-ms", type=int, metavar="MS", help="how long everything is still served (default: the model's)"
     )
     drain.add_argument("--timeout-ms", type=int, metavar="MS", help="how long streams may go on (default: the model's)")
     drain.add_argument("--stop", action="store_true", help="end the engines too, once drained")
-    for command in (status, drain):
+    for command in (status, drain, undrain):
         command.add_argument("models", nargs="*", metavar="MODEL", help="which models (default: every one)")
         command.add_argument("--json", action="store_true", help="one line of JSON per model")
     return whole
@@ -37,14 +43,9 @@ def parser(program: str) -> Parser:
 
 def request_of(options: Any) -> tuple[dict[str, Any], float]:
     """What is sent to a control socket, and for how many seconds its answer is waited for."""
-    request: dict[str, Any] = {"command": options.command}
-    if options.command == "status":
-        return request, control.ANSWER_WAIT_S
-    request["stop"] = options.stop
-    if options.timeout_ms is None:
-        return request, _LONGEST_DRAIN_S + control.ANSWER_WAIT_S
-    request["timeout_ms"] = options.timeout_ms
-    return request, options.timeout_ms / 1000 + control.ANSWER_WAIT_S
+    if options.command != "drain":
+        return {"command": options.command}, control.ANSWER_WAIT_S
+    return control.drain_request(options.notice_ms, options.timeout_ms, options.stop)
 
 
 def as_text(socket_name: str, answer: Mapping[str, Any]) -> str:
@@ -67,7 +68,7 @@ def _plain(value: Any) -> str:
 
 
 def main(arguments: Sequence[str], program: str) -> int:
-    """`status` or `drain`; 0 when there are models and every one answered."""
+    """`status`, `drain` or `undrain`; 0 when there are models and every one answered."""
     options = parser(program).parse_args(arguments)
     request, wait_s = request_of(options)
     answers = control.ask_all(request, wait_s, options.models)

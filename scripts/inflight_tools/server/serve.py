@@ -38,15 +38,20 @@ _DEFAULT_MODEL = "llm"
 
 
 class StopRequest:
-    """Counts SIGTERM and SIGINT: the first asks for an orderly stop, a second one for a quick one."""
+    """Counts SIGTERM and SIGINT: the first asks for an orderly stop, a second one for a quick one.
+
+    Balancers get their notice before a SIGTERM's stop; a person with Ctrl-C, or one whose terminal is gone, has none.
+    """
 
     def __init__(self) -> None:
         """Listen from now on."""
         self.count = 0
+        self.at_once = False
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._note)
 
-    def _note(self, _number: int, _frame: FrameType | None) -> None:
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self.at_once = self.at_once or number != signal.SIGTERM
         self.count += 1
 
 
@@ -67,6 +72,7 @@ def supervise(server: Server, arguments: argparse.Namespace, stop: StopRequest) 
     try:
         seconds = server.wait_ready(arguments.ready_timeout, tick)
     except _StoppedEarly:
+        stop.at_once = True  # nobody sends requests here yet
         return 0
     finally:
         progress.clear()
@@ -97,7 +103,7 @@ def end(server: Server, stop: StopRequest, status: int, say: Callable[[str], Non
     if server.processes():
         say("stopping the server (once more to stop at once)")
     ended_before = server.has_ended()
-    left = server.stop(hurry=lambda: stop.count > max(signals, 1))
+    left = server.stop(lambda: stop.count > max(signals, 1), stop.at_once)
     if not ended_before and not server.drained and (server.killed or left != 0):
         print(
             f"error: the server did not stop in time and was ended; requests in flight are lost: see {server.log}.",
@@ -214,6 +220,7 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
             arguments=tuple(passed),
             log=options.log.absolute() if options.log else None,
             drain_timeout_s=options.drain_timeout,
+            drain_notice_s=options.drain_notice,
             stop_timeout_s=options.stop_timeout,
         )
         return run(Server(config, triton or find_triton(options.tritonserver)), options, stop, stack)

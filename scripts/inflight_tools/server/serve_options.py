@@ -80,6 +80,13 @@ def parse(arguments: Sequence[str] | None, program: str | None, about: str) -> t
     )
     parser.add_argument("--ready-timeout", type=float, default=300.0, metavar="S", help="default: %(default)s")
     parser.add_argument(
+        "--drain-notice",
+        type=float,
+        metavar="S",
+        help="on SIGTERM, not ready and serving all the same, so that balancers notice (default: the model's "
+        "drain_notice_ms)",
+    )
+    parser.add_argument(
         "--drain-timeout", type=float, default=30.0, metavar="S", help="for streams to finish (default: %(default)s)"
     )
     parser.add_argument(

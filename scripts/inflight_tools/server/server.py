@@ -110,6 +110,7 @@ class ServerConfig:
     environment: Mapping[str, str] = field(default_factory=dict)
     log: Path | None = None  # None: a fresh file in .cache/logs
     drain_timeout_s: float | None = None  # what streams get to finish before the stop; None: no drain
+    drain_notice_s: float | None = 0.0  # for which a drained server serves on; None: as its models say
     stop_timeout_s: float = 30.0
 
 
@@ -249,29 +250,30 @@ class Server:
             time.sleep(_POLL_S)
         return time.monotonic() - begin
 
-    def drain(self, hurry: Callable[[], bool] = lambda: False) -> dict[str, dict[str, object]]:
+    def drain(self, hurry: Callable[[], bool] = lambda: False, at_once: bool = False) -> dict[str, dict[str, object]]:
         """Have every model of this server finish its streams and take no new work; returns each model's answer.
 
-        Triton's own stop has no such phase. Waits `drain_timeout_s` (the models end what is left by then) and a little
-        for the answers, or until `hurry()` is true.
+        Triton's own stop has no such phase. Waits the notice, `drain_timeout_s` (the models end what is left by then)
+        and a little for the answers, or until `hurry()` is true.
         """
         limit_s = self.config.drain_timeout_s
         if limit_s is None:
             return {}
-        return drain_models(self.stub_pids(), limit_s, hurry)
+        notice_s = 0.0 if at_once else self.config.drain_notice_s
+        return drain_models(self.stub_pids(), limit_s, notice_s, hurry)
 
-    def stop(self, hurry: Callable[[], bool] = lambda: False) -> int:
+    def stop(self, hurry: Callable[[], bool] = lambda: False, at_once: bool = False) -> int:
         """Drain, stop the server and return its exit status.
 
         Waits `stop_timeout_s` at most after the drain, or until `hurry()` is true. What is left after that is killed
         (`killed` says so), and the shared memory it held is removed. Stopping what never started, or stopped before,
-        does nothing.
+        does nothing. With `at_once` nobody is given notice.
         """
         if self._process is None:
             return 0
         process = self._process
         if process.poll() is None:
-            answers = self.drain(hurry)
+            answers = self.drain(hurry, at_once)
             process.terminate()
             # With every model drained and its engine ended there is nothing to wait for. Triton 24.10 may wait all the
             # same: its gRPC side never lets go of a request whose stream the client cancels right after the final

@@ -323,7 +323,7 @@ class World(Core):
         self.pending_steps.clear()
         self.clock.others = self.everybody
         try:
-            return self.backend.drain(timeout_ms)
+            return self.backend.drain(timeout_ms, 0)
         finally:
             self.clock.others = lambda: None
 

@@ -148,7 +148,7 @@ def test_every_request_ends_once_with_real_threads(ending: str, seed: int) -> No
                 break
             time.sleep(0.0005)
         if ending == "drain":
-            assert core.backend.drain(100)["left"] == 0
+            assert core.backend.drain(100, 0)["left"] == 0
         elif ending == "engine lost":
             core.engine_is_lost()
         else:

@@ -64,8 +64,8 @@ class Client:
 @contextmanager
 def serving(folder: Path, template: str = TEMPLATE, **changes: Any) -> Iterator[Backend]:
     write_folder(folder / "engine", chat_template=template)
-    options = {"step_ms": 1.0, "max_seq_len": 8192}
-    backend = Backend(ModelConfig(engine="simulated", engine_options=options, **changes), folder)
+    changes = {"engine_options": {"step_ms": 1.0, "max_seq_len": 8192}, **changes}
+    backend = Backend(ModelConfig(engine="simulated", **changes), folder)
     backend.start()
     try:
         yield backend
@@ -171,7 +171,7 @@ def test_an_end_does_not_wait_for_what_is_still_to_be_read(how: str, tmp_path: P
         if how == "unload":
             backend.stop()
         else:
-            assert backend.drain(100)["left"] == 0
+            assert backend.drain(100, 0)["left"] == 0
         assert time.monotonic() - began < 8.0  # most of it is for the engine to leave
         assert backend.status()["under_way"] == 0
         for client in clients:

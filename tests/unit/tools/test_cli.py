@@ -31,7 +31,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 WORDS = (
     *("serve", "chat", "build", "plan", "verify", "inspect", "tune", "compile", "load-test", "import", "selfcheck"),
-    *("status", "drain", "version"),
+    *("status", "drain", "undrain", "version"),
 )
 
 
@@ -217,8 +217,9 @@ def test_status_says_it_in_words_and_as_json(
 def test_drain_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(control, "ask_all", lambda *arguments: asked.append(arguments) or {})
-    assert cli.main(["drain", "--timeout-ms", "5000", "--stop"]) == 1
-    assert asked == [({"command": "drain", "stop": True, "timeout_ms": 5000}, 5.0 + control.ANSWER_WAIT_S, [])]
+    assert cli.main(["drain", "--timeout-ms", "5000", "--notice-ms", "2000", "--stop"]) == 1
+    order = {"command": "drain", "stop": True, "notice_ms": 2000, "timeout_ms": 5000}
+    assert asked == [(order, 7.0 + control.ANSWER_WAIT_S, [])]
     assert "start one with inflight serve" in capsys.readouterr().err
     assert cli.main(["drain", "lml"]) == 1
     assert "no model called lml runs here that this user may speak to" in capsys.readouterr().err
