@@ -44,7 +44,8 @@ def engine_config(profile: str = "1.2", world: int = 1, **build: Any) -> dict[st
         "version": PROFILES[profile]["version"],
         "pretrained_config": {
             "architecture": "LlamaForCausalLM",
-            "dtype": "bfloat16",
+            "dtype": build.pop("dtype", "bfloat16"),
+            "num_hidden_layers": 2,
             "vocab_size": build.pop("vocab_size", 49152),
             "mapping": {"world_size": world, "tp_size": world, "pp_size": 1},
             "quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"},

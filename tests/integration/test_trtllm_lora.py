@@ -5,27 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from inflight.engines.base import Capability, EngineRefusal
+from tests.doubles.adapters import write_adapter
 from tests.doubles.stand_in import ids, request, run, stand_in
 
 PROMPT = [11, 12, 13, 14]
 
 
 @pytest.mark.full
-def test_lora_weights_travel_once_and_again_after_an_eviction(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_lora_weights_travel_once_and_again_after_an_eviction(
+    dtype: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As the converter writes them, in each of its types; the engine's is bfloat16."""
     with stand_in(monkeypatch, tmp_path, lora_slots=1) as double:
-        check(double, tmp_path)
+        check(double, tmp_path, dtype)
 
 
-def check(double: Any, tmp_path: Path) -> None:
+def check(double: Any, tmp_path: Path, dtype: str) -> None:
     adapters = tmp_path / "adapters"
     for number, name in enumerate(("red", "blue"), 1):
-        (adapters / name).mkdir(parents=True)
-        np.save(adapters / name / "model.lora_weights.npy", np.full((4, 8), number, dtype=np.float16))
-        np.save(adapters / name / "model.lora_config.npy", np.zeros((4, 3), dtype=np.int32))
+        write_adapter(adapters / name, number, dtype)
     (adapters / "raw").mkdir()
     engine: Any = double.engine(double.folder(plugin_config={"lora_plugin": "auto"}), lora_dir=str(adapters))
     assert Capability.LORA in engine.info.capabilities
@@ -50,3 +52,28 @@ def check(double: Any, tmp_path: Path) -> None:
         engine.add(request(9, PROMPT, lora_name="raw"))
     with pytest.raises(EngineRefusal):
         engine.add(request(9, PROMPT, lora_name="../red"))
+
+
+@pytest.mark.full
+def test_an_adapter_that_the_library_prefetched_is_asked_for_by_its_number(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The library passes over weights under a number that it knows, so ours must be others: "red" would be answered
+    by the adapter 1.
+    """
+    adapters = tmp_path / "adapters"
+    for number, name in enumerate(("1", "red", "007"), 1):
+        write_adapter(adapters / name, number)
+    with stand_in(monkeypatch, tmp_path, lora_slots=9) as double:
+        lora = {"plugin_config": {"lora_plugin": "auto"}}
+        plain = double.engine(double.folder("plain", **lora), lora_dir=str(adapters))
+        wanted = {name: answer(plain, name) for name in ("1", "red")}
+        assert wanted["1"] != wanted["red"]
+        engine = double.engine(double.folder(**lora), lora_prefetch_dir=str(adapters))
+        assert Capability.LORA in engine.info.capabilities
+        assert {name: answer(engine, name) for name in ("red", "1")} == wanted
+
+
+def answer(engine: Any, name: str) -> list[int]:
+    (outputs,) = run(engine, request(1, PROMPT, lora_name=name)).values()
+    return ids(outputs)

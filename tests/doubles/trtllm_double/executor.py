@@ -14,7 +14,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from trtllm_double import tokens
+from trtllm_double import rules, tokens
 from trtllm_double.live import NAMES, LiveRequest
 from trtllm_double.options import options, profile
 from trtllm_double.ranks import RANKS
@@ -50,10 +50,11 @@ class ExecutorDouble:
         self._ready: deque[Any] = deque()
         self._delivered: set[int] = set()
         self._stats: deque[Any] = deque(maxlen=config.iter_stats_max_iterations or 1)
-        self._adapters: dict[int, int] = {}
+        prefetch = config.peft_cache_config.lora_prefetch_dir if config.peft_cache_config is not None else None
+        self._adapters: dict[int, int] = rules.prefetched(Path(prefetch)) if prefetch else {}
         self._prefixes: dict[int, int] = {}  # hash of a prefix of whole blocks → 1
         self._reused = self._iteration = self._enqueued = self._made = 0
-        self._completed = 0
+        self._completed = self._thrown = 0
         self._stopping = self._broken = False
         RANKS.meet()
         self._leader = RANKS.rank == 0
@@ -85,9 +86,14 @@ class ExecutorDouble:
         if problem is not None and self._options.errors == "raise" and self._enqueued != self._options.error_at:
             raise RuntimeError(f"[TensorRT-LLM][ERROR] Assertion failed: {problem}")
         request_id = next(self._ids)
+        sampling = request.sampling_config
+        for _ in range((sampling.num_return_sequences or 1) - 1 if sampling.beam_width == 1 else 0):
+            next(self._ids)  # of its other sequences: executorImpl.cpp at b35ac1b6, enqueueRequests
         with self._changed:
             if problem is not None:
-                self._ready.append(NAMES["Response"](request_id, problem))
+                # A cache miss comes as it is (LoraExpectedException there), all else with these words in front.
+                prefix = "" if "not found in cache" in problem else "Encountered an error when fetching new request: "
+                self._ready.append(NAMES["Response"](request_id, prefix + problem))
             else:
                 self._waiting.append(LiveRequest(request_id, request, self._vocabulary, self._tokenizer, adapter))
             self._changed.notify_all()
@@ -219,14 +225,16 @@ class ExecutorDouble:
         lora = request.lora_config
         if lora is None:
             return None, 0
-        if lora.weights is None:
-            if lora.task_id not in self._adapters:
-                return f"LoRA task {lora.task_id} not found in cache. Please send LoRA weights with request", 0
+        if lora.weights is None and lora.task_id not in self._adapters:
+            return f"LoRA task {lora.task_id} not found in cache. Please send LoRA weights with request", 0
+        if lora.weights is not None:
+            problem = rules.adapter_problem(lora.weights, lora.config, self._build)
+            if problem is not None:
+                return problem, 0
+        if lora.task_id in self._adapters:  # weights of a number that it knows are passed over: loraCache.cpp, put
             self._adapters[lora.task_id] = self._adapters.pop(lora.task_id)
         else:
-            if lora.weights.dim() != 3 or lora.config.dim() != 3:
-                return "LoRA weights and config must have a batch dimension of 1 in front", 0
-            self._adapters[lora.task_id] = int(float(lora.weights.double().sum()) * 1000) & tokens.MASK
+            self._adapters[lora.task_id] = rules.fingerprint(lora.weights) & tokens.MASK
             while len(self._adapters) > self._options.lora_slots:
                 del self._adapters[next(iter(self._adapters))]
         return None, self._adapters[lora.task_id]
@@ -252,11 +260,28 @@ class ExecutorDouble:
                 begin = time.monotonic()
                 self._end_cancelled()
                 self._schedule()
-                made = self._iterate()
+                made = 0 if self._throws() else self._iterate()
                 self._record(time.monotonic() - begin)
                 self._changed.notify_all()
             self._faults(made)
             time.sleep(self._options.step_ms / 1000)
+
+    def _throws(self) -> bool:
+        """An iteration that throws ends all active requests, each sequence under its own id, and the loop goes on:
+        executorImpl.cpp at b35ac1b6, forwardAsync and terminateActiveRequests.
+        """
+        if not self._options.break_at or self._made < self._options.break_at:
+            return False
+        if self._options.break_times and self._thrown >= self._options.break_times:
+            return False
+        self._thrown += 1
+        words = f"Encountered an error in forwardAsync function: {self._options.break_words}"
+        for live in self._running:
+            for sequence in live.sequences if live.beam_width == 1 else live.sequences[:1]:
+                if sequence.finish is None:
+                    self._ready.append(NAMES["Response"](live.id + sequence.index, words))
+        self._running = []
+        return True
 
     def _end_cancelled(self) -> None:
         for live in [*self._waiting, *self._running]:
@@ -334,10 +359,6 @@ class ExecutorDouble:
             os.kill(os.getpid(), signal.SIGKILL)
         if before < self._options.stall_at <= self._made:
             time.sleep(1e6)
-        if before < self._options.break_at <= self._made:
-            with self._changed:
-                self._broken = True
-                self._changed.notify_all()
 
 
 _EXECUTOR = SURFACE.table["classes"]["Executor"]

@@ -16,18 +16,19 @@ TABLES = Path(__file__).resolve().parents[3] / "scripts" / "inflight_tools" / "s
 class DoubleOptions:
     """Times in milliseconds. A count of N means the N-th of its kind in the executor's life; 0 is never.
 
-    `errors` says how a request that breaks a limit is refused: "raise" out of enqueue_request or "response" with an
-    error. `eos_every` ends sequences after that many tokens. `lora_slots` is how many adapters stay in the cache.
+    `errors` says how a request that breaks a limit is refused: by a "response" with an error, as the library's loop
+    does (executorImpl.cpp at b35ac1b6, fetchNewRequests), or "raise" out of enqueue_request. `eos_every` ends sequences
+    after that many tokens. `lora_slots` is how many adapters stay in the cache.
     Faults: `enqueue_raises_at` and `error_at` count requests; `stall_at`, `die_at` and `break_at` count tokens (the
-    loop stops, the process is killed, await_responses raises); `die_rank` with `die_after_ms` kills one rank;
-    `oom_at_load`, `mpi_fails` and `import_fails` refuse to start.
+    loop stops, the process is killed, iterations throw `break_words`, `break_times` of them or all); `die_rank` with
+    `die_after_ms` kills one rank; `oom_at_load`, `mpi_fails` and `import_fails` refuse to start.
     """
 
     step_ms: float = 1.0
     load_ms: float = 0.0
     blocks: int = 512
     tokens_per_block: int = 32
-    errors: str = "raise"
+    errors: str = "response"
     eos_every: int = 0
     lora_slots: int = 2
     enqueue_raises_at: int = 0
@@ -35,6 +36,8 @@ class DoubleOptions:
     stall_at: int = 0
     die_at: int = 0
     break_at: int = 0
+    break_times: int = 0
+    break_words: str = "CUDA runtime error in cudaStreamSynchronize: an illegal memory access was encountered"
     die_rank: int = -1
     die_after_ms: float = 0.0
     oom_at_load: bool = False

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trtllm_double.options import TABLES, profile
+from trtllm_double.rules import CONSTRUCTORS, METHODS
 
 
 def fits(value: Any, kind: str, names: Mapping[str, Any], strict: bool) -> bool:
@@ -101,6 +102,7 @@ class Surface:
             for init in entry["init"]:
                 values = surface._bind(init, args, kwargs)
                 if values is not None:
+                    CONSTRUCTORS.get(name, _anything)(values)
                     for key, mode in entry["attributes"].items():
                         object.__setattr__(self, key, values.get(key))
                         assert mode in ("rw", "ro")
@@ -128,9 +130,15 @@ class Surface:
         body: dict[str, Any] = dict.fromkeys(entry["attributes"])  # so that `hasattr` on the class finds properties
         body |= {"__init__": construct, "__setattr__": assign, "__module__": "tensorrt_llm.bindings.executor"}
         made = type(name, (), body)
+        known = METHODS.get(name, {})
+        for method, does in known.items():
+            setattr(made, method, does)
         for static in entry["statics"]:
-            setattr(made, static, staticmethod(_factory(made, static)))
+            if static not in known:
+                setattr(made, static, staticmethod(_factory(made, static)))
         for method in entry["methods"]:
+            if method in known:
+                continue
             if method.startswith("is"):
                 setattr(made, method, _is_named(method[2:]))
             elif method == "has_error":
@@ -181,6 +189,10 @@ def signature(init: list[dict[str, Any]]) -> str:
         shown = "" if default is ... else f" = {default!r}" if not isinstance(default, dict) else " = ..."
         parts.append(f"{item['name']}: {item['type']}{shown}")
     return f"__init__({', '.join(parts)}) -> None"
+
+
+def _anything(_: Mapping[str, Any]) -> None:
+    """The rule of a class that has none."""
 
 
 def _enum(name: str, values: list[str]) -> Any:

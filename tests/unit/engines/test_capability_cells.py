@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from inflight.engines.base import Capability, Engine
 from inflight.engines.simulated.engine import SimulatedEngine
+from tests.doubles.adapters import write_adapter
 from tests.doubles.folders import write_checkpoint
 from tests.doubles.stand_in import StandIn, ids, request, run, stand_in
 from tests.harness.capability_cells import Asker, cells, check_column
@@ -74,11 +74,7 @@ class Column:
         return made
 
     def _adapters(self) -> Path:
-        folder = self._root / "adapters" / "red"
-        folder.mkdir(parents=True, exist_ok=True)
-        np.save(folder / "model.lora_weights.npy", np.full((4, 8), 1, dtype=np.float16))
-        np.save(folder / "model.lora_config.npy", np.zeros((4, 3), dtype=np.int32))
-        return folder.parent
+        return write_adapter(self._root / "adapters" / "red").parent
 
     def holds(self, capability: Capability, engine: Any) -> bool:
         """What the engine says, and what shows it: its configuration, reused blocks."""

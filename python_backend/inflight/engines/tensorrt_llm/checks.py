@@ -196,10 +196,11 @@ def _option_problems(facts: EngineFacts, options: TensorRtLlmOptions, again: str
             )
         else:
             log.info("the engine can verify drafts; set draft_engine_dir to a smaller model's engine to use that")
-    if options.lora_dir and not facts.plugins.get("lora_plugin"):
+    adapters = "lora_dir" if options.lora_dir else "lora_prefetch_dir"
+    if (options.lora_dir or options.lora_prefetch_dir) and facts.plugins.get("lora_plugin") in (None, False, "disable"):
         yield (
-            "model parameter lora_dir is set and the engine was built without lora_plugin; remove it or compile again "
-            "with trtllm-build --lora_plugin auto."
+            f"model parameter {adapters} is set and the engine was built without lora_plugin; remove it or compile "
+            "again with trtllm-build --lora_plugin auto."
         )
 
 

@@ -107,7 +107,7 @@ def load_compiled(facts: EngineFacts, options: TensorRtLlmOptions, installed: In
         info,
         max_input_len=facts.limit("max_input_len"),
         tokens_per_block=info.block_size,
-        adapters=Adapters(trtllm, Path(options.lora_dir)) if options.lora_dir else None,
+        adapters=_adapters(trtllm, options, facts),
         retention=retention_config(trtllm, options),
         restarts=options.batch_scheduler_policy == "max_utilization" and not options.enable_chunked_context,
         stall_timeout_s=options.stall_timeout_ms / 1000,
@@ -121,6 +121,21 @@ def load_compiled(facts: EngineFacts, options: TensorRtLlmOptions, installed: In
     check_draft(facts, draft, options)
     drafting = make_executor(trtllm, draft_folder, executor_config(trtllm, options, draft, None))
     return DraftedEngine(engine, drafting, options.num_draft_tokens)
+
+
+def _adapters(trtllm: Any, options: TensorRtLlmOptions, facts: EngineFacts) -> Adapters | None:
+    """The adapters of `lora_dir`, which is `lora_prefetch_dir` where that alone is set."""
+    folder = options.lora_dir or options.lora_prefetch_dir
+    if not folder:
+        return None
+    return Adapters(
+        trtllm,
+        Path(folder),
+        dtype=str(facts.pretrained.get("dtype", "float16")),
+        layers=int(facts.pretrained.get("num_hidden_layers") or 0),
+        most_bytes=options.lora_cache_host_memory_bytes,
+        prefetched=Path(options.lora_prefetch_dir) if options.lora_prefetch_dir else None,
+    )
 
 
 def make_executor(trtllm: Any, folder: Path, configuration: Any) -> Any:
@@ -151,7 +166,7 @@ def capabilities_of(
         Capability.BEAM_SEARCH: options.max_beam_width > 1,
         Capability.PREFIX_CACHE: reuse_enabled(options, facts),
         Capability.CACHE_SALT: accepts(trtllm.Request, "cache_salt_id"),
-        Capability.LORA: bool(options.lora_dir),
+        Capability.LORA: bool(options.lora_dir or options.lora_prefetch_dir),
         Capability.SPECULATIVE: speculative,
         Capability.NEVER_PREEMPTS: options.batch_scheduler_policy == "guaranteed_no_evict",
     }

@@ -31,6 +31,11 @@ log = logging.getLogger("inflight.engine_worker")
 STATS_INTERVAL_S = 0.1
 CLOSE_S = 2.0
 
+# TensorRT-LLM ends every active request with these words when an iteration throws, and goes on (executorImpl.cpp at
+# b35ac1b6). A CUDA context that has failed once fails for good.
+ITERATION_FAILED = ("Encountered an error in forwardAsync", "Encountered an error in forwardSync")
+FAILED_ITERATIONS = 3  # one after the other, with no token in between, are no request's fault
+
 _FINISH = {
     "END_ID": FinishReason.STOP,
     "STOP_WORDS": FinishReason.STOP,
@@ -96,6 +101,8 @@ class ExecutorEngine:
         self._stall_timeout = stall_timeout_s
         self._live: dict[int, _Live] = {}  # by TensorRT-LLM's id
         self._own_id: dict[int, int] = {}  # ours → TensorRT-LLM's, while any sequence goes on
+        self._of_child: dict[int, int] = {}  # ids of sequences after the first, which only errors bear → the request's
+        self._failed_iterations = 0
         self._stats = EngineStats(reused_tokens_total=0, draft_tokens_total=0)
         self._asked_stats = self._progress = time.monotonic()
         self._draft_tokens = self._accepted_tokens = 0
@@ -148,8 +155,9 @@ class ExecutorEngine:
         # Always with a timeout, and a timedelta: a number would be taken for a request's id.
         responses = self._executor.await_responses(timeout=datetime.timedelta(seconds=timeout_s))
         outputs: list[EngineOutput] = []
+        self._watch_iterations(responses)
         for response in responses:
-            live = self._live.get(response.request_id)
+            live = self._live.get(self._of_child.get(response.request_id, response.request_id))
             if live is None:
                 continue
             try:
@@ -187,12 +195,10 @@ class ExecutorEngine:
     def _enqueue(self, live: _Live) -> None:
         """Hand over. Raises `EngineRefusal` with what TensorRT-LLM says."""
         name = live.request.lora_name
-        lora = None
-        if name is not None:
-            if self._adapters is None:
-                raise EngineRefusal("is not supported: this model has no lora_dir", "lora_name")
-            lora = self._adapters.config(name)
+        if name is not None and self._adapters is None:
+            raise EngineRefusal("is not supported: this model has no lora_dir", "lora_name")
         try:
+            lora = self._adapters.config(name) if name is not None and self._adapters is not None else None
             made = executor_request(self.bindings, live.request, live.stops, lora, self._retention, live.draft)
             live.own_id = self._executor.enqueue_request(made)
         except (RuntimeError, TypeError, ValueError) as error:
@@ -205,6 +211,8 @@ class ExecutorEngine:
                 raise EngineBroken("TensorRT-LLM takes no requests any more") from error
             raise in_our_words(self.info.name, error, live.request) from None
         self._live[live.own_id] = live
+        if live.request.sampling.beam_width == 1:  # it numbers what it makes of a request one after the other
+            self._of_child.update(dict.fromkeys(_children(live), live.own_id))
         if name is not None and self._adapters is not None:
             self._adapters.taken(name)
 
@@ -224,7 +232,7 @@ class ExecutorEngine:
             for index in range(live.sequences):
                 reason = FinishReason.CANCELLED if live.cancelled else FinishReason.STOP
                 self._finish(live, index, reason, [], None, outputs)
-            del self._live[live.own_id]
+            self._forget(live)
 
     @staticmethod
     def _tell_reuse(live: _Live, result: Any, outputs: list[EngineOutput]) -> None:
@@ -313,7 +321,7 @@ class ExecutorEngine:
 
     def _failed(self, live: _Live, message: str, outputs: list[EngineOutput]) -> None:
         """An error in place of a result. An evicted adapter is sent again, once; anything else ends the request."""
-        del self._live[live.own_id]
+        self._forget(live)
         name = live.request.lora_name
         if (
             name is not None
@@ -333,9 +341,28 @@ class ExecutorEngine:
         log.error("request %d failed in TensorRT-LLM: %s", live.request.request_id, message)
         self._end_with(message, live, outputs)
 
+    def _forget(self, live: _Live) -> bool:
+        """Whether it was known until now."""
+        for child in _children(live):
+            self._of_child.pop(child, None)
+        return self._live.pop(live.own_id, None) is not None
+
+    def _watch_iterations(self, responses: Any) -> None:
+        """Raises `EngineBroken` where TensorRT-LLM goes on and can serve nobody any more."""
+        words = [str(response.error_msg) for response in responses if response.has_error()]
+        failed = [each for each in words if each.startswith(ITERATION_FAILED)]
+        if len(words) < len(responses):
+            self._failed_iterations = 0
+        if not failed:
+            return
+        self._failed_iterations += 1
+        lost = any("CUDA" in each and "out of memory" not in each.lower() for each in failed)
+        if lost or self._failed_iterations >= FAILED_ITERATIONS:
+            raise EngineBroken(f"TensorRT-LLM's iterations fail: {failed[0]}")
+
     def _give_up(self, live: _Live, outputs: list[EngineOutput]) -> None:
         """End a request with an error that TensorRT-LLM knows nothing of."""
-        if self._live.pop(live.own_id, None) is not None:
+        if self._forget(live):
             with contextlib.suppress(RuntimeError):
                 self._executor.cancel_request(live.own_id)
         self._end_with("what TensorRT-LLM said of it could not be read", live, outputs)
@@ -377,6 +404,11 @@ class ExecutorEngine:
             draft_tokens_total=self._draft_tokens,
             accepted_tokens_total=self._accepted_tokens,
         )
+
+
+def _children(live: _Live) -> range:
+    """The ids of a request's sequences after the first."""
+    return range(live.own_id + 1, live.own_id + live.sequences)
 
 
 def _idle(last: EngineStats) -> EngineStats:

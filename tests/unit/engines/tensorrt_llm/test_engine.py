@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from inflight.engines.base import Capability, EngineRefusal, FinishReason, Guide
+from inflight.engines.base import Capability, EngineBroken, EngineRefusal, FinishReason, Guide
 from tests.doubles.stand_in import StandIn, collect, ids, request, run, stand_in
 
 pytestmark = pytest.mark.fast
@@ -304,14 +304,40 @@ def test_enqueue_that_raises_harms_nobody_else(install: Install, caplog: pytest.
 def test_a_response_with_an_error_ends_every_sequence(install: Install) -> None:
     engine = install(error_at=1).engine()
     found = run(engine, request(1, PROMPT, num_sequences=2, temperature=1.0))
-    assert [outputs[-1].error for outputs in found.values()] == ["the stand-in was told to answer with an error"] * 2
+    assert [str(outputs[-1].error)[-45:] for outputs in found.values()] == [
+        " the stand-in was told to answer with an error"[1:]
+    ] * 2
 
 
-def test_an_executor_that_breaks_ends_the_engine(install: Install) -> None:
+def test_a_cuda_context_that_is_lost_ends_the_engine(install: Install) -> None:
+    """TensorRT-LLM ends the active requests and goes on, and every iteration fails from then on."""
     engine = install(break_at=5).engine()
     engine.add(request(1, PROMPT, max_tokens=50))
-    with pytest.raises(RuntimeError, match="forwardAsync"):
+    with pytest.raises(EngineBroken, match="illegal memory access"):
         collect(engine, {(1, 0)})
+
+
+def test_iterations_that_fail_one_after_the_other_end_the_engine(install: Install) -> None:
+    engine = install(break_at=5, break_words="the scheduler is confused").engine()
+    found = run(engine, request(1, PROMPT, max_tokens=50))
+    assert "the scheduler is confused" in str(found[1, 0][-1].error)
+    run(engine, request(2, PROMPT))
+    with pytest.raises(EngineBroken, match="the scheduler is confused"):
+        run(engine, request(3, PROMPT))
+
+
+def test_an_iteration_that_fails_ends_every_sequence_of_the_requests_in_it(install: Install) -> None:
+    """The others' ids are in no other answer: the first sequence of the request had ended."""
+    double = install(break_at=12, break_times=1, break_words="CUDA: out of memory")
+    engine = double.engine()
+    stop = double.expected(PROMPT, 2, seed=0)[1]
+    engine.add(request(1, PROMPT, max_tokens=50, num_sequences=3, temperature=1.0, stop_token_ids=(1, stop)))
+    found = collect(engine, {(1, 0), (1, 1), (1, 2)})
+    assert (len(ids(found[1, 0])), found[1, 0][-1].finish) == (2, FinishReason.STOP)
+    assert all("out of memory" in str(found[1, index][-1].error) for index in (1, 2))
+    assert run(engine, request(2, PROMPT))[2, 0][-1].finish is FinishReason.LENGTH
+    assert not engine._live  # type: ignore[attr-defined]
+    assert not engine._of_child  # type: ignore[attr-defined]
 
 
 def test_an_executor_that_stands_still_is_noticed(install: Install) -> None:
