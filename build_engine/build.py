@@ -21,7 +21,7 @@ from build_engine.hf_config import switching_length
 from build_engine.inspection.inspect import compute_capabilities
 from build_engine.job import BuildOptions, Job, Outcome
 from build_engine.openvino import target as openvino_target
-from build_engine.output import OutputDirectory, check_free
+from build_engine.output import OutputDirectory, check_free, warn_served
 from build_engine.preflight import check_packages
 from build_engine.quantization import kv_cache_for, recipe_for
 from build_engine.source import Source
@@ -55,6 +55,7 @@ def build(options: BuildOptions, console: Console) -> manifest.Manifest:
     """Build an engine; returns its manifest. Raises `UserMistake` before any work when it cannot be done."""
     started = time.monotonic()
     check_free(options.output, force=options.force)
+    warn_served(options.output, console)
     origin = source.resolve(options.model)
     support_for(origin.config, options.target)
     recipe = recipe_for(options.quantization, options.target)
@@ -84,6 +85,7 @@ def compile_engine(directory: Path, output: Path, *, force: bool, command: str, 
     """Compile a checkpoint that ``build --stop-after checkpoint`` wrote; needs ``trtllm-build`` and a GPU."""
     started = time.monotonic()
     check_free(output, force=force)
+    warn_served(output, console)
     try:
         described = manifest.check_whole(directory, target="tensorrt_llm", deep=True)
     except manifest.ManifestError as error:

@@ -17,7 +17,9 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+from build_engine.console import Console
 from build_engine.errors import UserMistake
+from inflight import manifest
 
 LOCK_NAME = ".lock"
 MAKING_S = 60.0  # a directory without a lock for so long is nobody's any more
@@ -96,6 +98,15 @@ def check_free(output: Path, *, force: bool) -> None:
     replaceable = output.is_dir() and not output.is_symlink()
     if not replaceable or (any(output.iterdir()) and not (output / "engine.json").is_file()):
         raise UserMistake(f"{output} is not an engine directory, so --force does not replace it: remove it yourself")
+
+
+def warn_served(output: Path, console: Console) -> None:
+    """Say before any work that a server holds what will be replaced. Its files stay until it lets go of them."""
+    if manifest.is_served(output):
+        console.warn(
+            f"a running server serves {output}: it goes on with the engine that it has loaded, and refuses requests "
+            "when that one has to start again; unload and load the model, or restart the server, once this is built"
+        )
 
 
 def sweep(output: Path) -> list[Path]:

@@ -7,6 +7,8 @@ between the builder and the server, so it imports neither torch nor numpy nor an
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -179,6 +181,43 @@ def read(directory: Path) -> Manifest:
         if not _is_plain_relative(entry.path):
             raise ManifestError(f"{path} names a file outside the engine directory: rebuild the engine")
     return manifest
+
+
+def identity(manifest: Manifest) -> str:
+    """What the engine is, as one hash: two builds with equal files are one, whenever they were made and measured."""
+    built = Built(by="", command="", date="", seconds=0.0)
+    same = msgspec.structs.replace(manifest, verification=None, built=built)
+    return hashlib.sha256(msgspec.json.encode(same)).hexdigest()
+
+
+def hold(directory: Path) -> int | None:
+    """Mark an engine directory as served, for as long as the file descriptor is open that is given back; None where
+    the file system has no locks. Whoever builds over it can say so (`is_served`).
+    """
+    with contextlib.suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return descriptor
+        os.close(descriptor)
+    return None
+
+
+def is_served(directory: Path) -> bool:
+    """Whether a server of this machine holds an engine directory (`hold`)."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def check(

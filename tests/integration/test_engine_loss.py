@@ -6,18 +6,28 @@ More of this, and what else may befall an engine, is in tests/reliability.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 
+from build_engine.output import OutputDirectory
+from inflight import manifest
+from inflight_tools.common.layout import ENGINE, REPOSITORY
 from inflight_tools.server.server import Server, ServerConfig
 from tests.harness.grpc_client import GrpcClient, Pending, RequestFailed
+from tests.harness.http_client import HttpClient
 from tests.harness.repository import write_model
+from tests.unit.machines.tokenizer_kinds import write_folder
 
 pytestmark = pytest.mark.server
 
@@ -26,13 +36,17 @@ ENDLESS = {"max_tokens": 6000, "ignore_eos": True}
 
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for the tests that need no real model: `four` has four places, `quick` as many as it likes."""
+    """One server for the tests that need no real model: `four` has four places, `quick` as many as it likes, and
+    `again` an engine directory of its own.
+    """
     root = tmp_path_factory.mktemp("loss")
     slow = {"engine": "simulated", "max_restarts": 100, "engine_options": {"step_ms": 20.0}}
     write_model(root / "models", "four", {**slow, "max_running": 4})
     write_model(root / "models", "quick", {**slow, "engine_options": {"step_ms": 5.0}})
+    shutil.copytree(ENGINE, root / "engine", copy_function=os.link)
+    write_model(root / "models", "again", {"engine": "simulated"}, engine_dir=root / "engine")
     log = root / "tritonserver.log"
-    config = ServerConfig(repository=root / "models", models=("four", "quick"), log=log, drain_timeout_s=0.0)
+    config = ServerConfig(repository=root / "models", models=("four", "quick", "again"), log=log, drain_timeout_s=0.0)
     with Server(config) as running:
         running.wait_ready(120.0)
         yield running
@@ -136,7 +150,7 @@ def test_an_idle_engine_that_is_lost_comes_back_before_anybody_asks(simulated: S
     pid = engine_of(simulated, "four")
     os.kill(pid, signal.SIGKILL)
     give_up = time.monotonic() + 60.0
-    while len(set(simulated.engine_pids()) - {pid}) < 2 and time.monotonic() < give_up:
+    while len(set(simulated.engine_pids()) - {pid}) < 3 and time.monotonic() < give_up:
         time.sleep(0.05)
     assert engine_of(simulated, "four") != pid
     answered_again(simulated, "four")
@@ -168,3 +182,68 @@ def test_requests_of_many_threads_survive_a_kill_in_their_midst(simulated: Serve
     assert set(outcomes) <= {"whole", "unavailable"}
     assert "unavailable" in outcomes
     answered_again(simulated, "quick")
+
+
+def test_an_engine_built_over_a_served_one_is_never_mixed_with_it(simulated: Server) -> None:
+    """The old engine goes on; when it is lost, the new one is not started with the old one's tokenizer."""
+    folder = (simulated.config.repository / "again/1/engine").resolve()
+    assert manifest.is_served(folder)
+    with GrpcClient(simulated.grpc_url, "again") as client:
+        values = {"stream": False, "max_tokens": 4}
+        before = client.start("The capital of France is", **values).result().text
+        with OutputDirectory(folder, force=True) as out:
+            write_folder(out.path, "byte_level")
+            described = manifest.read(folder)
+            files = manifest.list_files(out.path)
+            manifest.write(out.path, msgspec.structs.replace(described, files=files))
+            out.commit()
+        assert client.start("The capital of France is", **values).result().text == before
+        pid = engine_of(simulated, "again")
+        os.kill(pid, signal.SIGKILL)
+        give_up = time.monotonic() + 30.0
+        refused = ""
+        while "was built again" not in refused and time.monotonic() < give_up:
+            refused = _error(client.start("The capital of France is", **values)) or "answered"
+            assert refused != "answered"
+            time.sleep(0.05)
+        assert refused.endswith("(it was built again); unload and load the model, or restart the server")
+    assert not psutil.pid_exists(pid)
+
+
+@pytest.mark.full
+def test_a_real_build_over_the_served_real_model(make_server: Callable[..., Server], tmp_path: Path) -> None:
+    """The builder says that it is served; OpenVINO's mapped weights stay; no answer is of two models; unload and load
+    brings the new one.
+    """
+    from inflight_tools.common.tiny_models import write_checkpoint
+
+    checkpoint = write_checkpoint(tmp_path / "tiny")
+    shutil.copytree(ENGINE, tmp_path / "engine", copy_function=os.link)
+    server = make_server(models={"llm": {"engine_dir": str(tmp_path / "engine")}}, engine="openvino")
+    values = {"stream": False, "max_tokens": 12}
+    command = [sys.executable, "-m", "build_engine", "build", str(checkpoint), "--target", "openvino", "--no-verify"]
+    command += ["--quantization", "none", "--no-cache", "--force", "--output", str(tmp_path / "engine")]
+    path = {"PYTHONPATH": os.pathsep.join((str(REPOSITORY / "python_backend"), str(REPOSITORY)))}
+    with GrpcClient(server.grpc_url) as client:
+        before = client.start("Water boils at", **values).result().text
+        done = subprocess.run(
+            command, env={**os.environ, **path}, capture_output=True, text=True, timeout=240, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert f"warning: a running server serves {tmp_path / 'engine'}" in done.stderr
+        assert client.start("Water boils at", **values).result().text == before
+        os.kill(server.engine_pids()[0], signal.SIGKILL)
+        give_up = time.monotonic() + 30.0
+        refused = ""
+        while "was built again" not in refused and time.monotonic() < give_up:
+            refused = _error(client.start("Water boils at", **values)) or "answered"
+            assert refused != "answered"
+            time.sleep(0.05)
+        http = HttpClient(server.http_url)
+        for what in ("unload", "load"):
+            assert http.call("POST", f"/v2/repository/models/llm/{what}", b"{}")[0] == 200
+        give_up = time.monotonic() + 60.0
+        while (refused := _error(client.start("Water boils at", **values)) or "") and time.monotonic() < give_up:
+            time.sleep(0.2)
+        assert refused == "", "the new engine with its own tokenizer"
+        assert client.start("Water boils at", **values).result().text != before

@@ -16,6 +16,7 @@ from typing import Any
 
 from inflight import __version__
 from inflight.backend.reader import Reader
+from inflight.backend.served import ServedEngine
 from inflight.engine_process import frames
 from inflight.engine_process.link import EngineLink
 from inflight.engine_process.supervisor import Health, Supervisor
@@ -68,6 +69,7 @@ class Backend:
                 "with python -m build_engine build MODEL --target openvino --quantization int8 --output DIR."
             )
         folder = folder.resolve()
+        self._served = ServedEngine(folder)
         python = choose_python(version_folder, config.engine_python)
         self._engine = resolve_engine(
             config.engine, folder, lambda names: ask(python or python_executable(), names).packages
@@ -93,7 +95,7 @@ class Backend:
         self._pool = ParsePool()
         # What the engine compiles inside a step must not look like a stall to the watchdog.
         limits = GuideLimits(most_compile_s=config.stall_timeout_ms / 2000)
-        self._guides = GuideService(self._engine, text_of(folder), limits, python)
+        self._guides = GuideService(self._engine, text_of(folder), limits, python, self._served.change)
         self._delivery = Delivery(config.sender_threads, metrics, self._live)
         self._dispatcher = Dispatcher(self._delivery, self._make_queue)
         self._reader = Reader(
@@ -115,6 +117,7 @@ class Backend:
             load_timeout_s=config.load_timeout_s,
             stall_timeout_s=config.stall_timeout_ms / 1000,
             max_restarts=config.max_restarts,
+            changed=self._served.change,
         )
 
     # -- life --------------------------------------------------------------------------------------------------------
@@ -168,6 +171,7 @@ class Backend:
         self._dispatcher.stop(JOIN_S)
         self._delivery.stop(JOIN_S)
         self._flusher.stop(JOIN_S)
+        self._served.close()
 
     def _close(self, error: RequestError) -> None:
         """End everything, whatever it waits for."""
@@ -200,9 +204,7 @@ class Backend:
             return unavailable("the server is draining; send the request to another server")
         if self._supervisor.health is not Health.READY:
             if self._supervisor.health is Health.FAILED:
-                return unavailable(
-                    "the engine has failed and is not started again; unload and load the model, or restart the server"
-                )
+                return unavailable(self._supervisor.given_up)
             return unavailable("the engine is restarting; try again in a few seconds")
         held = raw.bytes_held
         full = self._full(self._reader.tokens(held))

@@ -13,6 +13,7 @@ import math
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from inflight.engine_process import frames
@@ -30,6 +31,7 @@ WATCH_INTERVAL_S = 0.1
 BACK_OFF_S = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 HEALTHY_AFTER_S = 600.0  # a life this long wipes the slate of restarts
 SHUTDOWN_GRACE_S = 3.0
+GIVEN_UP = "the engine has failed and is not started again; unload and load the model, or restart the server"
 
 
 class Health(enum.Enum):
@@ -48,6 +50,10 @@ class Loss(enum.Enum):
     LOST = "lost"  # it ended, or cannot be reached
     STALLED = "stalled"
     LOAD_FAILED = "load_failed"
+
+
+class _Replaced(Exception):
+    """The engine directory holds another engine than the model was loaded with; the message is for clients."""
 
 
 class Observer(LinkHandler, Protocol):
@@ -71,18 +77,22 @@ class Supervisor:
         load_timeout_s: float,
         stall_timeout_s: float,
         max_restarts: int,
+        changed: Callable[[], str] = lambda: "",
     ) -> None:
+        """`changed` says why what lies in the engine directory is not what the model was loaded with; empty: it is."""
         self._spec = spec
         self._observer = observer
         self._load_timeout = load_timeout_s
         self._stall_timeout = stall_timeout_s
         self._max_restarts = max_restarts
+        self._changed = changed
         self._stop = threading.Event()
         self._first = threading.Event()
         self._parent = os.getppid()
         self._error: LoadError | None = None
         self.health = Health.STARTING
         self.reason = "the engine is starting"
+        self.given_up = GIVEN_UP  # what clients are told once `health` is FAILED
         self.restarts = 0
         self.last_losses = dict.fromkeys(Loss, 0.0)  # Unix time of the last one of each kind; 0: never
         self.engine_pid = 0
@@ -118,6 +128,12 @@ class Supervisor:
                     self._error = error
                     self.health, self.reason = Health.FAILED, reason
                     break
+            except _Replaced as error:
+                self.given_up = str(error)
+                self._error = LoadError(f"{error}.")  # where it is the first
+                self.health, self.reason = Health.FAILED, self.given_up
+                log.error("the engine is not started: %s", self.reason)
+                break
             except Exception:
                 log.exception("the supervisor failed to run the engine")
                 reason = "the engine could not be started"
@@ -144,11 +160,13 @@ class Supervisor:
 
     def _one_life(self) -> tuple[Loss, str]:
         """Run one engine process to its end; the reason why it ended."""
+        self._check_unchanged()
         process = EngineProcess(self._spec)
         link: EngineLink | None = None
         grace = 0.0
         try:
             info = process.start(self._load_timeout, lambda: self._given_up(process))
+            self._check_unchanged()  # else it may have loaded the one or the other
             assert process.connection is not None
             link = EngineLink(process.connection, process.buffer, self._observer)
             link.start()
@@ -171,6 +189,11 @@ class Supervisor:
             process.kill(grace)
             if link is not None:
                 link.close()
+
+    def _check_unchanged(self) -> None:
+        changed = self._changed()
+        if changed:
+            raise _Replaced(changed)
 
     def _watch(self, process: EngineProcess, link: EngineLink) -> tuple[Loss, str]:
         watchdog = Watchdog(self._stall_timeout, WATCH_INTERVAL_S, time.monotonic())

@@ -88,9 +88,19 @@ class NewGuide(Exception):
 class GuideService:
     """Checks guides one at a time in a process of its own, which is started for the first one. Thread-safe."""
 
-    def __init__(self, engine: str, engine_dir: str, limits: GuideLimits | None = None, python: str = "") -> None:
-        """`python` is the engine's own interpreter; empty: this one."""
+    def __init__(
+        self,
+        engine: str,
+        engine_dir: str,
+        limits: GuideLimits | None = None,
+        python: str = "",
+        changed: Callable[[], str] = lambda: "",
+    ) -> None:
+        """`python` is the engine's own interpreter; empty: this one. `changed` says why the engine directory is not
+        what the model was loaded with; empty: it is.
+        """
         self._python = python
+        self._changed = changed
         self._limits = limits or GuideLimits()
         self._start_message = Start(engine, engine_dir, self._limits.spare_bytes)
         self._known: collections.OrderedDict[bytes, tuple[Decision, int]] = collections.OrderedDict()
@@ -254,7 +264,12 @@ class GuideService:
                 return self._unguided(), True
             checking = False
             try:
+                fresh = self._process is None
                 process = self._running()
+                changed = self._changed() if fresh else ""
+                if changed:  # it would judge by another tokenizer than the engine has
+                    self._end_process()
+                    return Decision(error=unavailable(changed)), False
                 self._refusal = process.refusal
                 if self._refusal:
                     self._end_process()  # it has nothing more to say
