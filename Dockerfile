@@ -1,8 +1,10 @@
-# Never built by its authors: the base image cannot be fetched where Inflight is developed. tests/unit/engines/tensorrt_llm/test_docs.py
-# looks at what it copies and installs; the first build on a GPU machine is the real test (see docs/gpu.md).
+# Never built by its authors: the base image cannot be fetched where Inflight is developed.
+# tests/unit/engines/tensorrt_llm/test_image.py runs its steps beside the transformers of each release, and hadolint; the
+# first build on a GPU machine is the real test (see docs/gpu.md).
 #
 #   docker build --build-arg BASE=IMAGE -t inflight .     (IMAGE: NVIDIA's Triton image with TensorRT-LLM, see below)
-#   docker run --rm --gpus all --shm-size=2g -p 8000-8002:8000-8002 -v $PWD/engine:/models/llm/1/engine inflight
+#   docker run --rm --gpus all --shm-size=2g --ulimit memlock=-1 --ulimit stack=67108864 \
+#     -p 8000-8002:8000-8002 -v $PWD/engine:/models/llm/1/engine inflight
 #
 # Triton 26.07 with TensorRT-LLM 1.2.1: the last stable release that compiles and runs engines.
 # On NVIDIA's own registry it is called nvidia/tritonserver:26.07-trtllm-python-py3.
@@ -10,23 +12,27 @@ ARG BASE=nvidia/tritonserver:26.07-trtllm-python-py3
 FROM ${BASE}
 
 COPY requirements/serve.txt /opt/inflight/requirements/
-# What serving needs beside TensorRT-LLM. OpenVINO stays out: this image is for GPUs. The image's own numpy, torch and
-# TensorRT-LLM are never touched.
-RUN grep -Ei '^(msgspec|tokenizers|jinja2|markupsafe)==' /opt/inflight/requirements/serve.txt > /tmp/serve.txt \
-    && python3 -m pip install --no-cache-dir --no-deps -r /tmp/serve.txt \
-    && python3 -c "import msgspec, tokenizers, jinja2, numpy" \
-    && rm /tmp/serve.txt
-
 COPY python_backend /opt/tritonserver/backends/inflight
 COPY build_engine /opt/inflight/build_engine
 COPY scripts /opt/inflight/scripts
 COPY model_repository/llm/config.pbtxt /models/llm/config.pbtxt
-RUN mkdir -p /models/llm/1
 ENV PYTHONPATH=/opt/tritonserver/backends/inflight:/opt/inflight:/opt/inflight/scripts
+# Only what the image lacks (msgspec, as far as its sources say): TensorRT-LLM pins what it brings, and transformers
+# refuses to be imported beside a tokenizers of another minor version. OpenVINO stays out: this image is for GPUs. The
+# last line imports what serving, `compile` and `inspect` import; TensorRT-LLM itself needs a driver, so it is only found.
+RUN mkdir -p /models/llm/1 \
+    && for name in msgspec jinja2 markupsafe tokenizers numpy; do \
+        if ! python3 -c "import ${name}" 2>/dev/null; then \
+            grep -E "^${name}==" /opt/inflight/requirements/serve.txt > /tmp/lacking.txt \
+            && python3 -m pip install --no-cache-dir --no-deps -r /tmp/lacking.txt || exit 1; \
+        fi; \
+    done \
+    && rm -f /tmp/lacking.txt \
+    && python3 -c "import importlib.util as u, transformers, numpy, inflight.backend.model, build_engine.cli; assert u.find_spec('tensorrt_llm'), 'the image has no tensorrt_llm'"
 
 EXPOSE 8000 8001 8002
 HEALTHCHECK --start-period=15m --interval=10s --timeout=5s \
-    CMD python3 -c "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/v2/health/ready', timeout=4)"
+    CMD ["python3", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/v2/health/ready', timeout=4)"]
 # A raw SIGTERM to tritonserver does not drain Inflight's streams; in Kubernetes use a preStop command that asks for it
 # (docs/operating.md).
 CMD ["tritonserver", "--model-repository=/models", "--model-control-mode=explicit", "--load-model=llm", "--exit-timeout-secs=45"]

@@ -125,6 +125,14 @@ def test_cpack_makes_a_tarball_and_a_debian_package(build: Path) -> None:
     with tarfile.open(tarball) as archive:
         names = archive.getnames()
     assert "opt/tritonserver/backends/inflight/model.py" in names
+    with tarfile.open(tarball) as archive:
+        member = archive.extractfile("opt/tritonserver/backends/inflight/requirements.txt")
+        assert member is not None
+        listed = member.read().decode()
+    assert "install only what is lacking" in listed
+    lines = [line for line in listed.splitlines() if not line.startswith("#")]
+    locked = (REPOSITORY / "requirements" / "serve.txt").read_text(encoding="utf-8").splitlines()
+    assert lines == [line for line in locked if not line.startswith("#")]
     # Triton's own files are the business of the package that brought them.
     assert not [name for name in names if "/backends/python" in name]
     (package,) = build.glob("*.deb")
@@ -133,5 +141,6 @@ def test_cpack_makes_a_tarball_and_a_debian_package(build: Path) -> None:
         assert "Package: inflight-triton-backend\n" in fields
         assert "Architecture: all\n" in fields
         assert "Depends: python3 (>= 3.10), python3 (<< 3.13)\n" in fields
+        assert "only\n msgspec is lacking" in fields
         listing = subprocess.run(["dpkg-deb", "-c", package], capture_output=True, text=True, check=True).stdout
         assert "./opt/tritonserver/backends/inflight/inflight/backend/model.py" in listing

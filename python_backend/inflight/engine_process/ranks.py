@@ -13,7 +13,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,12 @@ ENVIRONMENT = {
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
 }
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID")
-INSTALL = {"mpirun": "apt-get install openmpi-bin", "srun": "install Slurm's client tools"}
+MPI_FOLDERS = ("/usr/local/mpi/bin", "/opt/hpcx/ompi/bin", "/opt/hpcx/ompi5/bin")  # of NVIDIA's images
+INSTALL = {
+    "mpirun": "put the folder of the OpenMPI that mpi4py and TensorRT-LLM were built with on PATH (in NVIDIA's images "
+    f"{' or '.join(MPI_FOLDERS[:2])}); a second one from apt does not fit them",
+    "srun": "install Slurm's client tools",
+}
 
 
 def ranks_command(
@@ -56,13 +61,19 @@ def ranks_command(
     launcher = options.mpi_launcher
     if shutil.which(launcher, path=environment.get("PATH")) is None:
         raise LoadError(
-            f"the engine was built for {world} GPUs and its ranks start under {launcher}, which is not installed: "
-            f"{INSTALL[launcher]}."
+            f"the engine was built for {world} GPUs and its ranks start under {launcher}, which is not on PATH: "
+            f"{_advice(launcher)}."
         )
     more = {SPEC_VARIABLE: json.dumps(spec.to_json()), **ENVIRONMENT}
     rank = [python, "-m", __name__, str(run_folder)]
     command = _srun(options, world) if launcher == "srun" else mpirun(options, world, {**environment, **more})
     return [python, "-m", __name__, "--launch", *command, *options.mpi_arguments, *rank], more
+
+
+def _advice(launcher: str, folders: Sequence[str] = MPI_FOLDERS) -> str:
+    """What to do about a launcher that is not on PATH."""
+    found = shutil.which(launcher, path=os.pathsep.join(folders))
+    return f"put {os.path.dirname(found)} on PATH, where it is" if found else INSTALL[launcher]
 
 
 def mpirun(options: TensorRtLlmOptions, world: int, environment: Mapping[str, str]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from inflight.engine_process import ranks
 from inflight.engine_process.ranks import SPEC_VARIABLE, rank_of, ranks_command
 from inflight.engines.spec import WorkerSpec
 from inflight.errors import LoadError
@@ -78,10 +79,16 @@ def test_slurm(tmp_path: Path, launchers: str) -> None:
 
 
 def test_a_missing_launcher(tmp_path: Path) -> None:
-    with pytest.raises(
-        LoadError, match=r"built for 4 GPUs .* mpirun, which is not installed: apt-get install openmpi-bin\."
-    ):
+    """apt's OpenMPI beside the one that NVIDIA's image, its mpi4py and TensorRT-LLM have would start nothing."""
+    with pytest.raises(LoadError, match=r"built for 4 GPUs .* mpirun, which is not on PATH: ") as told:
         command(tmp_path, str(tmp_path))
+    assert "/usr/local/mpi/bin" in str(told.value)
+    assert "apt-get install" not in str(told.value)
+    there = tmp_path / "mpi"
+    there.mkdir()
+    (there / "mpirun").write_text("#!/bin/sh\n", encoding="utf-8")
+    (there / "mpirun").chmod(0o755)
+    assert ranks._advice("mpirun", [str(there)]) == f"put {there} on PATH, where it is"
 
 
 @pytest.mark.parametrize(
