@@ -100,10 +100,18 @@ def expected(config: ModelConfig, parallel: Parallel, dtype: str) -> dict[str, A
 
 
 def rotary_scaling(config: ModelConfig) -> dict[str, Any] | None:
-    """Rope scaling under both names of its kind: releases of TensorRT-LLM read ``type`` or ``rope_type``."""
-    if config.rope_scaling is None:
+    """Rope scaling under both names of its kind: releases of TensorRT-LLM read ``type`` or ``rope_type``.
+
+    A missing original length of YaRN is the model's own in transformers and 4,096 in TensorRT-LLM: always written.
+    """
+    scaling = config.rope_scaling
+    if scaling is None:
         return None
-    return {"type": config.rope_scaling["rope_type"], **config.rope_scaling}
+    found = {"type": scaling["rope_type"], **scaling}
+    if scaling["rope_type"] == "yarn":
+        original = scaling.get("original_max_position_embeddings") or config.max_position_embeddings
+        found["original_max_position_embeddings"] = original
+    return found
 
 
 def attention_windows(config: ModelConfig) -> list[int] | None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from build_engine.errors import UserMistake
 from build_engine.hf_config import ModelConfig
@@ -48,6 +51,8 @@ def check_model(config: ModelConfig, recipe: Recipe, parallel: Parallel) -> None
             f"rope scaling {scaling['rope_type']} is not supported for tensorrt-llm, which takes: "
             f"{', '.join(ROPE_SCALINGS)}"
         )
+    if scaling is not None and scaling["rope_type"] == "yarn":
+        check_yarn(scaling)
     if config.num_layers % parallel.pipeline:
         raise UserMistake(
             f"--pipeline-parallel {parallel.pipeline} does not divide the model's {config.num_layers} layers"
@@ -61,6 +66,31 @@ def check_model(config: ModelConfig, recipe: Recipe, parallel: Parallel) -> None
             f"--quantization {recipe.name} is not supported for mixtures of experts, "
             f"which take: {', '.join(MOE_RECIPES)}"
         )
+
+
+def check_yarn(scaling: Mapping[str, Any]) -> None:
+    """TensorRT-LLM computes YaRN's factor on attention from ``factor`` alone, and rounds where its ramp begins."""
+    factor = float(scaling["factor"])
+    wanted = yarn_attention(factor)
+    given = scaling.get("attention_factor")
+    if given is None and scaling.get("mscale") and scaling.get("mscale_all_dim"):
+        given = yarn_attention(factor, scaling["mscale"]) / yarn_attention(factor, scaling["mscale_all_dim"])
+    if given is not None and abs(float(given) - wanted) > 1e-4:
+        raise UserMistake(
+            f"this model's YaRN multiplies attention by {float(given):.4f} (attention_factor, or mscale and "
+            f"mscale_all_dim), and TensorRT-LLM always by 0.1 ln({factor:g}) + 1 = {wanted:.4f}: its engine would "
+            "answer wrongly; build for hf-quantized instead"
+        )
+    if scaling.get("truncate") is False:
+        raise UserMistake(
+            "this model's YaRN does not round its ramp (truncate: false), and TensorRT-LLM does: its engine would "
+            "answer wrongly; build for hf-quantized instead"
+        )
+
+
+def yarn_attention(factor: float, scale: float = 1.0) -> float:
+    """The factor on cosine and sine that YaRN's paper gives (Peng et al. 2023, section 3.4)."""
+    return 0.1 * float(scale) * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def group_size(config: ModelConfig, recipe: Recipe, parallel: Parallel) -> int | None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from build_engine.arguments import Parser
+from build_engine.loading import dtype_word
 from build_engine.verification import corpus
 from inflight_tools.common.layout import CACHE, MODELS
 from inflight_tools.common.report import Failure, run_main
@@ -165,12 +166,12 @@ def agreement(served: Served, model: Path, engine: Path) -> dict[str, Any]:
     """Greedy next tokens against transformers, beside what `verify` predicted when the engine was built."""
     try:
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM, AutoTokenizer, __version__
     except ImportError as error:
         return {"problem": f"{error}; install torch and transformers, or leave the part transformers out"}
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(model))
-        reference = AutoModelForCausalLM.from_pretrained(str(model), torch_dtype=torch.float32).eval()
+        reference = AutoModelForCausalLM.from_pretrained(str(model), **{dtype_word(__version__): torch.float32}).eval()
     except (OSError, ValueError) as error:
         return {"problem": f"transformers cannot load {model}: {str(error).splitlines()[0]}"}
     ids = [int(token) for token in tokenizer(corpus.evaluation().text[:6000])["input_ids"]][:768]
