@@ -17,32 +17,52 @@ ALIASES = {"tensorrt-llm-checkpoint": HF_QUANTIZED}
 
 @dataclass(frozen=True, slots=True)
 class Support:
-    """One architecture: the name its ``config.json`` carries, its family, and the targets that build it."""
+    """One architecture: the names its ``config.json`` carries, and the targets that build it."""
 
     architecture: str
-    family: str
+    model_type: str
     targets: frozenset[str]
 
 
 _ALL = frozenset(TARGETS)
 _OPENVINO_ONLY = frozenset({OPENVINO})
 _NO_ENGINE = frozenset({OPENVINO, HF_QUANTIZED})
+_PLANNED_ONLY: frozenset[str] = frozenset()
+"""What `plan` counts and no target builds."""
 
 SUPPORTED: dict[str, Support] = {
     support.architecture: support
     for support in (
         Support("LlamaForCausalLM", "llama", _ALL),
-        Support("MistralForCausalLM", "llama", _ALL),
+        Support("MistralForCausalLM", "mistral", _ALL),
         Support("Qwen2ForCausalLM", "qwen2", _ALL),
         Support("Qwen3ForCausalLM", "qwen3", _ALL),
         Support("MixtralForCausalLM", "mixtral", _ALL),
         Support("Qwen2MoeForCausalLM", "qwen2_moe", _ALL),
         Support("Gemma2ForCausalLM", "gemma2", _OPENVINO_ONLY),
-        Support("Gemma3ForCausalLM", "gemma3", _NO_ENGINE),
+        Support("Gemma3ForCausalLM", "gemma3_text", _NO_ENGINE),
         Support("Phi3ForCausalLM", "phi3", _NO_ENGINE),
         Support("Qwen3MoeForCausalLM", "qwen3_moe", _NO_ENGINE),
+        Support("GemmaForCausalLM", "gemma", _PLANNED_ONLY),
+        Support("MinistralForCausalLM", "ministral", _PLANNED_ONLY),
+        Support("SmolLM3ForCausalLM", "smollm3", _PLANNED_ONLY),
+        Support("GraniteForCausalLM", "granite", _PLANNED_ONLY),
+        Support("Olmo2ForCausalLM", "olmo2", _PLANNED_ONLY),
+        Support("GptOssForCausalLM", "gpt_oss", _PLANNED_ONLY),
+        Support("DeepseekV2ForCausalLM", "deepseek_v2", _PLANNED_ONLY),
+        Support("DeepseekV3ForCausalLM", "deepseek_v3", _PLANNED_ONLY),
+        Support("GPTNeoXForCausalLM", "gpt_neox", _PLANNED_ONLY),
     )
 }
+
+
+def planned(config: ModelConfig) -> Support:
+    """The entry for this model, whether any target builds it or not; `UserMistake` for what cannot be counted."""
+    support = SUPPORTED.get(config.architecture)
+    if support is None or support.model_type != config.model_type:
+        said = f" with the model_type {config.model_type!r}" if support is not None else ""
+        raise UserMistake(f"{config.architecture}{said} cannot be planned; what can: {', '.join(SUPPORTED)}")
+    return support
 
 
 def support_for(config: ModelConfig, target: str) -> Support:

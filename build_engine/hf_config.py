@@ -38,6 +38,21 @@ class Experts:
 
 
 @dataclass(frozen=True, slots=True)
+class Latent:
+    """Multi-head latent attention (DeepSeek): a token keeps one vector of ``rank`` and one rotated key of ``rope_dim``.
+
+    ``query_rank`` is None where queries are projected in one step; a head's query and key have ``nope_dim`` and
+    ``rope_dim`` features, its value ``value_dim``.
+    """
+
+    rank: int
+    rope_dim: int
+    nope_dim: int
+    value_dim: int
+    query_rank: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """What planning, building and verifying need to know of a decoder-only model."""
 
@@ -55,14 +70,15 @@ class ModelConfig:
     dtype: str
     rope_base: float
     rope_local_base: float | None
-    rope_scaling: Mapping[str, Any] | None
+    rope_scaling: Mapping[str, Any] | None = field(hash=False)
     attention_bias: bool
     mlp_bias: bool
     sliding_window: int | None
     sliding_layers: int
     experts: Experts | None
-    prequantized: Mapping[str, Any] | None
-    raw: Mapping[str, Any] = field(repr=False, default_factory=dict)
+    latent: Latent | None
+    prequantized: Mapping[str, Any] | None = field(hash=False)
+    raw: Mapping[str, Any] = field(repr=False, hash=False, default_factory=dict)
 
     @property
     def dtype_bytes(self) -> int:
@@ -115,14 +131,20 @@ def parse(raw: Mapping[str, Any], *, where: str = CONFIG_NAME) -> ModelConfig:
         sliding_window=window,
         sliding_layers=sliding_layers,
         experts=_experts(raw),
+        latent=_latent(raw, where),
         prequantized=raw.get("quantization_config") or None,
         raw=raw,
     )
 
 
-_TIED_BY_DEFAULT = {"gemma": True, "gemma2": True, "gemma3_text": True}
-_HEAD_DIM_BY_DEFAULT = {"gemma2": 256, "gemma3_text": 256, "qwen3": 128}
+_TIED_BY_DEFAULT = {"gemma": True, "gemma2": True, "gemma3_text": True, "smollm3": True}
+_HEAD_DIM_BY_DEFAULT = {"gemma": 256, "gemma2": 256, "gemma3_text": 256, "gpt_oss": 64, "qwen3": 128}
+_BIASED_BY_DEFAULT = ("qwen2", "gpt_oss", "gpt_neox")
 _KV_HEADS_BY_DEFAULT = {
+    "gemma": 16,
+    "gpt_oss": 8,
+    "ministral": 8,
+    "smollm3": 4,
     "mistral": 8,
     "mixtral": 8,
     "qwen2": 32,
@@ -139,7 +161,7 @@ def _attention_bias(raw: Mapping[str, Any], model_type: str) -> bool:
     """Whether query, key and value have biases: Qwen2 always, Qwen2-MoE by a key of its own, others by one."""
     if model_type == "qwen2_moe":
         return bool(raw.get("qkv_bias", True))
-    return bool(raw.get("attention_bias", model_type == "qwen2"))
+    return bool(raw.get("attention_bias", model_type in _BIASED_BY_DEFAULT))
 
 
 def rope_of(raw: Mapping[str, Any]) -> tuple[float, float | None, Mapping[str, Any] | None]:
@@ -247,12 +269,40 @@ def _sliding(raw: Mapping[str, Any], num_layers: int) -> tuple[int | None, int]:
 
 
 def _experts(raw: Mapping[str, Any]) -> Experts | None:
-    count = raw.get("num_local_experts") or raw.get("num_experts")
+    count = raw.get("num_local_experts") or raw.get("num_experts") or raw.get("n_routed_experts")
     if not count:
         return None
+    width = int(raw.get("moe_intermediate_size") or raw["intermediate_size"])
     return Experts(
         count=int(count),
         active=int(raw.get("num_experts_per_tok") or 2),
-        intermediate_size=int(raw.get("moe_intermediate_size") or raw["intermediate_size"]),
-        shared_intermediate_size=int(raw.get("shared_expert_intermediate_size") or 0),
+        intermediate_size=width,
+        shared_intermediate_size=int(
+            raw.get("shared_expert_intermediate_size") or width * int(raw.get("n_shared_experts") or 0)
+        ),
     )
+
+
+def sparse_layers(config: ModelConfig) -> frozenset[int]:
+    """Layers whose MLP is a mixture of experts: Qwen's ``decoder_sparse_step`` and ``mlp_only_layers``, DeepSeek's
+    ``first_k_dense_replace`` and ``moe_layer_freq`` count.
+    """
+    if config.experts is None:
+        return frozenset()
+    step = int(config.raw.get("decoder_sparse_step") or 1)
+    every = int(config.raw.get("moe_layer_freq") or 1)
+    first = int(config.raw.get("first_k_dense_replace") or 0)
+    dense = {int(layer) for layer in config.raw.get("mlp_only_layers") or ()}
+    return frozenset(
+        layer
+        for layer in range(first, config.num_layers)
+        if layer not in dense and (layer + 1) % step == 0 and layer % every == 0
+    )
+
+
+def _latent(raw: Mapping[str, Any], where: str) -> Latent | None:
+    if not raw.get("kv_lora_rank"):
+        return None
+    names = ("kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")
+    rank, rope, nope, value = (_positive(raw, name, where) for name in names)
+    return Latent(rank, rope, nope, value, int(raw["q_lora_rank"]) if raw.get("q_lora_rank") else None)

@@ -48,11 +48,11 @@ def gpu_table() -> dict[str, Gpu]:
     return {
         name: Gpu(
             name=name,
-            memory_bytes=entry["memory_gb"] * 1e9,
+            memory_bytes=entry["memory_bytes"],
             bandwidth=entry["bandwidth_gbs"] * 1e9,
             rates={kind: entry[kind] for kind in ("bf16", "int8", "fp8", "fp4")},
             capability=entry["capability"],
-            source=entry["source"],
+            source=f"{entry['source']}; memory: {entry['memory_source']}",
             link=entry["link_gbs"] * 1e9,
         )
         for name, entry in raw["gpus"].items()

@@ -1,24 +1,30 @@
 """Parameters and bytes of a decoder-only transformer, counted from its configuration.
 
-Counts follow the weight shapes of the classes in ``transformers`` (checked against them in the tests): with hidden
-size H, L layers, n query heads and m key/value heads of size d, MLP width I and vocabulary V,
-
-- attention: H·n·d (query) + 2·H·m·d (key, value) + n·d·H (output), and biases where the architecture has them;
-- gated MLP: 3·H·I, or for E experts of width J: E·3·H·J and the router H·E;
-- embeddings: V·H, twice when input and output are not tied.
+Counts follow the weight shapes of the classes in ``transformers`` (`build_engine.expected_weights`, checked against
+them in the tests). In formulas: hidden size H, L layers, n query heads and m key/value heads of size d.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import lru_cache
 
-from build_engine.hf_config import ModelConfig
-from build_engine.quantization import Recipe, group_size_for
+from build_engine.architectures import OPENVINO, TENSORRT_LLM
+from build_engine.errors import UserMistake
+from build_engine.expected_weights import layer
+from build_engine.hf_config import ModelConfig, sparse_layers
+from build_engine.openvino.recipes import compression_for
+from build_engine.quantization import BY_TARGET, Recipe, group_size_for
 
-QK_NORM_TYPES = ("qwen3", "qwen3_moe", "gemma3_text")
-FOUR_NORM_TYPES = ("gemma2", "gemma3_text")
 SCALE_BYTES = 2
 """Scales of grouped weights are stored in the model's 16-bit type; zero points of 4-bit weights in a byte."""
+
+BUILT_BYTES = 2
+"""Of a weight that is not quantized: float32 checkpoints become 16 bits for GPUs."""
+
+ROUTERS = ("mlp.gate.weight", "mlp.router.weight", "block_sparse_moe.gate.weight", "mlp.shared_expert_gate.weight")
+"""Matrices that no recipe quantizes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,64 +47,86 @@ class Parameters:
         return self.active_linear + self.other + (self.head or self.embedding)
 
 
+@lru_cache(maxsize=64)
 def count_parameters(config: ModelConfig) -> Parameters:
-    """Count the parameters of ``config``."""
-    hidden, head_dim = config.hidden_size, config.head_dim
-    query, key_value = config.num_heads * head_dim, config.num_kv_heads * head_dim
-    attention = hidden * query + 2 * hidden * key_value + query * hidden
-    dense_mlp = 3 * hidden * config.intermediate_size
-    sparse_layers = sparse_layer_count(config)
-    dense_layers = config.num_layers - sparse_layers
-    experts = config.experts
-    linear = active = config.num_layers * attention + dense_layers * dense_mlp
-    router = 0
-    if experts is not None:
-        one = 3 * hidden * experts.intermediate_size
-        shared = 3 * hidden * experts.shared_intermediate_size
-        linear += sparse_layers * (experts.count * one + shared)
-        active += sparse_layers * (experts.active * one + shared)
-        router = sparse_layers * (hidden * experts.count + (hidden if experts.shared_intermediate_size else 0))
-    biases = query + 2 * key_value if config.attention_bias else 0
-    if config.attention_bias and config.model_type not in ("qwen2", "qwen2_moe"):
-        biases += hidden
-    if config.mlp_bias:
-        biases += 2 * config.intermediate_size + hidden
-    norms = (4 if config.model_type in FOUR_NORM_TYPES else 2) * hidden
-    if config.model_type in QK_NORM_TYPES:
-        norms += 2 * head_dim
-    embedding = config.vocab_size * hidden
+    """Count the parameters of ``config``: those of the main model, not of layers that only guess ahead (MTP)."""
+    sparse = sparse_layer_count(config)
+    linear = active = other = 0
+    for kind, layers in ((True, sparse), (False, config.num_layers - sparse)):
+        for name, shape in layer(config, kind) if layers else ():
+            count = layers * math.prod(shape)
+            if len(shape) < 2 or name.endswith("bias") or name in ROUTERS:
+                other += count
+                continue
+            linear += count
+            routed = config.experts is not None and ".experts." in f".{name}"
+            active += count * config.experts.active // config.experts.count if routed and config.experts else count
+    embedding = config.vocab_size * config.hidden_size
+    final = (2 if config.model_type == "gpt_neox" else 1) * config.hidden_size
     return Parameters(
         embedding=embedding,
         head=0 if config.tied_embeddings else embedding,
         linear=linear,
         active_linear=active,
-        other=config.num_layers * (biases + norms) + hidden + router,
+        other=other + final,
     )
-
-
-def sparse_layers(config: ModelConfig) -> frozenset[int]:
-    """Layers whose MLP is a mixture of experts (Qwen's ``decoder_sparse_step`` and ``mlp_only_layers`` count)."""
-    if config.experts is None:
-        return frozenset()
-    step = int(config.raw.get("decoder_sparse_step") or 1)
-    dense = {int(layer) for layer in config.raw.get("mlp_only_layers") or ()}
-    return frozenset(layer for layer in range(config.num_layers) if layer not in dense and (layer + 1) % step == 0)
 
 
 def sparse_layer_count(config: ModelConfig) -> int:
     return len(sparse_layers(config))
 
 
-def weight_bytes(config: ModelConfig, recipe: Recipe, *, embedding_bits: float | None = None) -> int:
-    """Bytes of all weights under ``recipe``: linear layers quantized with their scales, the rest as it is.
+def stored_bytes(config: ModelConfig, recipe: Recipe) -> dict[str, int]:
+    """Bytes of the weights in the engines of each target that builds ``recipe``.
 
-    ``embedding_bits`` says what embeddings and head take where the target quantizes those too (OpenVINO's int8).
+    TensorRT-LLM stores embeddings and head apart, also where the model says that they are one. OpenVINO quantizes both
+    to 8 bits; a checkpoint of hf-quantized keeps one of what is one. With ``none`` these two keep the source's type.
     """
-    return _quantized(config, recipe, count_parameters(config).linear, embedding_bits)
+    parameters = count_parameters(config)
+    once, twice = parameters.embedding + parameters.head, 2 * parameters.embedding
+    found: dict[str, int] = {}
+    for target in (target for target, able in BY_TARGET.items() if recipe.name in able):
+        if target == OPENVINO and recipe.name != "none":
+            size = _compressed(config, recipe, parameters.linear)
+            if size is not None:
+                rows = config.vocab_size * (2 if parameters.head else 1)
+                found[target] = round(size + once + rows * ROW_BYTES + parameters.other * BUILT_BYTES)
+            continue
+        width = config.dtype_bytes if recipe.name == "none" and target != TENSORRT_LLM else BUILT_BYTES
+        outside = twice if target == TENSORRT_LLM else once
+        found[target] = round(
+            _linear_bytes(config, recipe, parameters.linear, width) + (outside + parameters.other) * width
+        )
+    return found
 
 
-def bytes_read_per_step(config: ModelConfig, recipe: Recipe, sequences: int = 1) -> int:
-    """Weight bytes that one decode step of ``sequences`` sequences reads.
+ROW_BYTES = 3
+"""Of a row of OpenVINO's 8-bit weights, beside them: a scale of 16 bits and a zero point."""
+
+
+def _compressed(config: ModelConfig, recipe: Recipe, linear: int) -> float | None:
+    """Bytes of OpenVINO's linear layers; None where the recipe does not fit the model's shapes or type."""
+    try:
+        compression = compression_for(recipe, config)
+    except UserMistake:
+        return None
+    if compression is None or "group_size" not in compression.arguments:
+        return linear * (1 + ROW_BYTES / config.hidden_size)
+    zero_point = recipe.weight_bits / 8
+    return linear * (recipe.weight_bits / 8 + (SCALE_BYTES + zero_point) / int(compression.arguments["group_size"]))
+
+
+def weight_bytes(config: ModelConfig, recipe: Recipe) -> int:
+    """Bytes of all weights under ``recipe`` on a GPU, as TensorRT-LLM keeps them: what is not quantized in 16 bits,
+    embeddings and head apart.
+    """
+    parameters = count_parameters(config)
+    plain = 2 * parameters.embedding + parameters.other
+    return round(_linear_bytes(config, recipe, parameters.linear, BUILT_BYTES) + plain * BUILT_BYTES)
+
+
+def bytes_read_per_step(config: ModelConfig, recipe: Recipe, sequences: int = 1, width: int = BUILT_BYTES) -> int:
+    """Weight bytes that one decode step of ``sequences`` sequences reads; ``width``: of a weight as it is, in bytes.
 
     Dense layers are read once. Of E experts a batch of B tokens that each pick k at random reads
     E·(1 − (1 − k/E)^B) in expectation. Of the input embedding only one row a sequence is read.
@@ -109,19 +137,14 @@ def bytes_read_per_step(config: ModelConfig, recipe: Recipe, sequences: int = 1)
         share = 1 - (1 - config.experts.active / config.experts.count) ** sequences
         per_expert = sparse_layer_count(config) * 3 * config.hidden_size * config.experts.intermediate_size
         linear += round(per_expert * (config.experts.count * share - config.experts.active))
-    every = _quantized(config, recipe, linear, None)
-    return every if config.tied_embeddings else every - parameters.embedding * config.dtype_bytes
+    head = parameters.head or parameters.embedding
+    return round(_linear_bytes(config, recipe, linear, width) + (head + parameters.other) * width)
 
 
-def _quantized(config: ModelConfig, recipe: Recipe, linear: int, embedding_bits: float | None) -> int:
-    parameters = count_parameters(config)
+def _linear_bytes(config: ModelConfig, recipe: Recipe, linear: int, width: int) -> float:
     if recipe.weight_bits >= 16:
-        bytes_linear = linear * float(config.dtype_bytes)
-    else:
-        bytes_linear = linear * (recipe.weight_bits / 8 + scale_bytes_per_weight(config, recipe))
-    embedding_bytes = config.dtype_bytes if embedding_bits is None else embedding_bits / 8
-    rest = (parameters.embedding + parameters.head) * embedding_bytes + parameters.other * config.dtype_bytes
-    return round(bytes_linear + rest)
+        return linear * float(width)
+    return linear * (recipe.weight_bits / 8 + scale_bytes_per_weight(config, recipe))
 
 
 def scale_bytes_per_weight(config: ModelConfig, recipe: Recipe) -> float:
@@ -135,9 +158,17 @@ def scale_bytes_per_weight(config: ModelConfig, recipe: Recipe) -> float:
 def kv_bytes_per_token(config: ModelConfig, kv_bits: int, *, heads: int | None = None) -> int:
     """Bytes of keys and values that one token adds over all layers: 2·L·m·d·bits/8.
 
-    ``heads`` replaces the number of key/value heads (full multi-head: ``config.num_heads``; multi-query: 1).
+    ``heads`` replaces the number of key/value heads (full multi-head: ``config.num_heads``; multi-query: 1). With
+    latent attention a layer keeps one vector for all heads; with ``heads`` it is what so many would keep apart.
     """
-    return 2 * config.num_layers * (heads or config.num_kv_heads) * config.head_dim * kv_bits // 8
+    latent = config.latent
+    if latent is None:
+        features = 2 * (heads or config.num_kv_heads) * config.head_dim
+    elif heads is None:
+        features = latent.rank + latent.rope_dim
+    else:
+        features = heads * (latent.nope_dim + latent.rope_dim + latent.value_dim)
+    return config.num_layers * features * kv_bits // 8
 
 
 def kv_bytes_per_sequence(config: ModelConfig, kv_bits: int, length: int, *, heads: int | None = None) -> int:
@@ -146,3 +177,12 @@ def kv_bytes_per_sequence(config: ModelConfig, kv_bits: int, length: int, *, hea
     window = min(length, config.sliding_window) if config.sliding_window else length
     full_layers = config.num_layers - config.sliding_layers
     return per_layer_token * (full_layers * length + config.sliding_layers * window)
+
+
+def attention_operations(config: ModelConfig, length: int) -> int:
+    """Operations of one token's attention over ``length`` tokens in all layers: 4·L·n·d·length; latent attention
+    multiplies with the latent vectors themselves.
+    """
+    latent = config.latent
+    features = 2 * config.head_dim if latent is None else 2 * latent.rank + latent.rope_dim
+    return 2 * config.num_layers * config.num_heads * features * length

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from build_engine import svg
+from build_engine.architectures import TARGETS, planned
 from build_engine.console import format_bytes
 from build_engine.errors import UserMistake
 from build_engine.hf_config import ModelConfig
@@ -22,10 +23,14 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 @dataclass(frozen=True, slots=True)
 class RecipePlan:
-    """One recipe on one GPU; ``fit`` and ``decode`` are None where no GPU was named or it lacks the arithmetic."""
+    """One recipe on one GPU. ``weight_bytes`` are those on a GPU, ``stored_bytes`` those in each target's engine.
+
+    ``fit`` is None where no GPU was named or it lacks the arithmetic; ``decode`` has the batches that fit.
+    """
 
     recipe: str
     weight_bytes: int
+    stored_bytes: dict[str, int]
     weight_bytes_read: int
     fit: Fit | None
     decode: list[Decode]
@@ -42,6 +47,8 @@ class Plan:
     gpu: Gpu | None
     parallel: Parallel
     recipes: list[RecipePlan]
+    targets: tuple[str, ...]
+    """Those that build this architecture."""
 
 
 def make_plan(
@@ -55,22 +62,31 @@ def make_plan(
     parallel: Parallel | None = None,
     max_num_tokens: int = 8192,
 ) -> Plan:
-    """Plan ``config`` under each recipe. `UserMistake` when the parallelism does not divide the model."""
+    """Plan ``config`` under each recipe. `UserMistake` for an architecture that cannot be counted, and when the
+    parallelism does not divide the model.
+    """
     parallel = parallel or Parallel()
+    support = planned(config)
     check_parallel(config, parallel)
     bits = KV_BITS[kv_cache]
-    planned = []
+    plans = []
     for recipe in (RECIPES[each] for each in recipes):
         usable = gpu is not None and gpu.flops(recipe) is not None
         fit = steps = bound = None
         if gpu is not None and usable:
             fit = roofline.fit(config, recipe, bits, gpu, parallel, length, max_num_tokens)
-            steps = [roofline.decode(config, recipe, bits, gpu, parallel, length, batch) for batch in BATCHES]
+            batches = [batch for batch in BATCHES if batch <= fit.sequences]
+            steps = [roofline.decode(config, recipe, bits, gpu, parallel, length, batch) for batch in batches]
             bound = roofline.compute_bound_batch(config, recipe, bits, gpu, parallel, length)
-        planned.append(
+        plans.append(
             RecipePlan(
                 recipe=recipe.name,
                 weight_bytes=model_size.weight_bytes(config, recipe),
+                stored_bytes={
+                    target: size
+                    for target, size in model_size.stored_bytes(config, recipe).items()
+                    if target in support.targets or not support.targets
+                },
                 weight_bytes_read=model_size.bytes_read_per_step(config, recipe),
                 fit=fit,
                 decode=[step for step in steps or () if step is not None],
@@ -78,7 +94,8 @@ def make_plan(
             )
         )
     parameters = model_size.count_parameters(config)
-    return Plan(name, config, parameters, kv_cache, length, gpu, parallel, planned)
+    targets = tuple(target for target in TARGETS if target in support.targets)
+    return Plan(name, config, parameters, kv_cache, length, gpu, parallel, plans, targets)
 
 
 def check_parallel(config: ModelConfig, parallel: Parallel) -> None:
@@ -93,7 +110,7 @@ def check_parallel(config: ModelConfig, parallel: Parallel) -> None:
             f"it can be {', '.join(str(size) for size in able)}"
         )
     heads, ranks = config.num_kv_heads, parallel.tensor
-    if heads % ranks and ranks % heads:
+    if config.latent is None and heads % ranks and ranks % heads:
         raise UserMistake(
             f"--tensor-parallel {ranks} and the model's {heads} key/value heads divide neither way: choose another size"
         )
@@ -111,6 +128,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "model": {
             "name": plan.name,
             "architecture": config.architecture,
+            "built_for": list(plan.targets),
             "layers": config.num_layers,
             "hidden_size": config.hidden_size,
             "query_heads": config.num_heads,
@@ -153,22 +171,27 @@ def as_text(plan: Plan) -> str:
     one = model_size.kv_bytes_per_token(config, bits, heads=1)
     kind = "multi-head" if config.num_kv_heads == config.num_heads else "grouped-query"
     kind = "multi-query" if config.num_kv_heads == 1 and config.num_heads > 1 else kind
+    shape = f"{kind}, {config.num_heads} query and {config.num_kv_heads} key/value heads of {config.head_dim}"
+    if config.latent is not None:
+        shape = f"latent, {config.num_heads} heads over one vector of {config.latent.rank} and {config.latent.rope_dim}"
     active = f", {parameters.active / 1e6:,.1f} M active" if config.experts else ""
     lines = [
         f"{plan.name}: {config.architecture}, {parameters.total / 1e6:,.1f} M parameters{active} "
         f"({config.num_layers} layers, hidden {config.hidden_size}, vocabulary {config.vocab_size})",
-        f"attention: {kind}, {config.num_heads} query and {config.num_kv_heads} key/value heads of {config.head_dim}",
+        f"built for: {', '.join(plan.targets) or 'no target here; the figures are those of the model alone'}",
+        *_quantized_already(config),
+        f"attention: {shape}",
         f"KV cache ({plan.kv_cache}): {format_bytes(per_token)} a token, "
         f"{format_bytes(model_size.kv_bytes_per_sequence(config, bits, plan.length))} for {plan.length} tokens "
         f"(full multi-head would take {format_bytes(full)} a token, multi-query {format_bytes(one)})",
         "",
     ]
     if plan.gpu is None:
-        lines.append(f"{'recipe':<10} {'weights':>9} {'read a step':>12}")
-        lines += [
-            f"{each.recipe:<10} {format_bytes(each.weight_bytes):>9} {format_bytes(each.weight_bytes_read):>12}"
-            for each in plan.recipes
-        ]
+        lines.append("recipe     " + "".join(f"{target:>14}" for target in TARGETS) + f"{'read a step':>14}")
+        for each in plan.recipes:
+            stored = (format_bytes(each.stored_bytes[name]) if name in each.stored_bytes else "–" for name in TARGETS)
+            cells = [*stored, format_bytes(each.weight_bytes_read)]
+            lines.append(f"{each.recipe:<11}" + "".join(f"{cell:>14}" for cell in cells))
         lines.append("\nwith --gpu NAME: what fits and how fast it can decode")
         return "\n".join(lines)
     split = f" x {plan.parallel.gpus}" if plan.parallel.gpus > 1 else ""
@@ -186,14 +209,23 @@ def as_text(plan: Plan) -> str:
                 f"{each.recipe:<10} {format_bytes(each.weight_bytes):>9}   {plan.gpu.name} has no such arithmetic"
             )
             continue
-        by_batch = {step.batch: step.tokens_per_second for step in each.decode}
+        rates = {step.batch: f"{step.tokens_per_second:,.0f}" for step in each.decode}
         bound = f"batch {each.compute_bound_batch}" if each.compute_bound_batch else "never (KV)"
+        if each.compute_bound_batch and each.compute_bound_batch > each.fit.sequences:
+            bound = "never (memory)"
         fits = f"{each.fit.tokens:>11,} {each.fit.sequences:>10,}" if each.fit.tokens else f"{'does not fit':>22}"
         lines.append(
-            f"{each.recipe:<10} {format_bytes(each.weight_bytes):>9} {fits} {by_batch[1]:>11,.0f} "
-            f"{by_batch[64]:>12,.0f} {bound:>19}"
+            f"{each.recipe:<10} {format_bytes(each.weight_bytes):>9} {fits} {rates.get(1, '–'):>11} "
+            f"{rates.get(64, '–'):>12} {bound:>19}"
         )
     return "\n".join(lines)
+
+
+def _quantized_already(config: ModelConfig) -> list[str]:
+    if config.prequantized is None:
+        return []
+    method = str(config.prequantized.get("quant_method", "by a method without a name"))
+    return [f"the checkpoint is quantized already ({method}): the figures are those of its weights before that"]
 
 
 def as_svg(plan: Plan) -> str:
@@ -206,7 +238,7 @@ def as_svg(plan: Plan) -> str:
         if each.decode
     ]
     if not series:
-        raise UserMistake(f"{plan.gpu.name} has the arithmetic of none of these recipes")
+        raise UserMistake(f"{plan.gpu.name} has the arithmetic, or the memory, for none of these recipes")
     title = f"{plan.name} on {plan.gpu.name}: decode roofline, {plan.length} tokens a sequence"
     return svg.chart(title, svg.Axis("batch size", True), svg.Axis("tokens/s (upper bound)", True), series)
 

@@ -71,6 +71,17 @@ def kv_heads_per_gpu(config: ModelConfig, tensor: int) -> int:
     return max(1, math.ceil(config.num_kv_heads / tensor))
 
 
+def heads_of_rank(config: ModelConfig, tensor: int) -> int | None:
+    """`kv_heads_per_gpu`; None with latent attention, whose one vector every rank stores whole."""
+    return None if config.latent is not None else kv_heads_per_gpu(config, tensor)
+
+
+def duplication(config: ModelConfig, tensor: int) -> float:
+    """How many times keys and values are stored over all tensor ranks together."""
+    heads = heads_of_rank(config, tensor)
+    return float(tensor) if heads is None else heads * tensor / config.num_kv_heads
+
+
 def fit(
     config: ModelConfig, recipe: Recipe, kv_bits: int, gpu: Gpu, parallel: Parallel, length: int, max_num_tokens: int
 ) -> Fit:
@@ -80,7 +91,7 @@ def fit(
     activations = ACTIVATION_TENSORS * max_num_tokens * max(widest, config.hidden_size) * 2
     pool = max(0, round(gpu.memory_bytes * USABLE_MEMORY) - weights - activations)
     layers_share = math.ceil(config.num_layers / parallel.pipeline) / config.num_layers
-    heads = kv_heads_per_gpu(config, parallel.tensor)
+    heads = heads_of_rank(config, parallel.tensor)
     per_token = math.ceil(model_size.kv_bytes_per_token(config, kv_bits, heads=heads) * layers_share)
     per_sequence = model_size.kv_bytes_per_sequence(config, kv_bits, length, heads=heads) * layers_share
     return Fit(weights, activations, pool, per_token, pool // per_token, int(pool // per_sequence))
@@ -98,11 +109,10 @@ def decode(
     if rate is None:
         return None
     weights = model_size.bytes_read_per_step(config, recipe, batch)
-    duplication = kv_heads_per_gpu(config, parallel.tensor) * parallel.tensor / config.num_kv_heads
-    kv = round(batch * model_size.kv_bytes_per_sequence(config, kv_bits, length) * duplication)
+    copies = duplication(config, parallel.tensor)
+    kv = round(batch * model_size.kv_bytes_per_sequence(config, kv_bits, length) * copies)
     parameters = model_size.count_parameters(config)
-    attention = 4 * config.num_layers * config.num_heads * config.head_dim * length
-    operations = batch * (2 * parameters.active + attention)
+    operations = batch * (2 * parameters.active + model_size.attention_operations(config, length))
     memory_seconds = (weights + kv) / (gpu.bandwidth * parallel.tensor)
     return Decode(batch, weights + kv, memory_seconds, operations / (rate * parallel.tensor))
 

@@ -106,7 +106,7 @@ def options_for(replica: Replica, efficiency: Efficiency, *, prefix_caching: boo
         )
     bandwidth = gpu.bandwidth * tensor * efficiency.memory
     operations = rate * tensor * efficiency.compute
-    duplicated = roofline.kv_heads_per_gpu(config, tensor) * tensor / config.num_kv_heads
+    duplicated = roofline.duplication(config, tensor)
     weights = model_size.bytes_read_per_step(config, replica.recipe, _EXPERT_BATCH)
     reductions_us = reduction_us = 0.0
     if tensor > 1 and gpu.link is not None:

@@ -137,7 +137,8 @@ class StepBytes:
 
     def weights(self, sequences: int) -> int:
         """Of a step with that many sequences: they decide how many experts of a mixture are read."""
-        return model_size.bytes_read_per_step(self._config, self._recipe, sequences)
+        width = self._config.dtype_bytes
+        return model_size.bytes_read_per_step(self._config, self._recipe, sequences, width)
 
     def keys_and_values(self, length: int) -> int:
         """Of one sequence of `length` tokens."""

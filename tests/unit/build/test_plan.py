@@ -38,14 +38,14 @@ def test_smollm2_by_hand() -> None:
     counted = model_size.count_parameters(SMOLLM2)
     assert counted.total == 134_515_008
     assert counted.linear == 30 * (2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536)
-    assert model_size.weight_bytes(SMOLLM2, RECIPES["none"]) == 2 * 134_515_008
+    assert model_size.bytes_read_per_step(SMOLLM2, RECIPES["none"]) == 2 * 134_515_008
     assert model_size.kv_bytes_per_token(SMOLLM2, 16) == 2 * 30 * 3 * 64 * 2
     assert model_size.kv_bytes_per_token(SMOLLM2, 16, heads=9) == 3 * model_size.kv_bytes_per_token(SMOLLM2, 16)
 
 
 def test_int4_counts_its_scales() -> None:
     linear = model_size.count_parameters(SMOLLM2).linear
-    rest = 2 * (134_515_008 - linear)
+    rest = 2 * (134_515_008 - linear + 49152 * 576)  # TensorRT-LLM stores a tied head apart
     assert model_size.weight_bytes(SMOLLM2, RECIPES["int4-awq"]) == linear // 2 + linear * 2 // 64 + rest
 
 
@@ -166,3 +166,108 @@ def test_tuning_marks_what_nothing_beats() -> None:
     assert [trial["recipe"] for trial in figures if trial["perplexity"] is None] == ["int4-awq"]
     with pytest.raises(UserMistake, match="cannot be built for openvino"):
         tune.tune("m", "openvino", ["nvfp4"], tokens=1, cache=None, console=Console())
+
+
+def plan_of(raw: dict[str, object], *options: str, folder: Path) -> int:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(raw), encoding="utf-8")
+    return cli.main(["plan", str(folder), *options])
+
+
+LLAMA_70B = {
+    **SMOLLM2.raw,
+    "vocab_size": 128256,
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM cannot be planned; what can: LlamaForCausalLM"),
+        ({"model_type": "mamba"}, "LlamaForCausalLM with the model_type 'mamba' cannot be planned"),
+    ],
+)
+def test_what_cannot_be_counted_is_refused(
+    change: dict[str, object], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert plan_of({**SMOLLM2.raw, **change}, folder=tmp_path / "m") == 2
+    assert says in capsys.readouterr().err
+
+
+def test_what_no_target_builds_is_planned_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    neox = {**SMOLLM2.raw, "architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox"}
+    assert plan_of(neox, folder=tmp_path / "m") == 0
+    assert "built for: no target here" in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_is_quantized_already_is_said_to_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert plan_of({**SMOLLM2.raw, "quantization_config": {"quant_method": "awq"}}, folder=tmp_path / "m") == 0
+    assert "quantized already (awq)" in capsys.readouterr().out
+
+
+def test_a_card_has_the_bytes_that_its_driver_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """70 B in 8 bits and a few sequences fit an H100 of 80 GB; with 80·10⁹ bytes of memory they did not."""
+    assert gpu_named("H100-SXM").memory_bytes == 81_559 * 2**20
+    assert gpu_named("H200").memory_bytes == 143_771 * 2**20
+    options = ("--gpu", "H100-SXM", "--quantization", "fp8,none", "--json", "--max-num-tokens", "2048")
+    assert plan_of(LLAMA_70B, *options, folder=tmp_path / "m") == 0
+    fp8, plain = json.loads(capsys.readouterr().out)["recipes"]
+    assert fp8["fit"]["sequences"] >= 1
+    assert plain["fit"]["sequences"] == 0
+
+
+def test_no_rate_is_shown_where_nothing_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan_of(LLAMA_70B, "--gpu", "H100-SXM", "--quantization", "none", folder=tmp_path / "m") == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert "does not fit" in line
+    assert line.split()[:3] == ["none", "141", "GB"]
+    assert line.split("fit")[1].split() == ["–", "–", "never", "(KV)"]
+
+
+def test_no_rate_is_shown_for_more_sequences_than_fit() -> None:
+    config = hf_config.parse(LLAMA_70B)
+    planned = plan.make_plan("m", config, recipes=["fp8"], length=2048, gpu=gpu_named("H100-SXM"), max_num_tokens=2048)
+    (recipe,) = planned.recipes
+    assert recipe.fit is not None
+    assert 1 <= recipe.fit.sequences < 64
+    assert max(step.batch for step in recipe.decode) <= recipe.fit.sequences
+
+
+def test_a_checkpoint_of_32_bits_is_built_in_16() -> None:
+    single = hf_config.parse({**LLAMA_70B, "dtype": "float32"})
+    half = hf_config.parse(LLAMA_70B)
+    for name in ("none", "fp8"):
+        assert model_size.weight_bytes(single, RECIPES[name]) == model_size.weight_bytes(half, RECIPES[name])
+    assert model_size.stored_bytes(single, RECIPES["none"])["openvino"] == 4 * model_size.count_parameters(half).total
+
+
+def test_each_target_stores_tied_embeddings_in_its_own_way() -> None:
+    """SmolLM2 as it was built: docs/recipes.md has 272, 138, 93 and 88 MB on OpenVINO (with 3 MB of tokenizer models
+    and graph) and 326 MB on TensorRT-LLM.
+    """
+    sizes = {name: model_size.stored_bytes(SMOLLM2, RECIPES[name]) for name in RECIPES}
+    for name, built in (("none", 269.1e6), ("int8", 135.2e6), ("int4", 90e6), ("int4-awq", 85.5e6)):
+        assert sizes[name]["openvino"] == pytest.approx(built, rel=0.01), name
+    assert sizes["none"]["tensorrt-llm"] == pytest.approx(325.65e6, rel=0.001)
+    assert sizes["none"]["hf-quantized"] == 2 * 134_515_008
+
+
+def test_a_model_of_latent_attention_is_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    latent = {"kv_lora_rank": 512, "q_lora_rank": 1536, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128}
+    experts = {"n_routed_experts": 256, "n_shared_experts": 1, "num_experts_per_tok": 8, "moe_intermediate_size": 2048}
+    shape = {"vocab_size": 129280, "hidden_size": 7168, "intermediate_size": 18432, "num_hidden_layers": 61}
+    heads = {"num_attention_heads": 128, "num_key_value_heads": 128, "v_head_dim": 128, "first_k_dense_replace": 3}
+    named = {"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "tie_word_embeddings": False}
+    deepseek = {**SMOLLM2.raw, **latent, **experts, **shape, **heads, **named}
+    assert plan_of(deepseek, "--gpu", "H200", "--tensor-parallel", "8", folder=tmp_path / "m") == 0
+    out = capsys.readouterr().out
+    assert "671,026.4 M parameters, 36,6" in out
+    assert "latent, 128 heads over one vector of 512 and 64" in out
