@@ -6,7 +6,6 @@ import datetime
 import json
 import os
 import shutil
-import tempfile
 import time
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import inflight.manifest as manifest
 from build_engine import __version__, source
 from build_engine.architectures import HF_QUANTIZED, OPENVINO, TENSORRT_LLM, support_for
 from build_engine.console import Console, format_bytes, format_seconds
-from build_engine.errors import Interrupted, UserMistake
+from build_engine.errors import UserMistake
 from build_engine.hf_config import switching_length
 from build_engine.inspection.inspect import compute_capabilities
 from build_engine.job import BuildOptions, Job, Outcome
@@ -31,24 +30,14 @@ from build_engine.tensorrt.compile import find_program
 from build_engine.verification.verify import as_text
 from build_engine.vocabulary import check_vocabulary
 from build_engine.weights_check import check_weights
+from build_engine.work_folder import work_folder
 
 TARGETS = {
     OPENVINO: openvino_target.prepare,
     TENSORRT_LLM: tensorrt_target.prepare,
     HF_QUANTIZED: hf_target.prepare,
 }
-
-
-class BuildLog:
-    """A log beside nothing of the user's: kept when a step fails, so that it can be read; removed otherwise."""
-
-    def __enter__(self) -> Path:
-        self.path = Path(tempfile.mkdtemp(prefix="build_engine-")) / "build.log"
-        return self.path
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if error is None or isinstance(error, (UserMistake, Interrupted)):
-            shutil.rmtree(self.path.parent, ignore_errors=True)
+LOG = "build.log"
 
 
 def build(options: BuildOptions, console: Console) -> manifest.Manifest:
@@ -65,7 +54,8 @@ def build(options: BuildOptions, console: Console) -> manifest.Manifest:
     check_packages(options.target)
     check_weights(origin)
     check_vocabulary(origin, console)
-    with BuildLog() as log, OutputDirectory(options.output, force=options.force) as out:
+    with work_folder() as work, OutputDirectory(options.output, force=options.force) as out:
+        log = work / LOG
         with console.step("hashing the checkpoint"):
             sha256 = origin.sha256()
         source.copy_tokenizer(origin, out.path, with_config=options.target == OPENVINO)
@@ -97,7 +87,8 @@ def compile_engine(directory: Path, output: Path, *, force: bool, command: str, 
     gpu_kinds.check_gpus(described.quantization.recipe, described.quantization.kv_cache, None, compute_capabilities())
     find_program()
     world_size = described.parallelism.tensor * described.parallelism.pipeline
-    with BuildLog() as log, OutputDirectory(output, force=force) as out:
+    with work_folder() as work, OutputDirectory(output, force=force) as out:
+        log = work / LOG
         requires = tensorrt_target.compile_checkpoint(checkpoint.resolve(), out.path, flags, world_size, console, log)
         for path in directory.iterdir():
             if path.is_file() and path.name != manifest.MANIFEST_NAME:

@@ -19,7 +19,7 @@ from build_engine.cache import default_directory
 from build_engine.console import make_console
 from build_engine.errors import AccuracyFailure, BuilderError, Interrupted, UserMistake
 from build_engine.inspection import inspect
-from build_engine.interrupt import interruptible
+from build_engine.interrupt import STOPPED, interruptible
 from build_engine.job import BuildOptions
 from build_engine.planning import plan
 from build_engine.planning.gpus import gpu_named, gpu_table, own_gpu
@@ -42,9 +42,13 @@ def main(arguments: Sequence[str] | None = None, program: str = PROGRAM) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except Interrupted as interrupted:
-        print("stopped; nothing was left behind", file=sys.stderr)
+        print(STOPPED, file=sys.stderr)
         return interrupted.exit_code
     except BrokenPipeError:
+        return 1
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        print(f"error: {error.strerror or type(error).__name__}{place}", file=sys.stderr)
         return 1
 
 

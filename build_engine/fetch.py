@@ -16,6 +16,8 @@ from build_engine.errors import StageFailure, UserMistake
 from build_engine.stages import child_environment, end_process
 
 ETAG_TIMEOUT_S = 20.0
+TWICE = ["*/*", "consolidated*"]
+"""The same weights in other forms: in folders (original/, onnx/), or as Mistral stores them beside the usual ones."""
 
 
 def fetch(name: str, patterns: Sequence[str]) -> str:
@@ -52,7 +54,11 @@ def main(arguments: Sequence[str]) -> int:
 
     name, *patterns = arguments
     try:
-        outcome = {"directory": snapshot_download(name, allow_patterns=patterns, etag_timeout=ETAG_TIMEOUT_S)}
+        outcome = {
+            "directory": snapshot_download(
+                name, allow_patterns=patterns, ignore_patterns=TWICE, etag_timeout=ETAG_TIMEOUT_S
+            )
+        }
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         outcome = {"error": str(error).strip().partition("\n")[0] or type(error).__name__}
     print(json.dumps(outcome))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from build_engine import hf_config
 from build_engine.errors import UserMistake
 from build_engine.fetch import fetch
 from build_engine.hf_config import ModelConfig
+from build_engine.safetensors_header import INDEX, WHOLE, loaded_files
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
 PICKLED_PATTERNS = ("pytorch_model*.bin", "*.pt", "*.pth")
@@ -30,6 +32,7 @@ TOKENIZER_FILES = (
 )
 CONFIG_FILES = ("config.json", "generation_config.json")
 QUANT_FILES = ("hf_quant_config.json", "quantize_config.json")
+_CACHED = re.compile(r"models--(.+)\Z")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?\Z")
 
 
@@ -60,6 +63,15 @@ class Source:
 
 
 def weight_files(directory: Path) -> list[Path]:
+    """The weights that a loader takes, and their index: `safetensors_header.loaded_files` where it finds any.
+
+    Some publishers put the same weights a second time beside them, in a form of their own (consolidated.safetensors).
+    """
+    index = [path for path in (directory / INDEX,) if path.is_file()]
+    if (directory / WHOLE).is_file():
+        return [directory / WHOLE]
+    if index:
+        return sorted([*loaded_files(directory), *index])
     return sorted(path for pattern in WEIGHT_PATTERNS for path in directory.glob(pattern))
 
 
@@ -68,19 +80,28 @@ def resolve(model: str, *, need_weights: bool = True) -> Source:
     directory = Path(model).expanduser()
     if directory.is_file():
         raise UserMistake(f"{model} is a file: give the directory of the Hugging Face checkpoint")
-    name = directory.resolve().name if directory.is_dir() else model
+    name = _name(directory) if directory.is_dir() else model
     if not directory.is_dir():
         directory = _fetch(model, need_weights=need_weights)
     config = hf_config.load(directory)
-    weights = [path for path in weight_files(directory) if path.suffix == ".safetensors"]
     if need_weights:
-        _check_weights(directory, weights)
+        _check_weights(directory)
+    weights = [path for path in weight_files(directory) if path.suffix == ".safetensors" and path.is_file()]
     return Source(name, directory, config, sum(path.stat().st_size for path in weights))
 
 
-def _check_weights(directory: Path, weights: list[Path]) -> None:
+def _name(directory: Path) -> str:
+    """How the checkpoint is called. A snapshot of the hub's cache is named by a commit, its model by a folder above."""
+    absolute = Path(os.path.abspath(directory))
+    for place in (absolute, absolute.resolve()):
+        if place.parent.name == "snapshots" and (match := _CACHED.match(place.parent.parent.name)):
+            return match[1].replace("--", "/")
+    return absolute.resolve().name
+
+
+def _check_weights(directory: Path) -> None:
     """Refuse a checkpoint without safetensors, or whose index names shards that are not there."""
-    if not weights:
+    if not any(directory.glob("*.safetensors")):
         if any(path for pattern in PICKLED_PATTERNS for path in directory.glob(pattern)):
             raise UserMistake(
                 f"{directory} has only pickled weights, which are not loaded for safety: "

@@ -21,6 +21,7 @@ from typing import Any
 
 from build_engine.console import Console
 from build_engine.errors import AccuracyFailure, StageFailure, UserMistake
+from build_engine.interrupt import check
 
 TICK_S = 0.2
 END_GRACE_S = 5.0
@@ -117,6 +118,7 @@ def _follow(descriptor: int, step: Any, console: Console) -> dict[str, Any] | No
                     console.warn(message["warn"])
                 else:
                     outcome = message
+        check()
         step.update(fraction, note)
 
 

@@ -13,14 +13,14 @@ from build_engine.source import Source
 TOKENIZER = "tokenizer.json"
 
 
-def check_vocabulary(source: Source, console: Console) -> None:
+def check_vocabulary(source: Source, console: Console, tokenizer: Path | None = None) -> None:
     """Refuse a tokenizer whose vocabulary is larger than the model's: ordinary text would be read as nonsense.
 
     Added tokens beyond it are named in a warning: they come only where somebody writes them, and the server refuses a
     prompt with them. (Gemma 3's text models are published so: ``<image_soft_token>`` is only for those that see.)
-    Fewer tokens than rows are usual.
+    Fewer tokens than rows are usual. ``tokenizer`` is another tokenizer.json than the checkpoint's own.
     """
-    path = source.directory / TOKENIZER
+    path = tokenizer or source.directory / TOKENIZER
     if not path.is_file():
         return  # older formats; what needs tokenizer.json says so
     rows = source.config.vocab_size

@@ -35,9 +35,9 @@ def check_weights(origin: Source) -> None:
     Reads headers only, and embedding and head of a tied model where both are stored. What is quantized already is not
     judged: each method names its scales in its own way.
     """
+    stored = safetensors_header.read(origin.directory)
     if detect(origin) is not None:
         return
-    stored = safetensors_header.read(origin.directory)
     problem = misfit({name: each.shape for name, each in stored.items()}, origin.config)
     if problem is None and origin.config.tied_embeddings and _tied_apart(stored):
         problem = (

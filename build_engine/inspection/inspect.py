@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from build_engine.errors import UserMistake
 from build_engine.stages import run_stage
 from build_engine.tensorrt import gpu_kinds
 from build_engine.verification.verify import as_text as verification_text
+from build_engine.work_folder import work_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,15 +109,14 @@ def compute_capabilities() -> list[str]:
 def openvino_fusions(
     directory: Path, described: manifest.Manifest, benchmark: bool, console: Console
 ) -> dict[str, Any]:
-    work = Path(tempfile.mkdtemp(prefix="build_engine-"))
     spec = {
         "model": str((directory / "openvino_model.xml").resolve()),
         "kv_cache": described.quantization.kv_cache,
         "benchmark": benchmark,
     }
-    result = run_stage("inspect.openvino", spec, console=console, log=work / "inspect.log", title="compiling the model")
-    shutil.rmtree(work, ignore_errors=True)
-    return result
+    with work_folder() as work:
+        log = work / "inspect.log"
+        return run_stage("inspect.openvino", spec, console=console, log=log, title="compiling the model")
 
 
 def tensorrt_fusions(directory: Path) -> dict[str, Any]:

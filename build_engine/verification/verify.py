@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,9 @@ from build_engine.stages import run_stage
 from build_engine.verification import corpus
 from build_engine.verification.corpus import Corpus
 from build_engine.verification.thresholds import no_better_than_chance, too_far
+from build_engine.vocabulary import TOKENIZER, check_vocabulary
 from build_engine.weights_check import check_weights
+from build_engine.work_folder import work_folder
 
 DEFAULT_TOKENS = 20_000
 BUILD_TOKENS = 1_024
@@ -102,15 +102,11 @@ def verify(
         console.warn(f"{model} is not the very checkpoint that this was built from ({described.source.name})")
     weights = directory / "checkpoint" if described.stage == "checkpoint" else directory
     artifact = Artifact(directory, weights, described.target, described.quantization, described.limits.max_seq_len)
-    work = Path(tempfile.mkdtemp(prefix="build_engine-"))
-    try:
+    check_vocabulary(origin, console, directory / TOKENIZER)
+    with work_folder() as work:
         staged = source.stage(origin, work / "staged")
         chosen = corpus.from_file(text) if text else corpus.evaluation()
         figures, _ = measure(artifact, origin, staged, chosen, tokens, console, work / "verify.log")
-    except UserMistake:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
-    shutil.rmtree(work, ignore_errors=True)
     noise = no_better_than_chance(figures, origin.config.vocab_size)
     if record and noise is None:
         manifest.write(directory, msgspec.structs.replace(described, verification=figures))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{words[0]!r} is no command of {PROGRAM}{did_you_mean(words[0], _BY_NAME)}: see {PROGRAM} --help."
         )
     try:
-        run_command: Callable[[Sequence[str], str], int] = importlib.import_module(command.module).main
+        run_command = _imported(command.module)
         if command.module in (_BUILDER, "inflight_tools.server.operate"):
             return run_command(words, PROGRAM)
         return run_command(words[1:], f"{PROGRAM} {command.name}")
@@ -90,6 +91,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if sentence is None:
             raise
         raise Failure(f"{PROGRAM} {command.name} needs {sentence}") from None
+
+
+def _imported(module: str) -> Callable[[Sequence[str], str], int]:
+    """The module's ``main``; Ctrl-C during the import, where its exception may be lost, ends the program at once."""
+    from build_engine.interrupt import leaving_at_once
+
+    if threading.current_thread() is not threading.main_thread():  # only it may say what a signal does
+        return importlib.import_module(module).main  # type: ignore[no-any-return]
+    with leaving_at_once():
+        return importlib.import_module(module).main  # type: ignore[no-any-return]
 
 
 def run() -> None:

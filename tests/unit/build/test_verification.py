@@ -176,6 +176,7 @@ def test_carrying_through(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
     model = tmp_path / "m"
     checkpoint(model)
+    write_weights(model)
     described = {"quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}}
     (model / "hf_quant_config.json").write_text(json.dumps(described))
     base = ["build", str(model), "--target", "hf-quantized", "--output", str(tmp_path / "out")]
