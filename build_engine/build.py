@@ -17,7 +17,7 @@ from build_engine.architectures import HF_QUANTIZED, OPENVINO, TENSORRT_LLM, sup
 from build_engine.console import Console, format_bytes, format_seconds
 from build_engine.errors import UserMistake
 from build_engine.hf_config import switching_length
-from build_engine.inspection.inspect import compute_capabilities
+from build_engine.inspection.machine import compute_capabilities
 from build_engine.job import BuildOptions, Job, Outcome
 from build_engine.openvino import target as openvino_target
 from build_engine.output import OutputDirectory, check_free, warn_served

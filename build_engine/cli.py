@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from build_engine import __version__, source, tune
+from build_engine import __version__, devices, source, tune
 from build_engine.architectures import ALIASES, TARGETS
 from build_engine.arguments import Parser
 from build_engine.build import build, compile_engine
@@ -131,6 +131,7 @@ def _add_build(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     trt.add_argument("--calibration-text", type=Path, metavar="FILE", help="default: a packaged English text")
     trt.add_argument("--calibration-tokens", type=_positive, metavar="N", help="default: 8192; openvino 4096")
+    _add_device(parser)
     parser.add_argument("--force", action="store_true", help="replace an engine that is already there")
     parser.add_argument(
         "--verify",
@@ -167,6 +168,7 @@ def _run_build(options: argparse.Namespace, arguments: list[str]) -> int:
         max_draft_len=options.max_draft_len,
         stop_after=options.stop_after,
         gpu=options.gpu,
+        device=options.device,
         smoothquant_alpha=options.smoothquant_alpha,
         calibration_text=options.calibration_text,
         calibration_tokens=options.calibration_tokens,
@@ -206,6 +208,7 @@ def _add_verify(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("--tokens", type=_positive, default=DEFAULT_TOKENS, help=f"default: {DEFAULT_TOKENS}")
     parser.add_argument("--text", type=Path, metavar="FILE", help="a text of your own (default: a packaged one)")
     parser.add_argument("--record", action="store_true", help="write the figures into engine.json")
+    _add_device(parser)
     parser.add_argument("--json", action="store_true", help="figures as JSON on standard output")
     parser.set_defaults(run=_run_verify)
 
@@ -217,6 +220,7 @@ def _run_verify(options: argparse.Namespace, arguments: list[str]) -> int:
         tokens=options.tokens,
         text=options.text,
         record=options.record,
+        device=options.device,
         console=make_console(as_json=options.json),
     )
     if options.json:
@@ -264,6 +268,15 @@ def _run_tune(options: argparse.Namespace, arguments: list[str]) -> int:
         options.plot.write_text(tune.as_svg(trials, f"{options.model} for {options.target}"), encoding="utf-8")
     print(json.dumps(tune.as_json(trials), indent=2) if options.json else tune.as_text(trials))
     return 1 if any(trial.problem for trial in trials) else 0
+
+
+def _add_device(parser: Parser) -> None:
+    parser.add_argument(
+        "--device",
+        choices=devices.CHOICES,
+        default="auto",
+        help="where to calibrate and compare (default: auto, a GPU that has the room)",
+    )
 
 
 def _command_line(arguments: list[str]) -> str:

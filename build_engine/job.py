@@ -37,6 +37,7 @@ class BuildOptions:
     max_draft_len: int = 0
     stop_after: str | None = None
     gpu: str | None = None
+    device: str = "auto"
     smoothquant_alpha: float | None = None
     calibration_text: Path | None = None
     calibration_tokens: int | None = None

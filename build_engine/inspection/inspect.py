@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,9 @@ import msgspec
 import inflight.manifest as manifest
 from build_engine.console import Console, format_bytes
 from build_engine.errors import UserMistake
+from build_engine.inspection import checkpoint
+from build_engine.inspection.machine import compute_capabilities
 from build_engine.stages import run_stage
-from build_engine.tensorrt import gpu_kinds
 from build_engine.verification.verify import as_text as verification_text
 from build_engine.work_folder import work_folder
 
@@ -71,39 +70,13 @@ def find_obstacles(directory: Path, described: manifest.Manifest) -> list[str]:
                 f"rebuild it here with {manifest.rebuild_command(directory, described)}"
             )
     if described.target == "tensorrt_llm" and described.stage == "checkpoint":
-        found += checkpoint_obstacles(described)
+        found += checkpoint.obstacles(directory, described)
     ranks = described.parallelism.tensor * described.parallelism.pipeline
     if described.target != "openvino" and ranks > 1:
         gpus = len(compute_capabilities())
         if gpus < ranks:
             found.append(f"it is split over {ranks} GPUs and this machine shows {gpus}")
     return found
-
-
-def checkpoint_obstacles(described: manifest.Manifest) -> list[str]:
-    """What keeps this machine from compiling a checkpoint that was made elsewhere."""
-    found = []
-    here = compute_capabilities()
-    if not here:
-        found.append("it is a checkpoint to be compiled where it is served, and this machine shows no NVIDIA GPU")
-    try:
-        gpu_kinds.check_gpus(described.quantization.recipe, described.quantization.kv_cache, None, here)
-    except UserMistake as mistake:
-        found.append(str(mistake))
-    return found
-
-
-def compute_capabilities() -> list[str]:
-    """Compute capabilities of this machine's GPUs, one each, as ``nvidia-smi`` tells them."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return []
-    command = [tool, "--query-gpu=compute_cap", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return [line.strip() for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else []
 
 
 def openvino_fusions(

@@ -43,6 +43,8 @@ def prepare(options: BuildOptions, origin: Source, recipe: Recipe, kv_cache: str
         raise UserMistake(f"--quantization {recipe.name} needs no calibration: leave out the calibration options")
     if options.smoothquant_alpha is not None and recipe.name != "int8-sq":
         raise UserMistake("--smoothquant-alpha goes with --quantization int8-sq only")
+    if options.device == "cuda":
+        raise UserMistake("--device cuda is not for --target openvino: it calibrates and verifies on the CPU")
     if options.parallel.gpus > 1:
         raise UserMistake("--target openvino builds for one machine: leave out the parallel options")
     if options.speculative != "none":

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from build_engine import devices
 from build_engine.loading import load_model
 from build_engine.smoothing import LEAST, Method, input_ranges, smooth
 from build_engine.tensorrt.quantize import Report, calibration_windows, versions
@@ -49,10 +50,14 @@ def run(spec: dict[str, Any], report: Report) -> dict[str, Any]:
 
     report(None, "loading")
     model = load_model(Path(spec["staged"]))
-    windows = calibration_windows(spec)
+    device = devices.choose(spec.get("device", "cpu"), devices.tensor_bytes(model), report.warn)
+    windows = devices.moved(calibration_windows(spec), device)
+    model.to(device)
     with torch.no_grad():
         method = Method(spec["alpha"])
         ranges = input_ranges(model, windows, method, lambda share: report(0.9 * share, "calibrating"))
+        ranges = devices.moved(ranges, "cpu")
+        model.to("cpu")
         smooth(model, ranges, method)
         state = quantized_state(model)
     report(None, "writing the checkpoint")

@@ -70,11 +70,12 @@ class HfCandidate:
         smooth, scale = tensors.get(f"{module}.pre_quant_scale"), tensors.get(f"{module}.input_scale")
 
         def before(_: Any, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-            x = arguments[0] if smooth is None else arguments[0] * smooth.float()
+            x = arguments[0] if smooth is None else arguments[0] * smooth.float().to(arguments[0].device)
             if self.algo == INT8:
                 x = round_tokens(x)
             if scale is not None:
-                x = round_e2m1(x, scale.float()) if self.algo == "NVFP4" else fp8(x / scale) * scale
+                near = scale.to(x.device)
+                x = round_e2m1(x, near.float()) if self.algo == "NVFP4" else fp8(x / near) * near
             return (x, *arguments[1:])
 
         self.model.get_submodule(module).register_forward_pre_hook(before)

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 
 import inflight.manifest as manifest
-from build_engine import preflight, source
+from build_engine import devices, preflight, source
 from build_engine.errors import UserMistake
 from build_engine.job import BuildOptions, Details, Job, Outcome
 from build_engine.prequantized import Prequantized, detect
@@ -43,6 +43,7 @@ def prepare(options: BuildOptions, origin: Source, recipe: Recipe, kv_cache: str
         raise UserMistake("this target writes one checkpoint for any number of GPUs: leave out the parallel options")
     if options.smoothquant_alpha is not None and recipe.name != "int8-sq":
         raise UserMistake("--smoothquant-alpha goes with --quantization int8-sq only")
+    devices.for_stage(options.device)
     carried = detect(origin)
     if carried is not None:
         if carried.recipe is None:
@@ -113,6 +114,7 @@ def build(job: Job, group: int | None) -> Outcome:
             "calibration_text": text.text,
             "calibration_tokens": options.calibration_tokens or DEFAULT_CALIBRATION_TOKENS,
             "max_seq_len": job.max_seq_len,
+            **devices.in_spec(options.device),
         },
         job.output,
         title=f"quantizing for vLLM and tensorrt_llm.LLM ({job.recipe.name})",
@@ -145,7 +147,9 @@ def finish(job: Job, quantization: manifest.Quantization, details: Details) -> O
     if options.verify_tokens:
         artifact = Artifact(job.output, job.output, "hf_quantized", quantization, job.max_seq_len)
         evaluation = corpus.evaluation()
-        figures, _ = measure(artifact, job.origin, job.staged, evaluation, options.verify_tokens, job.console, job.log)
+        figures, _ = measure(
+            artifact, job.origin, job.staged, evaluation, options.verify_tokens, job.console, job.log, options.device
+        )
         require("hf_quantized", job.recipe.name, figures, job.origin, enforce=options.enforce_thresholds)
     return Outcome(
         target="hf_quantized",

@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 from typing import Any, Protocol
 
-from build_engine import calibration, hf_config
+from build_engine import calibration, devices, hf_config
 from build_engine.errors import StageFailure
 from build_engine.loading import load_model
 from build_engine.planning.roofline import Parallel
@@ -73,8 +73,10 @@ def calibrate(model: Any, spec: dict[str, Any], report: Report) -> int:
     import modelopt.torch.quantization as mtq
     import torch
 
-    windows = calibration_windows(spec)
+    device = devices.choose(spec.get("device", "cpu"), devices.tensor_bytes(model), report.warn)
+    windows = devices.moved(calibration_windows(spec), device)
     settings = make_settings(mtq, spec)
+    model.to(device)
     rounds = {"seen": 0, "planned": (2 if spec["recipe"] in ("int4-awq", "w4a8-awq") else 1) * len(windows)}
 
     def forward(quantized: Any) -> None:
@@ -85,6 +87,7 @@ def calibrate(model: Any, spec: dict[str, Any], report: Report) -> int:
 
     with torch.no_grad():
         mtq.quantize(model, settings, forward)
+    model.to("cpu")  # where the exporter has been tried
     return sum(window.numel() for window in windows)
 
 

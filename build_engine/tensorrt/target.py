@@ -9,10 +9,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import inflight.manifest as manifest
-from build_engine import preflight, prequantized
+from build_engine import devices, preflight, prequantized
 from build_engine.console import Console
 from build_engine.errors import StageFailure, UserMistake
-from build_engine.inspection.inspect import compute_capabilities
+from build_engine.inspection.machine import compute_capabilities
 from build_engine.job import BuildOptions, Details, Job, Outcome
 from build_engine.planning.gpus import gpu_named
 from build_engine.planning.plan import check_parallel
@@ -53,6 +53,7 @@ def prepare(options: BuildOptions, origin: Source, recipe: Recipe, kv_cache: str
     compiler.check_limits(limits)
     if compiles_here:
         compiler.find_program()
+    devices.for_stage(options.device)
     preflight.check_disk(options.output, 2 * origin.weight_bytes, "this build")
     preflight.check_memory(preflight.MEMORY_BASE + round(2.5 * origin.weight_bytes), "this build")
     return lambda job: build(job, group, limits)
@@ -94,6 +95,7 @@ def build(job: Job, group: int | None, limits: CompileLimits) -> Outcome:
             "calibration_text": text.text,
             "calibration_tokens": options.calibration_tokens or DEFAULT_CALIBRATION_TOKENS,
             "max_seq_len": limits.max_seq_len,
+            **devices.in_spec(options.device),
         },
         checkpoint,
         title=f"quantizing for TensorRT-LLM ({job.recipe.name})",
@@ -104,7 +106,9 @@ def build(job: Job, group: int | None, limits: CompileLimits) -> Outcome:
     if options.verify_tokens:
         artifact = Artifact(job.output, checkpoint, "tensorrt_llm", quantization, limits.max_seq_len)
         evaluation = corpus.evaluation()
-        figures, _ = measure(artifact, origin, job.staged, evaluation, options.verify_tokens, job.console, job.log)
+        figures, _ = measure(
+            artifact, origin, job.staged, evaluation, options.verify_tokens, job.console, job.log, options.device
+        )
         require("tensorrt_llm", job.recipe.name, figures, job.origin, enforce=options.enforce_thresholds)
     details: Details = {**result["packages"], "peak_memory_bytes": result["peak_bytes"]}
     details["corrections"] = "; ".join(result["corrections"])

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
+from build_engine import devices
 from build_engine.errors import UserMistake
 
 WINDOW = 512
@@ -16,6 +17,7 @@ WINDOW = 512
 
 class Report(Protocol):
     def __call__(self, fraction: float | None, note: str = "") -> None: ...
+    def warn(self, message: str) -> None: ...
 
 
 def run(spec: dict[str, Any], report: Report) -> dict[str, Any]:
@@ -41,17 +43,23 @@ def run(spec: dict[str, Any], report: Report) -> dict[str, Any]:
     report(None, "loading the artifact")
     candidate = load_candidate(spec)
     weight_error, worst_weight = compare_weights(candidate, reference, spec["target"])
+    sides = [vars(candidate), reference.model] if "device" in spec else []
+    device = devices.choose(spec.get("device", "cpu"), devices.tensor_bytes(sides), report.warn)
+    if device != "cpu":
+        devices.move_attributes(candidate, device)
+        reference.model.to(device)
     total = Accumulator()
     seconds = {"source": 0.0, "artifact": 0.0}
     for window in windows(ids, prefix, size, spec["tokens"]):
         started = time.monotonic()
-        expected = reference.logits(window)
+        with torch.device(device):
+            expected = reference.logits(window.to(device))
         middle = time.monotonic()
-        with torch.inference_mode():
-            got = candidate.logits(window)
+        with torch.inference_mode(), torch.device(device):
+            got = candidate.logits(window.to(device))
             seconds["source"] += middle - started
             seconds["artifact"] += time.monotonic() - middle
-            total.add(expected, got, window)
+            total.add(expected, got, window.to(device))
         report(min(1.0, total.tokens / spec["tokens"]), "comparing")
     return {
         "perplexity": total.perplexity,

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 import inflight.manifest as manifest
-from build_engine import source
+from build_engine import devices, source
 from build_engine.console import Console
 from build_engine.errors import AccuracyFailure, UserMistake
 from build_engine.source import Source
@@ -41,9 +41,16 @@ class Artifact:
 
 
 def measure(
-    artifact: Artifact, origin: Source, staged: Path, text: Corpus, tokens: int, console: Console, log: Path
+    artifact: Artifact,
+    origin: Source,
+    staged: Path,
+    text: Corpus,
+    tokens: int,
+    console: Console,
+    log: Path,
+    device: str = "cpu",
 ) -> tuple[manifest.Verification, dict[str, Any]]:
-    """Run the comparison; returns the manifest's figures and everything the stage measured."""
+    """Run the comparison on ``device`` (as --device says it); returns the figures and all that the stage measured."""
     spec = {
         "tokenizer": str(artifact.directory.resolve() / "tokenizer.json"),
         "directory": str(artifact.weights.resolve()),
@@ -54,6 +61,7 @@ def measure(
         "weight_bytes": origin.weight_bytes,
         "text": text.text,
         "tokens": tokens,
+        **devices.in_spec(device),
     }
     expected = 6 + SECONDS_PER_GB_TOKEN * tokens * origin.weight_bytes / 1e9
     result = run_stage("verify", spec, console=console, log=log, title="comparing with the source", expected_s=expected)
@@ -83,7 +91,14 @@ def weight_bytes(directory: Path) -> int:
 
 
 def verify(
-    directory: Path, model: str, *, tokens: int, text: Path | None, record: bool, console: Console
+    directory: Path,
+    model: str,
+    *,
+    tokens: int,
+    text: Path | None,
+    record: bool,
+    console: Console,
+    device: str = "auto",
 ) -> tuple[manifest.Verification, str | None]:
     """Verify ``directory`` against ``model``; returns the figures and which threshold is passed, if any.
 
@@ -96,6 +111,8 @@ def verify(
         raise UserMistake(str(error)) from None
     if described.target == "tensorrt_llm" and described.stage == "engine":
         raise UserMistake(f"{directory} is compiled and runs on its GPU only: verify the checkpoint it was made from")
+    if described.target == "openvino":
+        device = "cpu"
     origin = source.resolve(model)
     check_weights(origin)
     if origin.sha256() != described.source.sha256:
@@ -106,7 +123,7 @@ def verify(
     with work_folder() as work:
         staged = source.stage(origin, work / "staged")
         chosen = corpus.from_file(text) if text else corpus.evaluation()
-        figures, _ = measure(artifact, origin, staged, chosen, tokens, console, work / "verify.log")
+        figures, _ = measure(artifact, origin, staged, chosen, tokens, console, work / "verify.log", device)
     noise = no_better_than_chance(figures, origin.config.vocab_size)
     if record and noise is None:
         manifest.write(directory, msgspec.structs.replace(described, verification=figures))
