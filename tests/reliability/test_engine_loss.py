@@ -31,7 +31,8 @@ def rig(open_rig: OpenRig) -> Rig:
     """An engine that makes 100 tokens a second per stream, with a short stall time."""
     options = {"step_ms": 10, "max_running": 32}  # 16 of the 48 streams wait in the queue
     parameters = {"engine_options": options, "stall_timeout_ms": STALL_MS, "max_restarts": 100}
-    return open_rig({"llm": {**parameters, "metrics_interval_ms": 100}})
+    held = {"engine_options": {**options, "max_running": 4}, "restart_hold_ms": 20_000, "max_restarts": 1}
+    return open_rig({"llm": {**parameters, "metrics_interval_ms": 100}, "held": {**held, "metrics_interval_ms": 100}})
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +114,37 @@ def test_a_lost_engine_ends_its_streams_and_is_replaced(rig: Rig, report: Report
         f"{tally(loss.ends)} within {loss.slowest * 1000:.0f} ms, inflight_engine_up 0 within {loss.metric * 1000:.0f} "
         f"ms; sent meanwhile: {tally(loss.late)}; {left}"
     )
+
+
+def test_only_what_the_engine_had_is_lost_where_requests_are_held(rig: Rig, report: Report) -> None:
+    """Four run, eight wait, and more come while no engine is there. The next loss is one too many: its requests end."""
+
+    async def work(load: Load) -> tuple[list[End], list[End], list[End]]:
+        running = [make_request("held", text_input=f"r{number}", max_tokens=8000, ignore_eos=True) for number in "1234"]
+        tasks = [asyncio.ensure_future(load.run(each)) for each in running]
+        await asyncio.to_thread(rig.until_at_work, 4, 4, "held")
+        short = [make_request("held", text_input=f"s{number}", max_tokens=8) for number in range(24)]
+        waiting = [asyncio.ensure_future(load.run(each)) for each in short[:8]]
+        await asyncio.to_thread(rig.until_at_work, 4, 12, "held")
+        await asyncio.to_thread(rig.signal_engine, signal.SIGKILL, "held")
+        await asyncio.to_thread(rig.until, lambda: rig.status("held")["health"] != "ready", 30.0, 0.005)
+        lost = list(await asyncio.gather(*tasks))
+        answered = list(await load.all(short[8:])) + list(await asyncio.gather(*waiting))
+        again = [asyncio.ensure_future(load.run(each)) for each in running]
+        await asyncio.to_thread(rig.until_at_work, 4, 4, "held")
+        given_up = again + [asyncio.ensure_future(load.run(each)) for each in short]
+        await asyncio.to_thread(rig.until_at_work, 4, 28, "held")
+        await asyncio.to_thread(rig.signal_engine, signal.SIGKILL, "held")
+        return lost, answered, list(await asyncio.gather(*given_up))
+
+    lost, answered, given_up = drive(rig.grpc, work)
+    assert [end.how for end in lost] == ["UNAVAILABLE"] * 4, tally(lost)
+    assert [(end.how, end.tokens) for end in answered] == [("length", 8)] * 24, tally(answered)
+    assert [end.how for end in given_up] == ["UNAVAILABLE"] * 28, tally(given_up)
+    assert all("not started again" in end.message for end in given_up[4:]), given_up[-1]
+    assert rig.metrics("held")["inflight_requests_total", "unavailable"] == 32
+    left = rig.assert_nothing_left("held")
+    report(f"lost with the engine: {tally(lost)}; held: {tally(answered)}; given up: {tally(given_up)}; {left}")
 
 
 @pytest.mark.full

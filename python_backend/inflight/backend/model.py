@@ -97,7 +97,7 @@ class Backend:
         limits = GuideLimits(most_compile_s=config.stall_timeout_ms / 2000)
         self._guides = GuideService(self._engine, text_of(folder), limits, python, self._served.change)
         self._delivery = Delivery(config.sender_threads, metrics, self._live)
-        self._dispatcher = Dispatcher(self._delivery, self._make_queue)
+        self._dispatcher = Dispatcher(self._delivery, self._make_queue, config.restart_hold_ms / 1000)
         self._reader = Reader(
             config,
             tokenizer,
@@ -205,7 +205,8 @@ class Backend:
         if self._supervisor.health is not Health.READY:
             if self._supervisor.health is Health.FAILED:
                 return unavailable(self._supervisor.given_up)
-            return unavailable("the engine is restarting; try again in a few seconds")
+            if not self._config.restart_hold_ms:
+                return unavailable("the engine is restarting; try again in a few seconds")
         held = raw.bytes_held
         full = self._full(self._reader.tokens(held))
         if full is not None:
@@ -266,6 +267,10 @@ class Backend:
         """The engine is gone."""
         self._lives.ended()
         self._dispatcher.engine_down(reason)
+
+    def on_engine_failed(self) -> None:
+        """No engine is started any more."""
+        self._dispatcher.engine_failed(unavailable(self._supervisor.given_up))
 
     def on_outputs(self, message: frames.Outputs) -> None:
         """One iteration."""

@@ -61,6 +61,11 @@ class EngineLink:
         for thread in self._threads:
             thread.start()
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the engine cannot be reached any more."""
+        return self.lost.is_set()
+
     def send(self, message: frames.ToEngine) -> None:
         """Hand a message to the writer. Never blocks; raises `LinkLost` when the engine is gone."""
         if self.lost.is_set():

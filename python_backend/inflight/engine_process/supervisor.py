@@ -65,6 +65,9 @@ class Observer(LinkHandler, Protocol):
     def on_engine_down(self, reason: str) -> None:
         """The engine is gone; whatever it was doing is lost."""
 
+    def on_engine_failed(self) -> None:
+        """No engine is started any more, after one was there."""
+
 
 class Supervisor:
     """See the module's text."""
@@ -154,6 +157,8 @@ class Supervisor:
             log.warning("%s; restart %d of %d in %.1f s", reason, failures, self._max_restarts, wait)
             self._stop.wait(wait)
             self.restarts += 1
+        if self.health is Health.FAILED and self._first.is_set():
+            self._observer.on_engine_failed()
         self._first.set()
         if self._stop.is_set():
             self.health = Health.STOPPED

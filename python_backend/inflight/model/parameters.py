@@ -90,6 +90,15 @@ class ModelConfig(Struct, frozen=True):
             "to notice",
         ),
     ] = 5_000
+    restart_hold_ms: Annotated[
+        int,
+        _whole(
+            0,
+            600_000,
+            "while a lost engine starts again, requests that it never had wait for it, each for this long at most; 0: "
+            "they end UNAVAILABLE at once",
+        ),
+    ] = 0
     drain_timeout_ms: Annotated[int, _whole(0, 3_600_000, "how long a drain lets streams go on")] = 30_000
     exclude_input_in_output: Annotated[bool, _note("default of the input of that name")] = True
     stream_echo: Annotated[

@@ -77,6 +77,10 @@ class AdmissionQueue:
         self.places_used = 0
         self.blocks_used = 0
 
+    def __contains__(self, request_id: int) -> bool:
+        """Whether a request waits."""
+        return request_id in self._waiting
+
     @property
     def waiting(self) -> int:
         """Requests in the queue."""

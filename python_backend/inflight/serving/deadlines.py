@@ -11,7 +11,9 @@ from typing import Generic, Protocol, TypeVar
 class Ending(Protocol):
     """Something that may end before its deadline."""
 
-    closed: bool
+    @property
+    def closed(self) -> bool:
+        """Whether it has ended."""
 
 
 Timed = TypeVar("Timed", bound=Ending)

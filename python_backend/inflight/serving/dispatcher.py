@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import queue
 import threading
 import time
@@ -27,25 +28,44 @@ log = logging.getLogger("inflight.dispatcher")
 
 IDLE_WAIT_S = 1.0
 Event = Callable[[], None]
+_RESTARTING = unavailable("the engine is restarting; try again in a few seconds")
+_HELD_TOO_LONG = unavailable(
+    "the engine is restarting and was not up again within the model's restart_hold_ms; try again in a few seconds"
+)
 
 
 class _Job:
     """A request from its arrival here until the engine has forgotten it."""
 
-    __slots__ = ("live", "request", "sequences_left")
+    __slots__ = ("held_until", "live", "request", "sequences_left", "since")
 
-    def __init__(self, live: LiveStream, request: EngineRequest) -> None:
+    def __init__(self, live: LiveStream, request: EngineRequest, since: float) -> None:
         self.live = live
         self.request = request
+        self.since = since  # in the queue, monotonic
+        self.held_until = math.inf  # how long it waits for an engine, while there is none
         self.sequences_left = request.sampling.num_sequences
+
+    @property
+    def closed(self) -> bool:
+        """Whether its stream has ended."""
+        return self.live.closed
 
 
 class Dispatcher:
     """See the module's text. Public methods may be called from any thread unless they say otherwise."""
 
-    def __init__(self, delivery: Delivery, make_queue: Callable[[EngineInfo], AdmissionQueue]) -> None:
+    def __init__(
+        self, delivery: Delivery, make_queue: Callable[[EngineInfo], AdmissionQueue], restart_hold_s: float = 0.0
+    ) -> None:
+        """What waits when an engine is lost, and what comes before the next one is up, is held for `restart_hold_s`;
+        with 0 it ends at once.
+        """
         self._delivery = delivery
         self._make_queue = make_queue
+        self._hold_s = restart_hold_s
+        self._holds: Deadlines[_Job] = Deadlines()
+        self._no_engine = _RESTARTING  # the answer while there is no queue
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._jobs: dict[int, _Job] = {}  # written by our thread, read by the engine's reader
         self._queue: AdmissionQueue | None = None
@@ -103,8 +123,12 @@ class Dispatcher:
         self._events.put(lambda: self._engine_up(link, info))
 
     def engine_down(self, reason: str) -> None:
-        """The engine is gone. Every stream that was in it, or waited for it, ends UNAVAILABLE."""
+        """The engine is gone. Every stream that was in it, or is not held for the next one, ends UNAVAILABLE."""
         self._events.put(lambda: self._engine_down(reason))
+
+    def engine_failed(self, error: RequestError) -> None:
+        """No engine is started any more: what is held ends with `error`, and so does what is on its way here."""
+        self._events.put(lambda: self._engine_failed(error))
 
     def close(self, error: RequestError) -> None:
         """End everything with `error` (drain, finalize), and what is still on its way here as well."""
@@ -164,9 +188,9 @@ class Dispatcher:
     def _wait_s(self) -> float:
         now = time.monotonic()
         wait = IDLE_WAIT_S
-        deadline = self._deadlines.next()
-        if deadline is not None:
-            wait = min(wait, max(0.0, deadline - now))
+        for deadline in (self._deadlines.next(), self._holds.next()):
+            if deadline is not None:
+                wait = min(wait, max(0.0, deadline - now))
         if self._queue is not None:
             soon = self._queue.next_wakeup(now)
             wait = wait if soon is None else min(wait, soon)
@@ -174,22 +198,24 @@ class Dispatcher:
 
     def _submit(self, live: LiveStream, request: EngineRequest) -> None:
         if self._closed is not None or self._queue is None:
-            restarting = unavailable("the engine is restarting; try again in a few seconds")
-            self._delivery.fail(live, self._closed or restarting)
+            self._delivery.fail(live, self._closed or self._no_engine)
             return
+        job = _Job(live, request, time.monotonic())
         try:
-            self._queue.offer(request, time.monotonic())
+            self._queue.offer(request, job.since)
         except RequestError as error:
             self._delivery.fail(live, error)
             return
-        self._jobs[request.request_id] = _Job(live, request)
+        self._jobs[request.request_id] = job
+        if self._link is None:
+            self._hold(job)
         if live.deadline is not None:
             self._deadlines.add(live.deadline, live)
         if live.closed:  # cancelled before it came here, or while we were at it
             self._abandon(live)
 
     def _start_requests(self) -> None:
-        if self._queue is None or self._link is None:
+        if self._queue is None or self._link is None or self._link.is_lost:
             return
         for request_id in self._queue.take(time.monotonic()):
             job = self._jobs[request_id]
@@ -245,6 +271,12 @@ class Dispatcher:
                 item.end_by_deadline()
             else:
                 self._expire_stream(item)
+        now = time.monotonic()
+        for job in self._holds.due(now):
+            request_id = job.request.request_id
+            if self._link is None and now >= job.held_until and self._queue and self._queue.withdraw(request_id):
+                del self._jobs[request_id]
+                self._fail(job, _HELD_TOO_LONG)
 
     def _expire_stream(self, live: LiveStream) -> None:
         if live.request_id not in self._jobs or self._queue is None:
@@ -263,11 +295,37 @@ class Dispatcher:
     def _engine_up(self, link: EngineLink, info: EngineInfo) -> None:
         self._queue = self._make_queue(info)
         self._link = link
+        for request_id, job in list(self._jobs.items()):  # held
+            try:
+                self._queue.offer(job.request, job.since)
+            except RequestError as error:  # the new engine has less room
+                del self._jobs[request_id]
+                self._fail(job, error)
 
     def _engine_down(self, reason: str) -> None:
+        """What the engine never had may wait for the next one; of the rest nobody knows what it did."""
         self._link = None
-        self._queue = None
-        self._fail_all(unavailable(f"{reason} and is being restarted; try again in a few seconds"))
+        self._no_engine = _RESTARTING
+        lost = unavailable(f"{reason} and is being restarted; try again in a few seconds")
+        if self._queue is None or not self._hold_s:
+            self._queue = None
+            self._fail_all(lost)
+            return
+        for request_id, job in list(self._jobs.items()):
+            if request_id in self._queue:
+                self._hold(job)
+            else:
+                self._release(request_id)
+                self._fail(job, lost)
+
+    def _hold(self, job: _Job) -> None:
+        job.held_until = time.monotonic() + self._hold_s
+        self._holds.add(job.held_until, job)
+
+    def _engine_failed(self, error: RequestError) -> None:
+        self._link = self._queue = None
+        self._no_engine = error
+        self._fail_all(error)
 
     def _close(self, error: RequestError) -> None:
         self._closed = error
@@ -279,11 +337,15 @@ class Dispatcher:
     def _fail_all(self, error: RequestError) -> None:
         """End every stream. What the engine still has stays a job until its terminal outputs release it."""
         for request_id, job in list(self._jobs.items()):
-            try:
-                self._delivery.fail(job.live, error)
-            except Exception:
-                log.exception("request %s: ending it failed", job.live.stream.request_id)
+            self._fail(job, error)
             if self._queue is None or self._queue.withdraw(request_id):
                 self._jobs.pop(request_id, None)
             else:
                 self._say(frames.Cancel(request_id))
+
+    def _fail(self, job: _Job, error: RequestError) -> None:
+        """End one of several streams; its trouble is not theirs."""
+        try:
+            self._delivery.fail(job.live, error)
+        except Exception:
+            log.exception("request %s: ending it failed", job.live.stream.request_id)

@@ -90,6 +90,11 @@ class FakeEngine:
         self.too_large: set[int] = set()  # ids whose frame cannot be encoded
         self.lost = False
 
+    @property
+    def is_lost(self) -> bool:
+        """The link's."""
+        return self.lost
+
     def send(self, message: frames.ToEngine) -> None:
         """The link's `send`."""
         if self.lost:

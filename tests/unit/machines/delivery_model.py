@@ -117,6 +117,12 @@ class Core:
         self.backend._supervisor.health = Health.RESTARTING
         self.backend.on_engine_down("the engine was lost")
 
+    def engine_is_given_up(self) -> None:
+        """The supervisor starts no other one."""
+        self.engine_is_lost()
+        self.backend._supervisor.health = Health.FAILED
+        self.backend.on_engine_failed()
+
     def violations(self) -> list[str]:
         """Every use of a response sender after its terminal response."""
         return [violation for record in self.records for violation in record.violations]

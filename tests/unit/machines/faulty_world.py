@@ -57,6 +57,11 @@ class Bridge:
         """What the worker has not seen the end of."""
         return len(self.worker._roster)
 
+    @property
+    def is_lost(self) -> bool:
+        """As `EngineLink.is_lost`."""
+        return self.lost
+
     def send(self, message: frames.ToEngine) -> None:
         """As `EngineLink.send`."""
         if self.lost:

@@ -58,9 +58,10 @@ class DeliveryMachine(RuleBasedStateMachine):
     @initialize(
         strategy=st.sampled_from(model_parameters()["batching_strategy"].choices),
         drain_ms=st.sampled_from([None, None, 0, 40, 2000]),
+        hold_ms=st.sampled_from([0, 40, 2000]),
     )
-    def begin(self, strategy: str, drain_ms: int | None) -> None:
-        self.world = World(batching_strategy=strategy)
+    def begin(self, strategy: str, drain_ms: int | None, hold_ms: int) -> None:
+        self.world = World(batching_strategy=strategy, restart_hold_ms=hold_ms)
         self.drain_ms = drain_ms  # how it ends: with a drain of that limit, or by itself
 
     # -- the outside world ---------------------------------------------------------------------------------------------
@@ -100,6 +101,12 @@ class DeliveryMachine(RuleBasedStateMachine):
             self.run_threads(turns)
         if back:
             self.world.engine_comes_up()
+
+    @rule(rare=st.integers(0, 7), turns=TURNS)
+    def the_engine_is_given_up(self, rare: int, turns: list[str]) -> None:
+        if rare == 0:
+            self.world.engine_is_given_up()
+            self.run_threads(turns)
 
     @rule(which=st.integers(0, 5), parameter=st.sampled_from([None, "guided_decoding_guide"]))
     def the_engine_refuses(self, which: int, parameter: str | None) -> None:

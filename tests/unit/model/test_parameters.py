@@ -30,6 +30,7 @@ CONTRACT: list[tuple[str, str, Any, list[str]]] = [
     ("load_timeout_s", "60", 60, ["0"]),
     ("max_restarts", "3", 3, ["-1"]),
     ("drain_notice_ms", "2000", 2000, ["-1", "soon"]),
+    ("restart_hold_ms", "2500", 2500, ["-1", "600001"]),
     ("drain_timeout_ms", "10000", 10000, ["-1"]),
     ("exclude_input_in_output", "false", False, ["no", "0", ""]),
     ("stream_echo", "true", True, ["no", "1"]),
