@@ -88,7 +88,7 @@ start_server() {
   log="$ROOT/.cache/logs/tritonserver-$(date +%Y%m%d-%H%M%S)-$$.log"
   ready_file="$ROOT/.cache/ready-$$.json"
   "$VENV/bin/python" "$ROOT/scripts/serve.py" --end-with-parent --ready-file "$ready_file" --log "$log" \
-    --http-port "$http_port" --grpc-port "$grpc_port" --metrics-port "$metrics_port" --drain-notice 0 > /dev/null &
+    --http-port "$http_port" --grpc-port "$grpc_port" --metrics-port "$metrics_port" --health-port 0 --drain-notice 0 > /dev/null &
   SERVER=$!
   until [[ -s $ready_file ]]; do
     kill -0 "$SERVER" 2> /dev/null || exit 1 # it has said why
@@ -109,7 +109,7 @@ STEPS=7
 choose_python "$python"
 check_machine
 "$PYTHON" "$ROOT/scripts/serve.py" --check --http-port "$http_port" --grpc-port "$grpc_port" \
-  --metrics-port "$metrics_port" || exit 1
+  --metrics-port "$metrics_port" --health-port 0 || exit 1
 if [[ $model == */* && -e $model || -d $model ]]; then
   [[ -f $model/config.json ]] || fail "$model is not a Hugging Face checkpoint: it has no config.json."
 fi

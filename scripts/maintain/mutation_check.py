@@ -56,7 +56,7 @@ PARSING = ("tests/unit/serving/test_parsing.py", "tests/unit/request/test_prompt
 FAULTS = ("tests/unit/engine_process/test_faults.py", f"{MACHINES}/test_faults_machine.py")
 RUN_FOLDERS = ("tests/unit/engines/test_run_folder.py",)
 REGIONS = ("tests/unit/tools/test_server.py::test_a_region_goes_with_the_stub_that_marked_it",)
-CONTROL = ("tests/unit/test_control.py",)
+CONTROL = ("tests/unit/control/test_control.py",)
 LOADS = ("tests/unit/test_model.py", "tests/unit/engine_process/test_launch.py")
 
 MUTANTS = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -36,7 +37,7 @@ class Served:
         self.ports = Ports.free()
         self.ready = tmp_path / "ready.json"
         self.output, self.errors = tmp_path / "output", tmp_path / "errors"
-        numbers = {"http": self.ports.http, "grpc": self.ports.grpc, "metrics": self.ports.metrics}
+        numbers = dataclasses.asdict(self.ports)
         ports = [word for name, number in numbers.items() for word in (f"--{name}-port", str(number))]
         with self.output.open("wb") as output, self.errors.open("wb") as errors:
             self.process = subprocess.Popen(

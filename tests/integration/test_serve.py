@@ -28,6 +28,7 @@ def serve(tmp_path: Path, *options: str) -> tuple[subprocess.Popen[str], Ports]:
         [
             *(sys.executable, REPOSITORY / "scripts" / "serve.py", "--repository", tmp_path / "repository"),
             *("--http-port", str(ports.http), "--grpc-port", str(ports.grpc), "--metrics-port", str(ports.metrics)),
+            *("--health-port", str(ports.health)),
             *("--log", tmp_path / "log", "--ready-file", ready, "--end-with-parent", "--drain-notice", "0", *options),
         ],
         stdout=subprocess.PIPE,

@@ -126,16 +126,8 @@ def served(tmp_path: Path) -> Iterator[Served]:
     ports, ready = Ports.free(), tmp_path / "ready.json"
     command = [sys.executable, str(REPOSITORY / "scripts" / "serve.py"), "--repository", str(tmp_path / "repository")]
     command += ["--http-port", str(ports.http), "--grpc-port", str(ports.grpc), "--metrics-port", str(ports.metrics)]
-    command += [
-        "--ready-file",
-        str(ready),
-        "--drain-timeout",
-        str(LIMIT_S),
-        "--drain-notice",
-        "0",
-        "--log",
-        str(tmp_path / "server.log"),
-    ]
+    command += ["--health-port", str(ports.health), "--ready-file", str(ready), "--log", str(tmp_path / "server.log")]
+    command += ["--drain-timeout", str(LIMIT_S), "--drain-notice", "0"]
     with (tmp_path / "serve.out").open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
     try:

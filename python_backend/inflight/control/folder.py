@@ -51,6 +51,11 @@ def candidate_folders(everywhere: bool = False) -> list[Path]:
     return list(folders.values())
 
 
+def own_folders() -> list[Path]:
+    """Where models of this user and this environment listen: those folders that exist and are the user's alone."""
+    return [folder for folder in _choices(os.environ, os.getuid()) if _is_private(folder, os.getuid())]
+
+
 def _choices(environment: Mapping[str, str], user: int) -> list[Path]:
     """Where models of `user` listen, the first that applies first: what the environment names, the user's runtime
     folder where there is one (nobody else can take a name in it), a folder under the temporary one.

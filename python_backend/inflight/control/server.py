@@ -183,7 +183,7 @@ class ControlServer:
     def _read(connection: socket.socket) -> dict[str, Any] | None:
         """A request; None from a stranger, and from who only looked whether somebody listens."""
         connection.settimeout(2.0)
-        return _read_line(connection) if _peer(connection)[1] in (0, os.getuid()) else None
+        return _read_line(connection) if peer_of(connection)[1] in (0, os.getuid()) else None
 
     @staticmethod
     def _answer(connection: socket.socket, command: Command, request: Mapping[str, Any]) -> None:
@@ -240,7 +240,7 @@ def _milliseconds(request: Mapping[str, Any], name: str) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
-def _peer(connection: socket.socket) -> tuple[int, int]:
+def peer_of(connection: socket.socket) -> tuple[int, int]:
     """(process id, 0 where it is not visible from here; user id) of the other end."""
     process, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     return process, user
@@ -274,7 +274,7 @@ def ask(
         connection.settimeout(timeout_s)
         with unix_path.address(path) as address:
             connection.connect(address)
-        process, user = _peer(connection)
+        process, user = peer_of(connection)
         if user != path.parent.lstat().st_uid or (only is not None and process not in only):
             raise ProcessLookupError(f"{path.name} is another process's")
         connection.sendall(json.dumps(dict(request)).encode() + b"\n")

@@ -79,10 +79,18 @@ def supervise(server: Server, arguments: argparse.Namespace, stop: StopRequest) 
     models = ", ".join(server.config.models) or "all models"
     print(f"ready after {seconds:.1f} s: {models}", flush=True)
     print(f"  gRPC {server.grpc_url}   HTTP http://{server.http_url}   metrics {server.metrics_url}", flush=True)
+    if server.health_url:
+        print(f"  health {server.health_url}", flush=True)
     for line in how_to_ask(server, os.environ):
         print(f"  {line}", flush=True)
     if arguments.ready_file:
-        addresses = {"grpc": server.grpc_url, "http": server.http_url, "metrics": server.metrics_url, "pid": server.pid}
+        addresses: dict[str, str | int] = {
+            "grpc": server.grpc_url,
+            "http": server.http_url,
+            "metrics": server.metrics_url,
+            "health": server.health_url,
+            "pid": server.pid,
+        }
         partial = arguments.ready_file.with_name(arguments.ready_file.name + ".part")
         partial.write_text(json.dumps(addresses) + "\n", encoding="utf-8")
         os.replace(partial, arguments.ready_file)
@@ -188,7 +196,7 @@ def _what(arguments: argparse.Namespace) -> What:
 def main(arguments: Sequence[str] | None = None, program: str | None = None) -> int:
     """Serve until asked to stop."""
     options, passed = parse(arguments, program, (__doc__ or "").split("\n", 1)[0])
-    ports = Ports(options.http_port, options.grpc_port, options.metrics_port)
+    ports = Ports(options.http_port, options.grpc_port, options.metrics_port, options.health_port)
     what = _what(options)
     _check_options(what, options)
     if options.check:
@@ -233,7 +241,12 @@ def run(server: Server, options: argparse.Namespace, stop: StopRequest, stack: E
     status = 1
     try:
         server.start()
+        health = server.watch()
+        if health is not None:
+            stack.callback(health.stop)
         status = supervise(server, options, stop)
+        if health is not None:
+            health.watch.stopping = True
     finally:
         if options.ready_file:
             options.ready_file.unlink(missing_ok=True)

@@ -69,6 +69,13 @@ def parse(arguments: Sequence[str] | None, program: str | None, about: str) -> t
             default=os.environ.get(variable, str(default)),
             help=f"default: ${variable} or {default}",
         )
+    parser.add_argument(
+        "--health-port",
+        type=lambda text: 0 if text == "0" else port(text),
+        default=os.environ.get("INFLIGHT_HEALTH_PORT", str(ports.health)),
+        help=f"where probes and balancers ask /ready and /live; 0: nowhere (default: $INFLIGHT_HEALTH_PORT or "
+        f"{ports.health})",
+    )
     parser.add_argument("--tritonserver", type=Path, metavar="PROGRAM", help="server to use instead of the one found")
     parser.add_argument("--log", type=Path, metavar="FILE", help="write the server's log here (default: the terminal)")
     parser.add_argument("--ready-file", type=Path, metavar="FILE", help="write addresses here (JSON) once it is ready")

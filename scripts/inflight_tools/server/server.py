@@ -19,6 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+from inflight.control.folder import own_folders
+from inflight.control.health import HealthServer, listen
+from inflight.control.watch import Watch
 from inflight_tools.common.layout import LOGS, MODEL_REPOSITORY
 from inflight_tools.common.report import Failure
 from inflight_tools.server import shm
@@ -26,7 +29,7 @@ from inflight_tools.server.drain import drain_models
 from inflight_tools.server.find import Triton, find_triton
 from inflight_tools.server.log import failure_reason
 from inflight_tools.server.paths import check_repository
-from inflight_tools.server.processes import command_line, end_with_parent, kill_all, marked_pids
+from inflight_tools.server.processes import command_line, descends_from, end_with_parent, kill_all, marked_pids
 
 _MARK = "INFLIGHT_SERVER_ID"  # in the environment of everything that a server starts
 _POLL_S = 0.1
@@ -65,10 +68,11 @@ class Ports:
     http: int = 8000
     grpc: int = 8001
     metrics: int = 8002
+    health: int = 8003  # not Triton's: `inflight serve` answers there (inflight/control/health.py); 0: nobody does
 
     @classmethod
     def free(cls) -> Ports:
-        """Three ports that nobody listens on now, in random order.
+        """Four ports that nobody listens on now, in random order.
 
         They lie below those that the kernel gives to outgoing connections: a connection of somebody else's would take a
         port of that kind before the server does.
@@ -76,19 +80,20 @@ class Ports:
         last = max(_first_ephemeral_port(), _FIRST_PORT + 1000)
         candidates = random.sample(range(_FIRST_PORT, last), k=200)
         free = (port for port in candidates if _is_free("127.0.0.1", port))
-        return cls(*itertools.islice(free, 3))
+        return cls(*itertools.islice(free, 4))
 
     def check(self, host: str) -> None:
         """Raise `Failure` when one of them cannot be listened on.
 
         Triton itself would not notice for gRPC: its sockets share a port, and both servers would get half the calls.
         """
-        if len({self.http, self.grpc, self.metrics}) < 3:
-            raise Failure(
-                f"the ports {self.http}, {self.grpc} and {self.metrics} have to differ: see --http-port, --grpc-port "
-                "and --metrics-port."
-            )
-        for name, port in (("http", self.http), ("grpc", self.grpc), ("metrics", self.metrics)):
+        used = {"http": self.http, "grpc": self.grpc, "metrics": self.metrics}
+        if self.health:
+            used["health"] = self.health
+        if len(set(used.values())) < len(used):
+            numbers, options = map(str, used.values()), (f"--{name}-port" for name in used)
+            raise Failure(f"the ports {', '.join(numbers)} have to differ: see {', '.join(options)}.")
+        for name, port in used.items():
             try:
                 _bind(host, port)
             except OSError as error:
@@ -162,6 +167,34 @@ class Server:
     def pid(self) -> int:
         """The process id of tritonserver."""
         return self._started().pid
+
+    @property
+    def health_url(self) -> str:
+        """Where is asked whether it is ready; '' where nobody answers."""
+        return f"http://{self._reachable_host()}:{self.ports.health}/ready" if self.ports.health else ""
+
+    def watch(self) -> HealthServer | None:
+        """Start to answer on the port of health; None where there is none. The caller stops it."""
+        if not self.ports.health:
+            return None
+        pid = self.pid
+        watch = Watch(
+            self._reachable_host(),
+            self.ports.http,
+            own_folders,
+            wanted=self.config.models,
+            is_ours=lambda process: descends_from(process, pid),
+            runs=lambda: not self.has_ended(),
+        )
+        try:
+            health = HealthServer(listen(self.config.host, self.ports.health), watch)
+        except OSError as error:
+            raise Failure(
+                f"port {self.ports.health} on {self.config.host} cannot be used ({error.strerror}): choose another "
+                "with --health-port; 0 is none."
+            ) from error
+        health.start()
+        return health
 
     def _reachable_host(self) -> str:
         return "127.0.0.1" if self.config.host in ("0.0.0.0", "::") else self.config.host

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def test_help_and_version_import_next_to_nothing(tmp_path: Path) -> None:
 def test_ports_are_checked_by_any_python_without_packages(tmp_path: Path) -> None:
     """quickstart.sh does so before it makes an environment."""
     ports = Ports.free()
-    options = ("--http-port", str(ports.http), "--grpc-port", str(ports.grpc), "--metrics-port", str(ports.metrics))
+    options = [word for name, number in asdict(ports).items() for word in (f"--{name}-port", str(number))]
     script = str(REPOSITORY / "scripts" / "serve.py")
     command = [sys.executable, "-S", script, "--check", *options]
     done = subprocess.run(command, env={"PATH": "/bin"}, capture_output=True, text=True, timeout=60, check=False)

@@ -67,10 +67,10 @@ def wait_until(condition: Callable[[], object], seconds: float = 10.0) -> None:
 # --- Ports ------------------------------------------------------------------------------------------------------------
 
 
-def test_free_ports_are_three_different_ones_that_can_be_used() -> None:
+def test_free_ports_are_four_different_ones_that_can_be_used() -> None:
     ports = Ports.free()
     ports.check("127.0.0.1")
-    assert len({ports.http, ports.grpc, ports.metrics}) == 3
+    assert len({ports.http, ports.grpc, ports.metrics, ports.health}) == 4
 
 
 def test_a_taken_port_is_named_with_the_way_to_choose_another() -> None:
@@ -85,6 +85,8 @@ def test_a_taken_port_is_named_with_the_way_to_choose_another() -> None:
 def test_one_port_for_two_purposes_is_refused() -> None:
     with pytest.raises(Failure, match="have to differ"):
         Ports(http=9000, grpc=9000).check("127.0.0.1")
+    with pytest.raises(Failure, match="--health-port"):
+        Ports(http=9000, health=9000).check("127.0.0.1")
 
 
 # --- Start ------------------------------------------------------------------------------------------------------------
