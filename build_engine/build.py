@@ -26,7 +26,8 @@ from build_engine.quantization import kv_cache_for, recipe_for
 from build_engine.source import Source
 from build_engine.tensorrt import gpu_kinds, hf_target
 from build_engine.tensorrt import target as tensorrt_target
-from build_engine.tensorrt.compile import find_program
+from build_engine.tensorrt.compile import find_program, say_what_lacks
+from build_engine.tensorrt.config import FLAGS_FILE
 from build_engine.verification.verify import as_text
 from build_engine.vocabulary import check_vocabulary
 from build_engine.weights_check import check_weights
@@ -83,9 +84,10 @@ def compile_engine(directory: Path, output: Path, *, force: bool, command: str, 
     if described.stage != "checkpoint":
         raise UserMistake(f"{directory} is compiled already")
     checkpoint = directory / tensorrt_target.CHECKPOINT
-    flags = json.loads((checkpoint / tensorrt_target.FLAGS_FILE).read_text(encoding="utf-8"))["flags"]
+    flags = json.loads((checkpoint / FLAGS_FILE).read_text(encoding="utf-8"))["flags"]
     gpu_kinds.check_gpus(described.quantization.recipe, described.quantization.kv_cache, None, compute_capabilities())
     find_program()
+    say_what_lacks(described.quantization.recipe, described.quantization.kv_cache, console)
     world_size = described.parallelism.tensor * described.parallelism.pipeline
     with work_folder() as work, OutputDirectory(output, force=force) as out:
         log = work / LOG

@@ -26,6 +26,10 @@ SPECULATIVE = {"none": None, "draft-tokens-external": "draft_tokens_external", "
 """Modes that need nothing but the model; Medusa, EAGLE and ReDrafter need draft heads in the checkpoint."""
 
 
+FP8_ATTENTION = ("fp8", "w4a8-awq")
+"""Recipes whose attention can run in FP8, and with it read an FP8 KV cache block by block."""
+
+
 @dataclass(frozen=True, slots=True)
 class CompileLimits:
     """Limits compiled into the engine, in sequences and tokens."""
@@ -59,16 +63,44 @@ def check_limits(limits: CompileLimits) -> None:
         raise UserMistake("--speculative and --max-draft-len go together: give both or neither")
 
 
+def paged_context(recipe: str, kv_cache: str) -> bool:
+    """Whether TensorRT-LLM has paged-context attention for these, on which KV reuse and chunked prefill rest.
+
+    Builders up to 0.2x refuse the flag elsewhere, later ones switch it off with a warning (builder.py, build()).
+    """
+    return kv_cache == "none" or (kv_cache == "fp8" and recipe in FP8_ATTENTION)
+
+
+def say_what_lacks(recipe: str, kv_cache: str, console: Console) -> None:
+    """Tell the user of an engine that cannot reuse its KV cache."""
+    if not paged_context(recipe, kv_cache):
+        console.say(
+            f"this engine will have neither KV reuse nor chunked prefill: TensorRT-LLM has no paged-context attention "
+            f"for {recipe} weights with an {kv_cache.upper()} KV cache; --kv-cache none brings both"
+        )
+
+
+def check_drafts(recipe: str, kv_cache: str, limits: CompileLimits) -> None:
+    """Refuse an engine that would verify drafts and could not be loaded; raises `UserMistake`."""
+    if limits.speculative == "draft-tokens-external" and not paged_context(recipe, kv_cache):
+        raise UserMistake(
+            f"--speculative draft-tokens-external needs KV reuse, which an engine with --quantization {recipe} and "
+            f"an {kv_cache.upper()} KV cache has not: add --kv-cache none"
+        )
+
+
 def choose_flags(
     config: ModelConfig, recipe: str, kv_cache: str, parallel: Parallel, limits: CompileLimits
 ) -> dict[str, str]:
     """Flags of ``trtllm-build`` for this recipe, except the directories.
 
     Only flags that 0.21, 1.0, 1.1 and 1.2 all know are used, and defaults that changed between releases are given:
-    paged-context FMHA (needed for KV reuse and chunked prefill) and the paged KV cache. The GEMM plugin is left to
-    TensorRT for FP8, whose own kernels NVIDIA recommends there; fused MLP exists for 16 bits and FP8; FP8 attention
-    in the context phase goes with an FP8 KV cache; reduce-norm fusion and user buffers only help between GPUs.
+    paged-context FMHA (needed for KV reuse and chunked prefill) where there is one, and the paged KV cache. The GEMM
+    plugin is left to TensorRT for FP8, whose own kernels NVIDIA recommends there; fused MLP exists for 16 bits and FP8;
+    FP8 attention in the context phase goes with an FP8 KV cache and FP8 products; reduce-norm fusion and user buffers
+    only help between GPUs, and the builder has them for Llama alone.
     """
+    fused = parallel.tensor > 1 and config.architecture == "LlamaForCausalLM"
     flags = {
         "max_batch_size": str(limits.max_batch_size),
         "max_input_len": str(limits.max_input_len),
@@ -79,13 +111,13 @@ def choose_flags(
         "gpt_attention_plugin": "auto",
         "remove_input_padding": "enable",
         "context_fmha": "enable",
-        "use_paged_context_fmha": "enable",
-        "use_fp8_context_fmha": _switch(kv_cache == "fp8"),
+        "use_paged_context_fmha": _switch(paged_context(recipe, kv_cache)),
+        "use_fp8_context_fmha": _switch(kv_cache == "fp8" and recipe in FP8_ATTENTION),
         "gemm_plugin": "disable" if recipe == "fp8" else "auto",
         "use_fused_mlp": _switch(recipe in ("none", "fp8") and config.experts is None),
         "multiple_profiles": "enable",
-        "reduce_fusion": _switch(parallel.tensor > 1),
-        "user_buffer": _switch(parallel.tensor > 1 and recipe == "fp8" and config.model_type == "llama"),
+        "reduce_fusion": _switch(fused),
+        "user_buffer": _switch(fused and recipe == "fp8"),
         "tokens_per_block": "32",
         "workers": str(parallel.gpus),
         "log_level": "info",

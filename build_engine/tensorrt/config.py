@@ -16,8 +16,16 @@ from build_engine.errors import StageFailure
 from build_engine.hf_config import ModelConfig
 from build_engine.planning.roofline import Parallel
 
-EXPORTER_ONLY = ("rank", "decoder", "rotary_pct", "rmsnorm", "lm_head_bias", "bias")
-"""Keys of the exporter that TensorRT-LLM does not know."""
+EXPORTER_ONLY = ("rank", "decoder", "rotary_pct", "rmsnorm", "lm_head_bias", "bias", "runtime_defaults")
+"""Keys of the exporter that TensorRT-LLM does not know, and the last, which ends its builder: it makes an object of it
+that it can neither copy nor write (modeling_utils.py, 1189552800).
+"""
+
+FLAGS_FILE = "trtllm-build.json"
+"""Beside the checkpoint's own files: the flags that the compile step is to use, and what the engine is told at load."""
+
+WINDOWS = "max_attention_window"
+"""In `FLAGS_FILE` and in the manifest's limits: the attention window of each layer, given to the engine at load."""
 
 UNQUANTIZED = (
     "*lm_head",
@@ -93,9 +101,6 @@ def expected(config: ModelConfig, parallel: Parallel, dtype: str) -> dict[str, A
         if config.model_type == "qwen2_moe":
             wanted["moe_intermediate_size"] = config.experts.intermediate_size
             wanted["moe_shared_expert_intermediate_size"] = config.experts.shared_intermediate_size
-    windows = attention_windows(config)
-    if windows is not None:
-        wanted["runtime_defaults"] = {"max_attention_window": windows}
     return wanted
 
 

@@ -19,6 +19,7 @@ import torch
 from build_engine.errors import StageFailure
 
 FP8_MAX = 448.0
+BESIDE = "trtllm-build.json"  # what the engine is to be told, beside the checkpoint's own files
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,7 @@ class Checkpoint:
             self.config: dict[str, Any] = json.loads((directory / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise StageFailure(f"{directory / 'config.json'} cannot be read ({error})") from None
+        self.windows = self._windows()
         mapping = self.config["mapping"]
         self.tensor, self.pipeline = int(mapping["tp_size"]), int(mapping["pp_size"])
         self.quantization: Mapping[str, Any] = self.config.get("quantization") or {}
@@ -84,6 +86,18 @@ class Checkpoint:
         self.excluded = list(self.quantization.get("exclude_modules") or ())
         self.ranks = [self._load(rank) for rank in range(self.tensor * self.pipeline)]
         self.used: list[set[str]] = [set() for _ in self.ranks]
+
+    def _windows(self) -> list[int] | None:
+        """The attention window of each layer, in tokens: what this builder left beside the configuration, or what the
+        configuration of another says.
+        """
+        path, name = self.directory / BESIDE, "max_attention_window"
+        try:
+            beside = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            found = beside.get(name) or (self.config.get("runtime_defaults") or {}).get(name)
+        except (OSError, ValueError, AttributeError) as error:
+            raise StageFailure(f"{path.name} cannot be read ({error})") from None
+        return list(found) if found else None
 
     def _load(self, rank: int) -> dict[str, torch.Tensor]:
         from safetensors import SafetensorError

@@ -102,7 +102,7 @@ class CheckpointCandidate:
         mlp_bias = bool(config.get("mlp_bias", False))
         experts = self._experts(checkpoint, config["moe"], base, ranks, linears) if config.get("moe") else None
         dense_mlp = experts is None
-        windows = (config.get("runtime_defaults") or {}).get("max_attention_window")
+        windows = checkpoint.windows
         return Layer(
             input_norm=norm("input_layernorm", hidden),
             post_norm=norm("post_layernorm", hidden),

@@ -19,14 +19,13 @@ from build_engine.planning.plan import check_parallel
 from build_engine.quantization import Recipe
 from build_engine.source import Source
 from build_engine.tensorrt import compile as compiler
+from build_engine.tensorrt import config as checkpoint_config
 from build_engine.tensorrt import gpu_kinds, recipes
 from build_engine.tensorrt.compile import CompileLimits
 from build_engine.verification import corpus
 from build_engine.verification.verify import Artifact, measure, require
 
 CHECKPOINT = "checkpoint"
-FLAGS_FILE = "trtllm-build.json"
-"""Beside the checkpoint's own files: the flags that the compile step is to use."""
 
 DEFAULT_LIMITS = CompileLimits(
     max_batch_size=256, max_input_len=0, max_seq_len=0, max_num_tokens=8192, max_beam_width=1
@@ -51,6 +50,7 @@ def prepare(options: BuildOptions, origin: Source, recipe: Recipe, kv_cache: str
     group = recipes.group_size(origin.config, recipe, options.parallel)
     limits = limits_for(options, origin)
     compiler.check_limits(limits)
+    compiler.check_drafts(recipe.name, kv_cache, limits)
     if compiles_here:
         compiler.find_program()
     devices.for_stage(options.device)
@@ -78,6 +78,8 @@ def build(job: Job, group: int | None, limits: CompileLimits) -> Outcome:
     options, origin = job.options, job.origin
     checkpoint = job.output / CHECKPOINT
     checkpoint.mkdir()
+    compiler.say_what_lacks(job.recipe.name, job.kv_cache, job.console)
+    windows = checkpoint_config.attention_windows(origin.config)
     alpha = DEFAULT_ALPHA if options.smoothquant_alpha is None else options.smoothquant_alpha
     text = corpus.from_file(options.calibration_text) if options.calibration_text else corpus.calibration()
     result = job.run_stage(
@@ -101,6 +103,9 @@ def build(job: Job, group: int | None, limits: CompileLimits) -> Outcome:
         title=f"quantizing for TensorRT-LLM ({job.recipe.name})",
         expected_s=QUANTIZE_BASE_S + QUANTIZE_S_PER_GB * origin.weight_bytes / 1e9,
     )
+    flags = compiler.choose_flags(origin.config, job.recipe.name, job.kv_cache, options.parallel, limits)
+    recorded = {"flags": flags, "limits": asdict(limits), checkpoint_config.WINDOWS: windows}
+    (checkpoint / checkpoint_config.FLAGS_FILE).write_text(json.dumps(recorded, indent=2) + "\n", encoding="utf-8")
     quantization = describe(job, group, alpha, text.name, result["calibration_tokens"])
     figures = None
     if options.verify_tokens:
@@ -112,14 +117,11 @@ def build(job: Job, group: int | None, limits: CompileLimits) -> Outcome:
         require("tensorrt_llm", job.recipe.name, figures, job.origin, enforce=options.enforce_thresholds)
     details: Details = {**result["packages"], "peak_memory_bytes": result["peak_bytes"]}
     details["corrections"] = "; ".join(result["corrections"])
-    flags = compiler.choose_flags(origin.config, job.recipe.name, job.kv_cache, options.parallel, limits)
-    recorded = {"flags": flags, "limits": asdict(limits)}
-    (checkpoint / FLAGS_FILE).write_text(json.dumps(recorded, indent=2) + "\n", encoding="utf-8")
     outcome = Outcome(
         target="tensorrt_llm",
         stage="checkpoint",
         quantization=quantization,
-        limits=manifest_limits(limits),
+        limits=manifest_limits(limits, windows),
         parallelism=manifest.Parallelism(tensor=options.parallel.tensor, pipeline=options.parallel.pipeline),
         requires=manifest.Requires(),
         verification=figures,
@@ -155,13 +157,14 @@ def describe(job: Job, group: int | None, alpha: float, text: str, tokens: int) 
     return manifest.Quantization(recipe=job.recipe.name, algorithm=algorithm, kv_cache=job.kv_cache, details=details)
 
 
-def manifest_limits(limits: CompileLimits) -> manifest.Limits:
+def manifest_limits(limits: CompileLimits, windows: list[int] | None) -> manifest.Limits:
     return manifest.Limits(
         max_seq_len=limits.max_seq_len,
         max_batch_size=limits.max_batch_size,
         max_input_len=limits.max_input_len,
         max_num_tokens=limits.max_num_tokens,
         max_beam_width=limits.max_beam_width,
+        max_attention_window=windows,
     )
 
 
@@ -177,10 +180,16 @@ def compile_checkpoint(
         written = json.loads((output / "config.json").read_text(encoding="utf-8"))
         version = str(written["version"])
         mapping = written["pretrained_config"]["mapping"]
+        paged = bool(written["build_config"]["plugin_config"]["use_paged_context_fmha"])
     except (OSError, ValueError, KeyError, TypeError):
         raise StageFailure(f"trtllm-build wrote a config.json that is no engine's (log: {log})") from None
     if int(mapping["world_size"]) != world_size:
         raise StageFailure(f"trtllm-build compiled for {mapping['world_size']} ranks instead of {world_size}")
+    if flags.get("use_paged_context_fmha") == "enable" and not paged:
+        console.say(
+            f"TensorRT-LLM {version} has switched paged-context attention off: this engine has neither KV reuse nor "
+            "chunked prefill; build the checkpoint again with --kv-cache none"
+        )
     return manifest.Requires(
         packages={"tensorrt_llm": version}, compute_capability=capabilities[0] if capabilities else None
     )

@@ -59,13 +59,18 @@ class Parallelism(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Limits compiled into the engine, in sequences and tokens; None where the engine has no such limit."""
+    """Limits compiled into the engine, in sequences and tokens; None where the engine has no such limit.
+
+    ``max_attention_window`` is what each layer attends to, which TensorRT-LLM is told when it loads the engine; None
+    where every layer attends to everything.
+    """
 
     max_seq_len: int
     max_batch_size: int | None = None
     max_input_len: int | None = None
     max_num_tokens: int | None = None
     max_beam_width: int | None = None
+    max_attention_window: list[int] | None = None
 
 
 class Requires(msgspec.Struct, frozen=True, kw_only=True):

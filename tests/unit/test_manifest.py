@@ -66,6 +66,7 @@ def test_contract_keys(tmp_path: Path) -> None:
     assert set(data["parallelism"]) == {"tensor", "pipeline"}
     assert set(data["limits"]) == {
         *("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens", "max_beam_width"),
+        "max_attention_window",
     }
     assert set(data["files"][0]) == {"path", "bytes", "sha256"}
     assert {"by", "command", "date", "seconds"} <= set(data["built"])

@@ -108,7 +108,6 @@ def launch(command: list[str]) -> None:
 
 def follow(spec: Mapping[str, Any]) -> int:
     """Of every rank but 0: build the same executor and wait for its end. 0 after an orderly one."""
-    from inflight.engines.tensorrt_llm.checks import speculative_mode
     from inflight.engines.tensorrt_llm.config import executor_config, guided_config
     from inflight.engines.tensorrt_llm.create import make_executor
     from inflight.engines.tensorrt_llm.probe import import_installed
@@ -117,7 +116,7 @@ def follow(spec: Mapping[str, Any]) -> int:
     folder = Path(spec["engine_dir"])
     facts = engine_facts(folder, read_config(folder))
     trtllm = import_installed().executor
-    guided = guided_config(trtllm, options, str(folder), speculative=speculative_mode(facts) != "none")
+    guided = guided_config(trtllm, options, str(folder), speculative=facts.speculative_mode != "none")
     executor = make_executor(trtllm, folder, executor_config(trtllm, options, facts, guided))
     if executor.can_enqueue_requests():
         raise LoadError("two ranks take themselves for the leader: the launcher did not start them as one MPI job.")

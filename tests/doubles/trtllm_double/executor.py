@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import datetime
-import json
 import os
 import signal
 import threading
@@ -16,7 +15,8 @@ from typing import Any
 
 from trtllm_double import rules, tokens
 from trtllm_double.live import NAMES, LiveRequest
-from trtllm_double.options import options, profile
+from trtllm_double.loading import load
+from trtllm_double.options import options
 from trtllm_double.ranks import RANKS
 from trtllm_double.surface import SURFACE, signature
 
@@ -34,11 +34,11 @@ class ExecutorDouble:
         if self._options.load_ms:
             ctypes.PyDLL(None).usleep(int(self._options.load_ms * 1000))  # the constructor holds the interpreter lock
         self._config, self._folder = config, Path(model_path)
-        self._build = _read_engine(self._folder, config)
-        self._vocabulary = int(self._build["pretrained_config"]["vocab_size"])
-        self._limits = self._build["build_config"]
+        self._loaded = load(self._folder, config, self._options)
+        self._vocabulary = int(self._loaded.config["pretrained_config"]["vocab_size"])
+        self._limits = self._loaded.limits
         self._batch = min(config.max_batch_size or self._limits["max_batch_size"], self._limits["max_batch_size"])
-        self._max_tokens = config.max_num_tokens or self._limits["max_num_tokens"]
+        self._max_tokens = self._loaded.max_num_tokens
         pool = config.kv_cache_config.max_tokens
         self._pool = min(self._options.blocks, pool // self._options.tokens_per_block) if pool else self._options.blocks
         guided = config.guided_decoding_config
@@ -95,7 +95,8 @@ class ExecutorDouble:
                 prefix = "" if "not found in cache" in problem else "Encountered an error when fetching new request: "
                 self._ready.append(NAMES["Response"](request_id, prefix + problem))
             else:
-                self._waiting.append(LiveRequest(request_id, request, self._vocabulary, self._tokenizer, adapter))
+                live = LiveRequest(request_id, request, self._vocabulary, self._tokenizer, adapter)
+                self._waiting.append(self._cut(live))
             self._changed.notify_all()
         return request_id
 
@@ -190,19 +191,24 @@ class ExecutorDouble:
     def _problem(self, request: Any) -> str | None:
         """Why this engine cannot take the request."""
         length, limits, sampling = len(request.input_token_ids), self._limits, request.sampling_config
-        if length > limits["max_input_len"]:
-            return f"Prompt length ({length}) exceeds maximum input length ({limits['max_input_len']})."
-        if length >= limits["max_seq_len"]:
-            return f"Prompt length ({length}) exceeds the engine's max_seq_len ({limits['max_seq_len']})."
-        if length > self._max_tokens and not self._config.enable_chunked_context:
-            return f"Prompt length ({length}) exceeds max_num_tokens ({self._max_tokens}) and context is not chunked."
+        longest = self._loaded.max_input_len
+        if length > longest:  # llmRequest.cpp at 119c6e60, validate
+            return (
+                f"Prompt length ({length}) exceeds maximum input length ({longest}). Set log level to info and check "
+                "TRTGptModel logs for how maximum input length is set"
+            )
+        if request.end_id is not None and not -1 <= request.end_id < self._vocabulary:
+            return f"EndId ({request.end_id}) is not within acceptable range [-1, {self._vocabulary})."
+        drafts = request.external_draft_tokens_config
+        if drafts is not None and len(drafts.tokens) > self._loaded.draft_len:
+            return f"Draft tokens length ({len(drafts.tokens)}) exceeds maximum draft tokens length"
         if sampling.beam_width > self._config.max_beam_width:
             return (
                 f"Requested beam width {sampling.beam_width} is larger than configured ({self._config.max_beam_width})."
             )
         evicts = self._config.scheduler_config.capacity_scheduler_policy.name != "GUARANTEED_NO_EVICT"
-        begun_anew = request.streaming and evicts and not self._config.enable_chunked_context
-        if begun_anew and length + request.max_tokens - 1 > limits["max_input_len"]:
+        begun_anew = request.streaming and evicts and not self._loaded.chunked
+        if begun_anew and length + request.max_tokens - 1 > longest:
             return "Request sequence length is potentially greater than max input length."
         output = request.output_config
         if output.return_context_logits and not limits.get("gather_context_logits"):
@@ -228,7 +234,7 @@ class ExecutorDouble:
         if lora.weights is None and lora.task_id not in self._adapters:
             return f"LoRA task {lora.task_id} not found in cache. Please send LoRA weights with request", 0
         if lora.weights is not None:
-            problem = rules.adapter_problem(lora.weights, lora.config, self._build)
+            problem = rules.adapter_problem(lora.weights, lora.config, self._loaded.config)
             if problem is not None:
                 return problem, 0
         if lora.task_id in self._adapters:  # weights of a number that it knows are passed over: loraCache.cpp, put
@@ -266,16 +272,28 @@ class ExecutorDouble:
             self._faults(made)
             time.sleep(self._options.step_ms / 1000)
 
+    def _cut(self, live: LiveRequest) -> LiveRequest:
+        """Fewer new tokens than asked for, where prompt, answer and a step's drafts do not fit: llmRequest.cpp at
+        119c6e60, validate, with a warning in the log and no word to the client.
+        """
+        drafts = live.request.external_draft_tokens_config
+        step = len(drafts.tokens) if drafts is not None else self._loaded.draft_len
+        live.max_tokens = min(live.max_tokens, self._limits["max_seq_len"] - live.prefill_left - step)
+        return live
+
     def _throws(self) -> bool:
         """An iteration that throws ends all active requests, each sequence under its own id, and the loop goes on:
         executorImpl.cpp at b35ac1b6, forwardAsync and terminateActiveRequests.
         """
-        if not self._options.break_at or self._made < self._options.break_at:
-            return False
-        if self._options.break_times and self._thrown >= self._options.break_times:
-            return False
+        words = self._loaded.throws
+        if words is None:
+            if not self._options.break_at or self._made < self._options.break_at:
+                return False
+            if self._options.break_times and self._thrown >= self._options.break_times:
+                return False
+            words = self._options.break_words
         self._thrown += 1
-        words = f"Encountered an error in forwardAsync function: {self._options.break_words}"
+        words = f"Encountered an error in forwardAsync function: {words}"
         for live in self._running:
             for sequence in live.sequences if live.beam_width == 1 else live.sequences[:1]:
                 if sequence.finish is None:
@@ -309,7 +327,7 @@ class ExecutorDouble:
 
     def _reuse(self, live: LiveRequest, size: int) -> None:
         """Count the whole blocks of the prompt that an earlier one with the same salt left behind."""
-        if not self._config.kv_cache_config.enable_block_reuse:
+        if not self._loaded.reuse:
             return
         salt = getattr(live.request, "cache_salt_id", None) or 0  # not in every release
         state, matching, prompt = salt, True, live.request.input_token_ids
@@ -363,32 +381,6 @@ class ExecutorDouble:
 
 _EXECUTOR = SURFACE.table["classes"]["Executor"]
 ExecutorDouble.__init__.__doc__ = "\n".join(signature(init) for init in _EXECUTOR["init"])
-
-
-def _read_engine(folder: Path, config: Any) -> dict[str, Any]:
-    """The engine's config.json, after the checks that the C++ constructor makes."""
-    if config.batching_type.name == "STATIC":
-        raise RuntimeError("[TensorRT-LLM][ERROR] Static batching type is deprecated")
-    build: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    world = build["pretrained_config"]["mapping"]["world_size"]
-    if world != RANKS.size:
-        raise RuntimeError(
-            f"[TensorRT-LLM][ERROR] MPI size ({RANKS.size}) does not match the engine's world size ({world})"
-        )
-    if not (folder / f"rank{RANKS.rank}.engine").is_file():
-        raise RuntimeError(f"[TensorRT-LLM][ERROR] Error opening engine file: {folder}/rank{RANKS.rank}.engine")
-    if build["version"] != profile()["version"]:
-        raise RuntimeError(
-            "[TensorRT-LLM][ERROR] The engine plan file is not compatible with this version of TensorRT, expecting "
-            f"library version {profile()['tensorrt']} got another, please rebuild."
-        )
-    if config.max_beam_width > build["build_config"]["max_beam_width"]:
-        raise RuntimeError("[TensorRT-LLM][ERROR] max_beam_width is larger than the engine was built for")
-    kv = config.kv_cache_config
-    paged = build["build_config"]["plugin_config"].get("use_paged_context_fmha")
-    if (kv.enable_block_reuse or config.enable_chunked_context) and not paged:
-        raise RuntimeError("[TensorRT-LLM][ERROR] KV cache reuse needs an engine with use_paged_context_fmha")
-    return build
 
 
 def SIGNATURE(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:

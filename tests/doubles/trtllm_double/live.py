@@ -37,6 +37,7 @@ class LiveRequest:
         self.scheduled_at = self.first_at = self.last_at = 0.0
         self.cancelled = self.scheduled = False
         self.prefill_left = len(request.input_token_ids)
+        self.max_tokens = request.max_tokens
         sampling = request.sampling_config
         self.beam_width = sampling.beam_width
         greedy = sampling.top_k == 1 or (sampling.top_p in (None, 0.0) and sampling.top_k is None)
@@ -65,7 +66,7 @@ class LiveRequest:
         """KV blocks taken now, or at the most."""
         prompt = len(self.request.input_token_ids)
         return sum(
-            math.ceil((prompt + (self.request.max_tokens if worst_case else len(sequence.tokens))) / size)
+            math.ceil((prompt + (self.max_tokens if worst_case else len(sequence.tokens))) / size)
             for sequence in self.sequences
         )
 
@@ -119,7 +120,7 @@ class LiveRequest:
             words = request.stop_words or ()
             if any(word and sequence.tokens[-len(word) :] == list(word) for word in words):
                 sequence.finish = "STOP_WORDS"
-            elif len(sequence.tokens) >= request.max_tokens:
+            elif len(sequence.tokens) >= self.max_tokens:
                 sequence.finish = "LENGTH"
             if not offered or offered.pop(0) != token:
                 return

@@ -18,7 +18,8 @@ class DoubleOptions:
 
     `errors` says how a request that breaks a limit is refused: by a "response" with an error, as the library's loop
     does (executorImpl.cpp at b35ac1b6, fetchNewRequests), or "raise" out of enqueue_request. `eos_every` ends sequences
-    after that many tokens. `lora_slots` is how many adapters stay in the cache.
+    after that many tokens. `lora_slots` is how many adapters stay in the cache. `gpu_gib` is
+    the memory of the one GPU, of which an engine's `weights_gib` are taken before its KV cache; 0 is without end.
     Faults: `enqueue_raises_at` and `error_at` count requests; `stall_at`, `die_at` and `break_at` count tokens (the
     loop stops, the process is killed, iterations throw `break_words`, `break_times` of them or all); `die_rank` with
     `die_after_ms` kills one rank; `oom_at_load`, `mpi_fails` and `import_fails` refuse to start.
@@ -31,6 +32,8 @@ class DoubleOptions:
     errors: str = "response"
     eos_every: int = 0
     lora_slots: int = 2
+    gpu_gib: float = 0.0
+    weights_gib: float = 0.0
     enqueue_raises_at: int = 0
     error_at: int = 0
     stall_at: int = 0

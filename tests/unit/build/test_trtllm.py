@@ -17,13 +17,16 @@ import pytest
 
 import inflight.manifest as manifest
 from build_engine import cli, hf_config
+from build_engine.console import Console
 from build_engine.errors import UserMistake
 from build_engine.planning.roofline import Parallel
 from build_engine.quantization import RECIPES as VOCABULARY
 from build_engine.quantization import kv_cache_for
 from build_engine.tensorrt import compile as compiler
+from build_engine.tensorrt import config as checkpoint_config
 from build_engine.tensorrt import recipes
 from build_engine.tensorrt.compile import CompileLimits
+from build_engine.tensorrt.target import manifest_limits
 from inflight_tools.common.tiny_models import LLAMA, write_config
 from tests.unit.build import trtllm_build_standin as standin
 
@@ -87,8 +90,9 @@ def test_every_recipe_and_split_is_accepted_by_every_release(release: str, monke
         options = parser.parse_args(compiler.command("in", "out", flags)[1:])
         assert options.max_seq_len == 128
         assert options.max_draft_len == length
-        assert options.use_paged_context_fmha == "enable"
-        assert (options.use_fp8_context_fmha == "enable") == (kv == "fp8")
+        floats = recipe in ("fp8", "w4a8-awq")
+        assert (options.use_paged_context_fmha == "enable") == (kv == "none" or (kv == "fp8" and floats))
+        assert (options.use_fp8_context_fmha == "enable") == (kv == "fp8" and floats)
         assert (options.gemm_plugin == "disable") == (recipe == "fp8")
         assert (options.reduce_fusion == "enable") == (tensor == 2)
 
@@ -106,6 +110,80 @@ def test_fp8_brings_an_fp8_kv_cache_unless_told_otherwise() -> None:
     assert kv_cache_for("auto", "tensorrt-llm", VOCABULARY["fp8"]) == "fp8"
     assert kv_cache_for("none", "tensorrt-llm", VOCABULARY["fp8"]) == "none"
     assert kv_cache_for("auto", "tensorrt-llm", VOCABULARY["int8-sq"]) == "none"
+
+
+FP8_CONFIG = {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}
+
+
+@pytest.mark.parametrize("kv", sorted(recipes.KV_ALGOS))
+@pytest.mark.parametrize("recipe", sorted(recipes.RECIPES))
+def test_the_builder_changes_none_of_our_flags(
+    recipe: str, kv: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It switches paged-context and FP8 attention off where it has none, with a warning that nobody reads; what is not
+    built is said instead.
+    """
+    flags = compiler.choose_flags(CONFIG, recipe, kv, Parallel(2), LIMITS)
+    plugins = {name: flags.get(name, "disable") == "enable" for name in standin.SWITCHES}
+    wanted = dict(plugins)
+    quantization = {"quant_algo": recipes.RECIPES[recipe].algo, "kv_cache_quant_algo": recipes.KV_ALGOS[kv]}
+    config = {"architecture": "LlamaForCausalLM", "quantization": quantization, "mapping": {"tp_size": 2}}
+    standin.changed({"speculative_decoding_mode": 1}, plugins, config)
+    assert plugins == wanted
+    assert "[W]" not in capsys.readouterr().out
+    console = Console()
+    said: list[str] = []
+    monkeypatch.setattr(console, "say", said.append)
+    compiler.say_what_lacks(recipe, kv, console)
+    assert [f"an {kv.upper()} KV cache" in text for text in said] == (
+        [] if plugins["use_paged_context_fmha"] else [True]
+    )
+
+
+def test_an_engine_for_drafts_that_could_not_be_loaded_is_refused() -> None:
+    limits = CompileLimits(8, 127, 128, 1024, 1, "draft-tokens-external", 5)
+    compiler.check_drafts("fp8", "fp8", limits)
+    compiler.check_drafts("int8", "none", limits)
+    with pytest.raises(UserMistake, match="add --kv-cache none"):
+        compiler.check_drafts("int4-awq", "fp8", limits)
+
+
+@pytest.mark.parametrize("paged", [True, False])
+def test_what_a_compile_brings_is_said(
+    paged: bool, built: Path, tmp_path: Path, program: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A checkpoint whose flags were chosen before this was known."""
+    path = built / "checkpoint" / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization"] = FP8_CONFIG if paged else {"quant_algo": "W4A16_AWQ", "kv_cache_quant_algo": "FP8"}
+    path.write_text(json.dumps(config))
+    described = manifest.read(built)
+    manifest.write(built, msgspec.structs.replace(described, files=manifest.list_files(built)))
+    assert cli.main(["compile", str(built), "--output", str(tmp_path / "engine")]) == 0
+    assert ("has switched paged-context attention off" in capsys.readouterr().err) == (not paged)
+
+
+def test_windows_of_attention_are_kept_out_of_what_the_builder_reads(
+    built: Path, tmp_path: Path, program: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the checkpoint's configuration they would end the builder; in the manifest they reach the engine's load."""
+    sliding = hf_config.parse({**CONFIG.raw, "model_type": "mistral", "sliding_window": 64})
+    windows = checkpoint_config.attention_windows(sliding)
+    assert windows == [64, 64]
+    exported = {"dtype": "float16", "runtime_defaults": {"max_attention_window": windows}, "vocab_size": 403}
+    corrected, _ = checkpoint_config.correct(exported, sliding, Parallel(2), None, None)
+    assert "runtime_defaults" not in corrected
+    path = built / "checkpoint" / "config.json"
+    path.write_text(json.dumps({**corrected, "quantization": FP8_CONFIG}))
+    limits = manifest_limits(LIMITS, windows)
+    described = msgspec.structs.replace(manifest.read(built), limits=limits, files=manifest.list_files(built))
+    manifest.write(built, described)
+    assert cli.main(["compile", str(built), "--output", str(tmp_path / "engine")]) == 0
+    assert manifest.read(tmp_path / "engine").limits.max_attention_window == windows
+    path.write_text(json.dumps({**corrected, "runtime_defaults": {"max_attention_window": windows}}))
+    manifest.write(built, msgspec.structs.replace(described, files=manifest.list_files(built)))
+    assert cli.main(["compile", str(built), "--output", str(tmp_path / "other")]) == 1
+    assert "cannot pickle" in capsys.readouterr().err
 
 
 def test_the_standin_is_strict() -> None:

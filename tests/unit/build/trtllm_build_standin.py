@@ -1,8 +1,8 @@
 """A stand-in for NVIDIA's ``trtllm-build``: parses the real flags of one release strictly and writes an engine's files.
 
-What it knows is public documentation of the releases 0.21, 1.0, 1.1 and 1.2: their flags, defaults and choices, and
-the form of an engine directory. It compiles nothing. ``STANDIN_VERSION`` chooses the release, ``STANDIN_FAIL`` a
-failure to act out.
+What it knows is public documentation of the releases 0.21, 1.0, 1.1 and 1.2: their flags, defaults and choices, what
+they change by themselves, and the form of an engine directory. It compiles nothing. ``STANDIN_VERSION`` chooses the
+release, ``STANDIN_FAIL`` a failure to act out.
 """
 
 from __future__ import annotations
@@ -63,7 +63,13 @@ NUMBERS: dict[str, int | None] = {
     "tokens_per_block": 32,
     "max_lora_rank": 64,
 }
-SPECULATIVE = ("draft_tokens_external", "lookahead_decoding", "medusa", "explicit_draft_tokens", "eagle")
+SPECULATIVE = {
+    "draft_tokens_external": 2,
+    "lookahead_decoding": 8,
+    "medusa": 4,
+    "explicit_draft_tokens": 16,
+    "eagle": 32,
+}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -85,7 +91,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--log_level", default="info", choices=("internal_error", "error", "warning", "info", "verbose")
     )
-    parser.add_argument("--speculative_decoding_mode", choices=SPECULATIVE)
+    parser.add_argument("--speculative_decoding_mode", choices=tuple(SPECULATIVE))
     for flag in ("--strip_plan", "--weight_sparsity", "--weight_streaming", "--fast_build", "--dry_run"):
         parser.add_argument(flag, action="store_true")
     for flag in ("--gather_context_logits", "--gather_generation_logits", "--gather_all_token_logits"):
@@ -99,6 +105,40 @@ def make_parser() -> argparse.ArgumentParser:
 
 def say(text: str) -> None:
     print(f"[11/23/2026-10:00:00] [TRT-LLM] [I] {text}", flush=True)
+
+
+def warn(text: str) -> None:
+    print(f"[11/23/2026-10:00:00] [TRT-LLM] [W] {text}", flush=True)
+
+
+def changed(build: dict[str, Any], plugins: dict[str, Any], config: dict[str, Any]) -> None:
+    """What the builder makes of flags that do not go together: tensorrt_llm/builder.py, build() (205252225, and
+    008b2b8d for the branches on FMHA).
+    """
+    quantization = config.get("quantization") or {}
+    algo, kv_algo = quantization.get("quant_algo"), quantization.get("kv_cache_quant_algo")
+    tensor = config["mapping"].get("tp_size", config["mapping"].get("world_size", 1))
+    if plugins["reduce_fusion"] and (tensor == 1 or config["architecture"] != "LlamaForCausalLM"):
+        warn("Overriding reduce_fusion to False")
+        plugins["reduce_fusion"] = False
+    if plugins["user_buffer"] and not plugins["reduce_fusion"]:
+        warn("Overriding user_buffer to False")
+        plugins["user_buffer"] = False
+    if build["speculative_decoding_mode"] != 1:
+        build["max_seq_len"] += build["max_draft_len"]
+        build["max_num_tokens"] = max(build["max_num_tokens"], build["max_batch_size"] * (build["max_draft_len"] + 1))
+    if algo not in ("FP8", "W4A8_AWQ", "NVFP4"):
+        if plugins["use_fp8_context_fmha"]:
+            warn("FP8 Context FMHA is disabled because it must be used together with the fp8 quantization workflow.")
+            plugins["use_fp8_context_fmha"] = False
+        if plugins["use_paged_context_fmha"] and kv_algo == "FP8":
+            warn("FP8 Paged Context FMHA is disabled because FP8 context FMHA is disabled.")
+            plugins["use_paged_context_fmha"] = False
+    elif plugins["use_paged_context_fmha"]:
+        plugins["use_fp8_context_fmha"] = kv_algo == "FP8"
+    if plugins["use_paged_context_fmha"] and kv_algo == "INT8":
+        warn("Paged Context FMHA is disabled because it doesn't work with int8 kv cache currently.")
+        plugins["use_paged_context_fmha"] = False
 
 
 def act_out(failure: str) -> int:
@@ -126,6 +166,9 @@ def main() -> int:
     for rank in range(world):
         if not (Path(options.checkpoint_dir) / f"rank{rank}.safetensors").is_file():
             raise FileNotFoundError(f"rank{rank}.safetensors")
+    if config.get("runtime_defaults") is not None:
+        # modeling_utils.py (1189552800) makes a bound object of it, and build.py at 65f1d153 copies the configuration.
+        raise TypeError("cannot pickle 'tensorrt_llm.bindings.executor.RuntimeDefaults' object")
     output = Path(options.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     given = vars(options)
@@ -136,6 +179,8 @@ def main() -> int:
     }
     build = {name: given[name] for name in NUMBERS if name not in ("workers", "tokens_per_block", "max_lora_rank")}
     build.update(kv_cache_type=(options.kv_cache_type or "paged").upper(), strongly_typed=True, plugin_config=plugins)
+    build["speculative_decoding_mode"] = SPECULATIVE.get(options.speculative_decoding_mode, 1)
+    changed(build, plugins, config)
     for rank in range(world):
         say("Total time of constructing network from module object 1.0 seconds")
         say(f"Build TensorRT engine Unnamed Network {rank}")

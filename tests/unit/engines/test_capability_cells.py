@@ -70,7 +70,10 @@ class Column:
             made = self.make({"plugin_config": {"lora_plugin": "auto"}}, lora_dir=str(self._adapters()))
         else:
             assert capability is Capability.SPECULATIVE
-            made = self.make({"speculative_decoding_mode": 8}, **({"speculative": "ngram"} if self.checkpoint else {}))
+            made = self.make(
+                {"speculative_decoding_mode": 8, "max_draft_len": 15},
+                **({"speculative": "ngram"} if self.checkpoint else {}),
+            )
         return made
 
     def _adapters(self) -> Path:

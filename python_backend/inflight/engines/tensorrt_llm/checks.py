@@ -10,7 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from inflight.engines.tensorrt_llm.options import SPECULATIVE_MODES, TensorRtLlmOptions
+from inflight.engines.tensorrt_llm.limits import WORKSPACE, context_of
+from inflight.engines.tensorrt_llm.options import (
+    LOOKAHEAD_OPTIONS,
+    SPECULATIVE_MODES,
+    TensorRtLlmOptions,
+    lookahead_drafts,
+    lookahead_sizes,
+)
 from inflight.engines.tensorrt_llm.probe import DirectoryKind, EngineFacts, Gpu, Installed, installed_version
 from inflight.errors import LoadError
 from inflight.manifest import MANIFEST_NAME, Manifest, ManifestError, check, check_whole, rebuild_command
@@ -19,7 +26,6 @@ log = logging.getLogger("inflight.engine_worker")
 
 COMPILE_AGAIN = "compile it again here (python -m build_engine compile)"
 LAST_WITH_ENGINES = "TensorRT-LLM 1.2.1 (image tritonserver:26.04 to 26.07-trtllm-python-py3)"
-WORKSPACE = 1.05  # engines need a little more than their weights before any KV block
 
 # Triton images by the TensorRT-LLM release they carry (facts sheet, section 1.2).
 IMAGES = {
@@ -28,29 +34,12 @@ IMAGES = {
     "1.1": "26.02",
     "1.2": "26.07",
 }
-# SpeculativeDecodingMode as an engine's config.json writes it: bits of an IntFlag
-SPECULATIVE_BITS = {
-    1: "none",
-    2: "draft_tokens_external",
-    4: "medusa",
-    8: "lookahead_decoding",
-    16: "explicit_draft_tokens",
-    32: "eagle",
-}
 MODE_OF_ENGINE = {
     "medusa": "medusa",
     "lookahead_decoding": "lookahead",
     "explicit_draft_tokens": "redrafter",
     "eagle": "eagle",
 }
-
-
-def speculative_mode(facts: EngineFacts) -> str:
-    """The engine's speculative decoding mode, "none" where it has none."""
-    value = facts.build.get("speculative_decoding_mode", 1)
-    if isinstance(value, str):
-        return value.lower().removeprefix("speculativedecodingmode.")
-    return SPECULATIVE_BITS.get(int(value), "none")
 
 
 def check_manifest(folder: Path, gpus: Sequence[Gpu] | None) -> Manifest | None:
@@ -127,7 +116,7 @@ def _gpu_problems(
         )
         return
     ids = options.gpu_device_ids if options.gpu_device_ids is not None else list(range(here))
-    if len(ids) < here or any(not 0 <= each < len(gpus) for each in ids):
+    if len(ids) != here or any(not 0 <= each < len(gpus) for each in ids):
         yield f"gpu_device_ids names {ids}, but the engine needs {here} of the {len(gpus)} GPUs that are visible."
         return
     for rank in range(min(here, world)):
@@ -163,26 +152,26 @@ def _option_problems(facts: EngineFacts, options: TensorRtLlmOptions, again: str
             f"model parameter max_beam_width is {options.max_beam_width} and the engine was built for {beams}; lower "
             "it or rebuild with --max-beam-width."
         )
-    for name, wanted in (
-        ("enable_kv_cache_reuse", options.enable_kv_cache_reuse),
-        ("enable_chunked_context", options.enable_chunked_context),
-    ):
-        if wanted and not facts.paged_context:
-            yield (
-                f"model parameter {name} needs an engine built with use_paged_context_fmha; set it to false or compile "
-                "again with trtllm-build --use_paged_context_fmha enable."
-            )
-    for name in ("max_batch_size", "max_num_tokens", "max_seq_len"):
+    yield from _cache_problems(facts, options)
+    built_for = {name: facts.limit(name) for name in ("max_batch_size", "max_num_tokens")}
+    for name, limit in {**built_for, "max_seq_len": context_of(facts)}.items():
         value = getattr(options, name)
-        if value > facts.limit(name):
-            yield f"engine_options: {name} is {value} and the engine was built for {facts.limit(name)}; lower it."
-    mode = speculative_mode(facts)
+        if value > limit:
+            yield f"engine_options: {name} is {value} and the engine was built for {limit}; lower it."
+    if options.participant_ids is not None and len(options.participant_ids) != facts.world_size:
+        yield (
+            f"model parameter participant_ids names {len(options.participant_ids)} ranks and the engine has "
+            f"{facts.world_size}; name as many, or leave it out."
+        )
+    mode = facts.speculative_mode
     built = MODE_OF_ENGINE.get(mode, "")
     if options.decoding_mode in SPECULATIVE_MODES and options.decoding_mode != built:
         yield (
             f"model parameter decoding_mode is {options.decoding_mode} and the engine was built for "
             f"{built or 'none'}; set it so, or rebuild with --speculative."
         )
+    if mode == "lookahead_decoding":
+        yield from _lookahead_problems(facts, options)
     if mode != "none" and options.max_beam_width > 1:
         yield (
             f"model parameter max_beam_width is {options.max_beam_width} and the engine was built for speculative "
@@ -201,6 +190,63 @@ def _option_problems(facts: EngineFacts, options: TensorRtLlmOptions, again: str
         yield (
             f"model parameter {adapters} is set and the engine was built without lora_plugin; remove it or compile "
             "again with trtllm-build --lora_plugin auto."
+        )
+
+
+def _cache_problems(facts: EngineFacts, options: TensorRtLlmOptions) -> Iterator[str]:
+    """What of the KV cache is asked for and cannot be."""
+    for name, wanted, able in (
+        ("enable_kv_cache_reuse", options.enable_kv_cache_reuse, facts.can_reuse),
+        ("enable_chunked_context", options.enable_chunked_context, facts.paged_context),
+    ):
+        if wanted and not able:
+            yield f"model parameter {name} cannot be true: {_why_not_paged(facts)}."
+    if facts.speculative_mode == "draft_tokens_external":
+        if not facts.can_reuse:
+            yield f"the engine verifies drafts, which needs KV reuse, and {_why_not_paged(facts)}."
+        elif options.enable_kv_cache_reuse is False:
+            yield (
+                "model parameter enable_kv_cache_reuse is false and the engine verifies drafts, which needs KV reuse; "
+                "leave it out."
+            )
+    if facts.paged_context and not options.kv_cache_onboard_blocks:
+        yield (
+            "model parameter kv_cache_onboard_blocks is false and the engine reads its KV cache block by block "
+            "(use_paged_context_fmha), from the GPU alone; leave it out."
+        )
+    if facts.paged_context and options.sink_token_length:
+        yield (
+            "model parameter sink_token_length needs an engine without use_paged_context_fmha; leave it out or compile "
+            "again with trtllm-build --use_paged_context_fmha disable."
+        )
+
+
+def _why_not_paged(facts: EngineFacts) -> str:
+    """Why the engine has no KV reuse, and what to do: words after "cannot be true:"."""
+    algo = str((facts.pretrained.get("quantization") or {}).get("quant_algo") or "no quantization")
+    if facts.paged_context:
+        return (
+            "the engine was built with gather_context_logits, which needs whole prompts; leave it out or build without"
+        )
+    if facts.kv_kind and not (facts.kv_kind == "FP8" and algo in ("FP8", "W4A8_AWQ", "NVFP4")):
+        return (
+            f"TensorRT-LLM builds no paged-context attention for an {facts.kv_kind} KV cache with {algo}; leave it out "
+            "or build again with --kv-cache none"
+        )
+    return (
+        "the engine was built without use_paged_context_fmha; leave it out or compile again with trtllm-build "
+        "--use_paged_context_fmha enable"
+    )
+
+
+def _lookahead_problems(facts: EngineFacts, options: TensorRtLlmOptions) -> Iterator[str]:
+    sizes, built = lookahead_sizes(options), int(facts.build.get("max_draft_len") or 0)
+    shown = ", ".join(f"{name} {size}" for name, size in zip(LOOKAHEAD_OPTIONS, sizes, strict=True))
+    drafts = lookahead_drafts(sizes)
+    if drafts > built:
+        yield (
+            f"lookahead decoding with {shown} drafts {drafts} tokens and the engine was built for {built} "
+            f"(max_draft_len); set smaller sizes, or rebuild with --max-draft-len {drafts}."
         )
 
 
@@ -237,6 +283,19 @@ def check_checkpoint(config: Mapping[str, Any]) -> None:
 
 def check_draft(facts: EngineFacts, draft: EngineFacts, options: TensorRtLlmOptions) -> None:
     """Whether the two engines of a pair fit each other. Raises `LoadError`."""
+    installed = installed_version("tensorrt_llm")
+    if draft.version and installed and draft.version != installed:
+        raise LoadError(
+            f"the engine in draft_engine_dir was compiled by TensorRT-LLM {draft.version} and {installed} is "
+            f"installed; {COMPILE_AGAIN}."
+        )
+    if 0 not in draft.ranks:
+        raise LoadError("the engine in draft_engine_dir has no rank0.engine; copy the whole directory.")
+    if draft.speculative_mode != "none":
+        raise LoadError(
+            f"the engine in draft_engine_dir was built for speculative decoding itself ({draft.speculative_mode}); "
+            "compile it without --speculative."
+        )
     if draft.pretrained.get("vocab_size") != facts.pretrained.get("vocab_size"):
         raise LoadError(
             f"the engine in draft_engine_dir has {draft.pretrained.get('vocab_size')} tokens in its vocabulary and the "

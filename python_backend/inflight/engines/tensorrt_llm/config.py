@@ -6,8 +6,14 @@ import datetime
 import logging
 from typing import Any
 
-from inflight.engines.tensorrt_llm.checks import MODE_OF_ENGINE, speculative_mode
-from inflight.engines.tensorrt_llm.options import DECODING_MODES, POLICIES, TensorRtLlmOptions, parse_choices
+from inflight.engines.tensorrt_llm.checks import MODE_OF_ENGINE
+from inflight.engines.tensorrt_llm.options import (
+    DECODING_MODES,
+    POLICIES,
+    TensorRtLlmOptions,
+    lookahead_sizes,
+    parse_choices,
+)
 from inflight.engines.tensorrt_llm.probe import EngineFacts, first_line
 from inflight.errors import LoadError
 
@@ -21,16 +27,28 @@ def accepts(bound: Any, name: str) -> bool:
 
 def reuse_enabled(options: TensorRtLlmOptions, facts: EngineFacts) -> bool:
     """Unset means: wherever the engine can."""
-    return facts.paged_context if options.enable_kv_cache_reuse is None else options.enable_kv_cache_reuse
+    return facts.can_reuse if options.enable_kv_cache_reuse is None else options.enable_kv_cache_reuse
 
 
 def executor_config(trtllm: Any, options: TensorRtLlmOptions, facts: EngineFacts, guided: Any) -> Any:
-    """The whole configuration; `guided` is a GuidedDecodingConfig or None."""
+    """The whole configuration; `guided` is a GuidedDecodingConfig or None. Raises `LoadError` with what the library
+    says against a value.
+    """
+    try:
+        return _executor_config(trtllm, options, facts, guided)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise LoadError(
+            f"TensorRT-LLM does not take the model's parameters ({first_line(error)}); look at engine_options and at "
+            "what config.pbtxt sets."
+        ) from None
+
+
+def _executor_config(trtllm: Any, options: TensorRtLlmOptions, facts: EngineFacts, guided: Any) -> Any:
     kv_cache = trtllm.KvCacheConfig(
         **_given(
             enable_block_reuse=reuse_enabled(options, facts),
             max_tokens=options.max_tokens_in_paged_kv_cache,
-            max_attention_window=options.max_attention_window_size,
+            max_attention_window=options.max_attention_window_size or facts.windows,
             sink_token_length=options.sink_token_length,
             free_gpu_memory_fraction=options.kv_cache_free_gpu_mem_fraction,
             host_cache_size=options.kv_cache_host_memory_bytes,
@@ -102,15 +120,14 @@ def _peft(trtllm: Any, options: TensorRtLlmOptions) -> Any:
 
 def _decoding(trtllm: Any, options: TensorRtLlmOptions, facts: EngineFacts) -> Any:
     """The decoding mode: as told, else as the engine was built for, else TensorRT-LLM's own choice."""
-    mode = options.decoding_mode or MODE_OF_ENGINE.get(speculative_mode(facts), "")
+    mode = options.decoding_mode or MODE_OF_ENGINE.get(facts.speculative_mode, "")
     if not mode:
         return None
     lookahead = eagle = medusa = None
-    if mode == "lookahead" and options.lookahead_window_size is not None:
+    if mode == "lookahead":  # without one the engine would load and every step of it fail
+        window, ngram, guesses = lookahead_sizes(options)
         lookahead = trtllm.LookaheadDecodingConfig(
-            max_window_size=options.lookahead_window_size,
-            max_ngram_size=options.lookahead_ngram_size,
-            max_verification_set_size=options.lookahead_verification_set_size,
+            max_window_size=window, max_ngram_size=ngram, max_verification_set_size=guesses
         )
     if options.medusa_choices:
         medusa = parse_choices("medusa_choices", options.medusa_choices)

@@ -8,9 +8,11 @@ correctness rests.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from inflight.engines.base import GUIDED, Capability, Engine, EngineInfo
 from inflight.engines.tensorrt_llm.checks import (
@@ -20,7 +22,6 @@ from inflight.engines.tensorrt_llm.checks import (
     check_manifest,
     check_way_in,
     refuse_uncompiled,
-    speculative_mode,
 )
 from inflight.engines.tensorrt_llm.config import (
     accepts,
@@ -30,11 +31,13 @@ from inflight.engines.tensorrt_llm.config import (
     reuse_enabled,
 )
 from inflight.engines.tensorrt_llm.executor import ExecutorEngine
+from inflight.engines.tensorrt_llm.limits import context_of, prompt_limit, shares_of_memory
 from inflight.engines.tensorrt_llm.lora import Adapters
 from inflight.engines.tensorrt_llm.options import TensorRtLlmOptions, read_options
 from inflight.engines.tensorrt_llm.probe import (
     DirectoryKind,
     EngineFacts,
+    Gpu,
     Installed,
     directory_kind,
     engine_facts,
@@ -86,41 +89,70 @@ def create(folder: Path, values: Mapping[str, Any], max_running: int) -> Engine:
         stops = end_tokens(folder, number_of(config, "vocab_size"))
         engine: Engine = LlmEngine(folder, config, options, installed, max_running, stops)
     else:
-        engine = load_compiled(facts, options, installed, max_running)
+        engine = load_compiled(facts, options, installed, max_running, gpus)
     names = sorted(capability.value for capability in engine.info.capabilities)
     log.info("TensorRT-LLM %s runs this %s; capabilities: %s", installed.version, kind.value, ", ".join(names))
     return engine
 
 
-def load_compiled(facts: EngineFacts, options: TensorRtLlmOptions, installed: Installed, max_running: int) -> Engine:
-    """Load a compiled engine. Raises `LoadError`."""
+def load_compiled(
+    facts: EngineFacts,
+    options: TensorRtLlmOptions,
+    installed: Installed,
+    max_running: int,
+    gpus: Sequence[Gpu] | None,
+) -> Engine:
+    """Load a compiled engine, and the one that drafts for it. Raises `LoadError`."""
     trtllm, folder = installed.executor, facts.folder
-    mode = speculative_mode(facts)
-    guided = guided_config(trtllm, options, str(folder), speculative=mode != "none")
-    configuration = executor_config(trtllm, options, facts, guided)
-    executor = make_executor(trtllm, folder, configuration)
+    guided = guided_config(trtllm, options, str(folder), speculative=facts.speculative_mode != "none")
+    draft, of_draft = None, options
+    if options.draft_engine_dir:
+        draft_folder = Path(options.draft_engine_dir)
+        check_manifest(draft_folder, None)
+        draft = engine_facts(draft_folder, read_config(draft_folder))
+        check_draft(facts, draft, options)
+        options, of_draft = _shared(options, facts, draft, gpus)
+    executor = make_executor(trtllm, folder, executor_config(trtllm, options, facts, guided))
     capabilities = capabilities_of(trtllm, options, facts, guided is not None)
     info = compiled_info(facts, options, installed.version, capabilities, max_running)
     engine = ExecutorEngine(
         trtllm,
         executor,
         info,
-        max_input_len=facts.limit("max_input_len"),
+        prompt_limit=prompt_limit(facts, options),
         tokens_per_block=info.block_size,
         adapters=_adapters(trtllm, options, facts),
         retention=retention_config(trtllm, options),
         restarts=options.batch_scheduler_policy == "max_utilization" and not options.enable_chunked_context,
         stall_timeout_s=options.stall_timeout_ms / 1000,
     )
-    if not options.draft_engine_dir:
+    if draft is None:
         return engine
     from inflight.engines.tensorrt_llm.draft import DraftedEngine
 
-    draft_folder = Path(options.draft_engine_dir)
-    draft = engine_facts(draft_folder, read_config(draft_folder))
-    check_draft(facts, draft, options)
-    drafting = make_executor(trtllm, draft_folder, executor_config(trtllm, options, draft, None))
-    return DraftedEngine(engine, drafting, options.num_draft_tokens)
+    drafting = make_executor(trtllm, draft.folder, executor_config(trtllm, of_draft, draft, None))
+    longest = min(context_of(draft) - 1, prompt_limit(draft, of_draft).tokens)
+    return DraftedEngine(engine, drafting, options.num_draft_tokens, longest)
+
+
+def _shared(
+    options: TensorRtLlmOptions, facts: EngineFacts, draft: EngineFacts, gpus: Sequence[Gpu] | None
+) -> tuple[TensorRtLlmOptions, TensorRtLlmOptions]:
+    """Options for the two engines of a pair on one GPU: each takes its share, and the small one its own limits."""
+    chosen = options.gpu_device_ids or [0]
+    gpu = gpus[chosen[0] : chosen[0] + 1] if gpus else None
+    large, small = shares_of_memory(facts, draft, options.kv_cache_free_gpu_mem_fraction, gpu)
+    replace = msgspec.structs.replace
+    return replace(options, kv_cache_free_gpu_mem_fraction=large), replace(
+        options,
+        kv_cache_free_gpu_mem_fraction=small,
+        max_batch_size=min(options.max_batch_size, draft.limit("max_batch_size")),
+        max_num_tokens=min(options.max_num_tokens, draft.limit("max_num_tokens")),
+        enable_kv_cache_reuse=None,
+        enable_chunked_context=options.enable_chunked_context and draft.paged_context,
+        max_attention_window_size=None,
+        decoding_mode="",
+    )
 
 
 def _adapters(trtllm: Any, options: TensorRtLlmOptions, facts: EngineFacts) -> Adapters | None:
@@ -161,7 +193,7 @@ def capabilities_of(
     trtllm: Any, options: TensorRtLlmOptions, facts: EngineFacts, guided: bool
 ) -> frozenset[Capability]:
     """What this engine, in this release and with these options, can do."""
-    speculative = speculative_mode(facts) != "none" or bool(options.decoding_mode in ("medusa", "lookahead", "eagle"))
+    speculative = facts.speculative_mode != "none" or bool(options.decoding_mode in ("medusa", "lookahead", "eagle"))
     wanted = {
         Capability.BEAM_SEARCH: options.max_beam_width > 1,
         Capability.PREFIX_CACHE: reuse_enabled(options, facts),
@@ -185,7 +217,7 @@ def compiled_info(
     places = facts.limit("max_batch_size")
     for lower in (options.max_batch_size, max_running):
         places = min(places, lower) if lower else places
-    context = facts.limit("max_seq_len")
+    context = context_of(facts)
     vocab_size = int(facts.pretrained["vocab_size"])
     return EngineInfo(
         name="tensorrt_llm",

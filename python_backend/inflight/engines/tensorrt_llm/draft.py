@@ -41,13 +41,14 @@ class _Pair:
 
 class DraftedEngine:
     """See the module's text; the contract is `engines.base.Engine`. Wraps the large engine and owns the draft
-    executor.
+    executor, whose longest prompt has `longest` tokens.
     """
 
-    def __init__(self, engine: ExecutorEngine, draft: Any, num_draft_tokens: int) -> None:
+    def __init__(self, engine: ExecutorEngine, draft: Any, num_draft_tokens: int, longest: int) -> None:
         self._engine = engine
         self._draft = draft
         self._length = num_draft_tokens
+        self._longest = min(longest, engine.max_input_len)
         self.info: EngineInfo = engine.info
         self._pairs: dict[int, _Pair] = {}  # by our request id
         self._drafting: dict[int, tuple[_Pair, list[int]]] = {}  # by the draft executor's id
@@ -55,7 +56,7 @@ class DraftedEngine:
 
     def add(self, request: EngineRequest) -> None:
         longest = len(request.token_ids) + request.sampling.max_tokens  # each round's prompt holds the answer so far
-        if not _can_draft(request) or longest > self._engine.max_input_len:
+        if not _can_draft(request) or longest > self._longest:
             self._engine.add(request)
             return
         self._engine.check(request)

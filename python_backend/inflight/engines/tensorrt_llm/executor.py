@@ -23,6 +23,7 @@ from inflight.engines.base import (
 )
 from inflight.engines.faults import concerns_one_request, sparingly
 from inflight.engines.refusals import in_our_words
+from inflight.engines.tensorrt_llm.limits import PromptLimit
 from inflight.engines.tensorrt_llm.lora import MISSING, Adapters
 from inflight.engines.tensorrt_llm.sampling import Stops, executor_request, split_stops
 
@@ -73,7 +74,7 @@ class ExecutorEngine:
     """See the module's text; the contract is `engines.base.Engine`.
 
     `retention` is a KvCacheRetentionConfig for every request, or None. `restarts`: the scheduler may evict a sequence
-    and begin it anew with its answer in its prompt, which has to fit `max_input_len`. `stall_timeout_s`: with work
+    and begin it anew with its answer in its prompt, which has to fit the longest prompt. `stall_timeout_s`: with work
     under way, and neither a response nor an iteration for this long, `step` raises.
     """
 
@@ -83,7 +84,7 @@ class ExecutorEngine:
         executor: Any,
         info: EngineInfo,
         *,
-        max_input_len: int,
+        prompt_limit: PromptLimit,
         tokens_per_block: int,
         adapters: Adapters | None = None,
         retention: Any = None,
@@ -93,7 +94,7 @@ class ExecutorEngine:
         self.info = info
         self.bindings = trtllm
         self._executor = executor
-        self._max_input_len = max_input_len
+        self._prompt_limit = prompt_limit
         self._tokens_per_block = tokens_per_block
         self._adapters = adapters
         self._retention = retention
@@ -116,21 +117,21 @@ class ExecutorEngine:
     @property
     def max_input_len(self) -> int:
         """Tokens of the longest prompt."""
-        return self._max_input_len
+        return self._prompt_limit.tokens
 
     def check(self, request: EngineRequest) -> None:
         """Raises `EngineRefusal` for what this engine cannot take, before TensorRT-LLM sees it."""
-        if len(request.token_ids) > self._max_input_len:
+        if len(request.token_ids) > self.max_input_len:
             raise EngineRefusal(
-                f"has {len(request.token_ids)} tokens and the engine was built for {self._max_input_len} at most "
-                "(max_input_len)",
+                f"has {len(request.token_ids)} tokens and the engine takes {self.max_input_len} at most in one prompt "
+                f"({self._prompt_limit.reason}); shorten it",
                 "input_ids",
             )
         total = len(request.token_ids) + request.sampling.max_tokens - 1
-        if self._restarts and request.sampling.beam_width == 1 and total > self._max_input_len:
+        if self._restarts and request.sampling.beam_width == 1 and total > self.max_input_len:
             raise EngineRefusal(
                 f"is {request.sampling.max_tokens}, and with batch_scheduler_policy max_utilization prompt and answer "
-                f"together may have {self._max_input_len + 1} tokens at most; lower it, or set the model parameter "
+                f"together may have {self.max_input_len + 1} tokens at most; lower it, or set the model parameter "
                 "enable_chunked_context",
                 "max_tokens",
             )

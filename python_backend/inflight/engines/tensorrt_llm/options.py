@@ -101,6 +101,8 @@ DECODING_MODES = {
     "lookahead": "Lookahead",
     "eagle": "Eagle",
 }
+LOOKAHEAD_OPTIONS = ("lookahead_window_size", "lookahead_ngram_size", "lookahead_verification_set_size")
+LOOKAHEAD_DEFAULTS = (4, 3, 4)  # executor.h, stored copy 735557460
 SPECULATIVE_MODES = frozenset({"medusa", "redrafter", "lookahead", "eagle"})
 POLICIES = {"guaranteed_no_evict": "GUARANTEED_NO_EVICT", "max_utilization": "MAX_UTILIZATION"}
 BATCHING_TYPES = ("inflight_fused_batching", "inflight_batching")
@@ -110,8 +112,6 @@ BATCHING_TYPES = ("inflight_fused_batching", "inflight_batching")
 LEAST = {
     **dict.fromkeys(
         (
-            "max_tokens_in_paged_kv_cache",
-            "sink_token_length",
             "kv_cache_host_memory_bytes",
             "lora_cache_host_memory_bytes",
             "cancellation_check_period_ms",
@@ -130,6 +130,8 @@ LEAST = {
     ),
     **dict.fromkeys(
         (
+            "max_tokens_in_paged_kv_cache",
+            "sink_token_length",
             "max_beam_width",
             "num_nodes",
             "lora_cache_optimal_adapter_size",
@@ -165,26 +167,45 @@ def read_options(values: Mapping[str, Any]) -> TensorRtLlmOptions:
         raise LoadError("encoder_model_path and cross_kv_cache_fraction belong to encoder-decoder models; remove them.")
     if options.speculative_decoding_fast_logits:
         raise LoadError("speculative_decoding_fast_logits is not supported, drafts travel as tokens; set it to false.")
+    if not 0.0 < options.kv_cache_free_gpu_mem_fraction < 1.0:
+        raise LoadError(
+            "model parameter kv_cache_free_gpu_mem_fraction must be above 0 and below 1, but is "
+            f"{options.kv_cache_free_gpu_mem_fraction:g}."
+        )
+    if any(window < 1 for window in options.max_attention_window_size or ()):
+        raise LoadError("model parameter max_attention_window_size has a window below 1; name tokens of each layer.")
     for name, value in (
-        ("kv_cache_free_gpu_mem_fraction", options.kv_cache_free_gpu_mem_fraction),
         ("lora_cache_gpu_memory_fraction", options.lora_cache_gpu_memory_fraction),
         ("gpu_weights_percent", options.gpu_weights_percent),
     ):
         if not 0.0 < value <= 1.0:
             raise LoadError(f"model parameter {name} must be above 0 and at most 1, but is {value:g}.")
-    lookahead = (
-        options.lookahead_window_size,
-        options.lookahead_ngram_size,
-        options.lookahead_verification_set_size,
-    )
-    if options.decoding_mode == "lookahead" and None in lookahead:
+    window, ngram, guesses = lookahead_sizes(options)
+    if ngram == 1 and (window, guesses) != (1, 0):
         raise LoadError(
-            "decoding_mode lookahead needs lookahead_window_size, lookahead_ngram_size and "
-            "lookahead_verification_set_size; set all three."
+            "lookahead_ngram_size is 1, with which lookahead_window_size must be 1 and lookahead_verification_set_size "
+            "0; set it to 2 or more."
         )
     if options.max_beam_width > 1 and options.decoding_mode not in ("", "beam_search"):
         raise LoadError(f"decoding_mode {options.decoding_mode} works without beams only; set max_beam_width to 1.")
     return options
+
+
+def lookahead_sizes(options: TensorRtLlmOptions) -> tuple[int, int, int]:
+    """Window, n-gram and verification set, with TensorRT-LLM's own where nothing is set."""
+    given = (getattr(options, name) for name in LOOKAHEAD_OPTIONS)
+    window, ngram, guesses = (
+        default if value is None else value for value, default in zip(given, LOOKAHEAD_DEFAULTS, strict=True)
+    )
+    return window, ngram, guesses
+
+
+def lookahead_drafts(sizes: tuple[int, int, int]) -> int:
+    """Draft tokens of a step, of which an engine holds `max_draft_len` (calculateSpeculativeResourceTuple, stored copy
+    251636740).
+    """
+    window, ngram, guesses = sizes
+    return max(0, ngram - 2) + (window - 1 + guesses) * (ngram - 1)
 
 
 def _check_choice(name: str, value: str, known: Mapping[str, str]) -> None:

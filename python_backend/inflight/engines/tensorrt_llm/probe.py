@@ -19,12 +19,24 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from inflight import manifest
 from inflight.errors import LoadError, spoken_lines
 
 log = logging.getLogger("inflight.engine_worker")
 
 SMI_TIMEOUT_S = 20.0
 MAX_CONFIG_BYTES = 64 << 20
+
+
+# SpeculativeDecodingMode as an engine's config.json writes it: bits of an IntFlag
+SPECULATIVE_BITS = {
+    1: "none",
+    2: "draft_tokens_external",
+    4: "medusa",
+    8: "lookahead_decoding",
+    16: "explicit_draft_tokens",
+    32: "eagle",
+}
 
 
 class DirectoryKind(enum.Enum):
@@ -46,13 +58,16 @@ class Gpu:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EngineFacts:
-    """What config.json of a compiled engine says. `ranks` are the rank*.engine files that are there, with sizes."""
+    """What config.json of a compiled engine says. `ranks` are the rank*.engine files that are there, with sizes;
+    `windows` what each layer attends to, from the manifest: config.json of an engine does not say it.
+    """
 
     folder: Path
     version: str
     pretrained: dict[str, Any]
     build: dict[str, Any]
     ranks: dict[int, int]
+    windows: list[int] | None = None
 
     @property
     def world_size(self) -> int:
@@ -68,8 +83,28 @@ class EngineFacts:
 
     @property
     def paged_context(self) -> bool:
-        """Whether KV reuse and chunked context work."""
+        """Whether a prompt can go on from what the KV cache holds: chunked context does, and KV reuse."""
         return bool(self.plugins.get("use_paged_context_fmha"))
+
+    @property
+    def can_reuse(self) -> bool:
+        """Whether KV reuse works: not where the logits of a whole prompt are gathered (fixExecutorConfig of
+        trtGptModelInflightBatching.cpp at 00825c4e).
+        """
+        return self.paged_context and not self.build.get("gather_context_logits")
+
+    @property
+    def kv_kind(self) -> str:
+        """FP8, INT8, or empty for a KV cache of the model's own precision."""
+        return str((self.pretrained.get("quantization") or {}).get("kv_cache_quant_algo") or "")
+
+    @property
+    def speculative_mode(self) -> str:
+        """The engine's speculative decoding mode, "none" where it has none."""
+        value = self.build.get("speculative_decoding_mode", 1)
+        if isinstance(value, str):
+            return value.lower().removeprefix("speculativedecodingmode.")
+        return SPECULATIVE_BITS.get(int(value), "none")
 
     def limit(self, name: str) -> int:
         """A limit of the build. Raises `LoadError` when config.json lacks it."""
@@ -113,8 +148,12 @@ def engine_facts(folder: Path, config: dict[str, Any]) -> EngineFacts:
         number = path.name[len("rank") : -len(".engine")]
         if number.isdigit():
             ranks[int(number)] = path.stat().st_size
+    try:
+        windows = manifest.read(folder).limits.max_attention_window
+    except manifest.ManifestError:  # none, or what is wrong with it is said elsewhere
+        windows = None
     return EngineFacts(
-        folder, str(config.get("version", "")), config["pretrained_config"], config["build_config"], ranks
+        folder, str(config.get("version", "")), config["pretrained_config"], config["build_config"], ranks, windows
     )
 
 

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from inflight.engines.base import Capability
 from inflight.engines.factory import resolve_engine
+from inflight.engines.tensorrt_llm.limits import shares_of_memory
 from inflight.engines.tensorrt_llm.options import parse_choices, read_options
-from inflight.engines.tensorrt_llm.probe import DirectoryKind, Gpu, directory_kind, visible_gpus
+from inflight.engines.tensorrt_llm.probe import DirectoryKind, EngineFacts, Gpu, directory_kind, visible_gpus
 from inflight.errors import LoadError
 from tests.doubles.folders import engine_config, write_checkpoint, write_engine, write_metadata
 from tests.doubles.stand_in import StandIn, stand_in
@@ -121,10 +123,10 @@ def test_an_engine_that_cannot_batch_in_flight(install: Install) -> None:
 def test_parameters_that_the_build_does_not_allow(install: Install) -> None:
     double = install()
     folder = double.folder(plugin_config={"use_paged_context_fmha": False})
-    assert "enable_kv_cache_reuse needs an engine built with use_paged_context_fmha" in refused(
+    assert "enable_kv_cache_reuse cannot be true: the engine was built without use_paged_context_fmha" in refused(
         double, folder, enable_kv_cache_reuse=True
     )
-    assert "enable_chunked_context needs" in refused(double, folder, enable_chunked_context=True)
+    assert "enable_chunked_context cannot be true" in refused(double, folder, enable_chunked_context=True)
     assert double.engine(folder).info.capabilities, "unset means: where the engine can"
     engine = double.folder("plain")
     assert "max_beam_width is 4 and the engine was built for 1" in refused(double, engine, max_beam_width=4)
@@ -132,7 +134,7 @@ def test_parameters_that_the_build_does_not_allow(install: Install) -> None:
     assert "decoding_mode is medusa and the engine was built for none" in refused(
         double, engine, decoding_mode="medusa"
     )
-    drafted = double.folder("drafted", speculative_decoding_mode=8, max_beam_width=2)
+    drafted = double.folder("drafted", speculative_decoding_mode=8, max_draft_len=15, max_beam_width=2)
     assert "(lookahead_decoding), which works without beams only" in refused(double, drafted, max_beam_width=2)
     assert "built without lora_plugin" in refused(double, engine, lora_dir=str(engine))
     assert "draft_tokens_external" in refused(double, engine, draft_engine_dir=str(engine))
@@ -209,11 +211,15 @@ def test_mpi_that_does_not_start(install: Install) -> None:
         ({"gpt_model_type": "V1"}, "Invalid gpt_model_type 'V1'"),
         ({"batch_scheduler_policy": "static"}, "batch_scheduler_policy must be one of"),
         ({"decoding_mode": "beams"}, "decoding_mode must be one of"),
-        ({"decoding_mode": "lookahead"}, "needs lookahead_window_size"),
+        ({"lookahead_ngram_size": 1}, "set it to 2 or more"),
+        ({"kv_cache_free_gpu_mem_fraction": 1.0}, "must be above 0 and below 1"),
+        ({"max_tokens_in_paged_kv_cache": 0}, "max_tokens_in_paged_kv_cache"),
+        ({"sink_token_length": 0}, "sink_token_length"),
+        ({"max_attention_window_size": [512, 0]}, "has a window below 1"),
         ({"decoding_mode": "eagle", "max_beam_width": 2}, "works without beams only"),
         ({"decoding_mode": "top_k", "max_beam_width": 2}, "works without beams only"),
         ({"encoder_model_path": "x"}, "encoder-decoder"),
-        ({"kv_cache_free_gpu_mem_fraction": 1.5}, "must be above 0 and at most 1"),
+        ({"kv_cache_free_gpu_mem_fraction": 1.5}, "must be above 0 and below 1"),
         ({"speculative_decoding_fast_logits": True}, "set it to false"),
         ({"max_beam_with": 2}, "max_beam_with"),
         ({"max_beam_width": "two"}, "Expected `int`"),
@@ -244,3 +250,100 @@ def test_gpus_as_nvidia_smi_tells_them(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert visible_gpus() == [Gpu("NVIDIA H100", "9.0", 70000 << 20)]
     program.write_text("#!/bin/sh\necho broken\nexit 9\n")
     assert visible_gpus() is None
+
+
+@pytest.mark.parametrize(
+    ("algo", "kv", "words"),
+    [
+        ("FP8", "INT8", "no paged-context attention for an INT8 KV cache with FP8"),
+        ("W4A16_AWQ", "FP8", "no paged-context attention for an FP8 KV cache with W4A16_AWQ"),
+        (None, "FP8", "no paged-context attention for an FP8 KV cache with no quantization"),
+        ("FP8", "FP8", "built without use_paged_context_fmha; leave it out or compile again"),
+        (None, None, "built without use_paged_context_fmha; leave it out or compile again"),
+    ],
+)
+def test_why_an_engine_has_no_reuse(install: Install, algo: str | None, kv: str | None, words: str) -> None:
+    """The builder switches it off by itself for some KV caches: to compile again with the flag changes nothing."""
+    double = install()
+    folder = double.folder(plugin_config={"use_paged_context_fmha": False}, with_manifest=False)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["pretrained_config"]["quantization"] = {"quant_algo": algo, "kv_cache_quant_algo": kv}
+    path.write_text(json.dumps(config))
+    for name in ("enable_kv_cache_reuse", "enable_chunked_context"):
+        assert words in refused(double, folder, **{name: True})
+    assert Capability.PREFIX_CACHE not in double.engine(folder).info.capabilities
+
+
+def test_logits_of_whole_prompts_leave_no_reuse(install: Install) -> None:
+    """TensorRT-LLM switches reuse off with a warning, so to say that it is there would be wrong."""
+    double = install()
+    folder = double.folder(gather_context_logits=True)
+    assert Capability.PREFIX_CACHE not in double.engine(folder).info.capabilities
+    assert "built with gather_context_logits" in refused(double, folder, enable_kv_cache_reuse=True)
+
+
+def test_what_ends_the_constructor_or_every_step_is_refused_before(install: Install) -> None:
+    double = install()
+    plain = double.folder()
+    assert "kv_cache_onboard_blocks is false" in refused(double, plain, kv_cache_onboard_blocks=False)
+    assert "sink_token_length needs" in refused(double, plain, sink_token_length=4)
+    assert "participant_ids names 2 ranks and the engine has 1" in refused(double, plain, participant_ids=[0, 1])
+    verifies = double.folder("verifies", speculative_decoding_mode=2, max_draft_len=5)
+    assert "enable_kv_cache_reuse is false and the engine verifies drafts" in refused(
+        double, verifies, enable_kv_cache_reuse=False
+    )
+    without = double.folder(
+        "without", speculative_decoding_mode=2, max_draft_len=5, plugin_config={"use_paged_context_fmha": False}
+    )
+    assert "the engine verifies drafts, which needs KV reuse" in refused(double, without)
+
+
+def test_lookahead_beyond_what_was_built(install: Install) -> None:
+    double = install()
+    folder = double.folder(speculative_decoding_mode=8, max_draft_len=7)
+    message = refused(double, folder)
+    assert "lookahead_window_size 4, lookahead_ngram_size 3, lookahead_verification_set_size 4 drafts 15" in message
+    assert "rebuild with --max-draft-len 15" in message
+    small = {"lookahead_window_size": 2, "lookahead_ngram_size": 2, "lookahead_verification_set_size": 2}
+    assert Capability.SPECULATIVE in double.engine(folder, **small).info.capabilities
+
+
+def test_what_the_library_says_against_a_parameter_is_one_sentence(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    double = install()
+
+    def refuses(*_: Any, **__: Any) -> None:
+        raise RuntimeError("[TensorRT-LLM][ERROR] Assertion failed: mMaxBeamWidth > 0 (/src/executorConfig.cpp:12)")
+
+    monkeypatch.setattr(double.bindings, "ExecutorConfig", refuses)
+    assert "does not take the model's parameters (mMaxBeamWidth > 0); look at engine_options" in refused(double)
+
+
+def test_a_small_engine_of_another_release_or_purpose(install: Install, tmp_path: Path) -> None:
+    double = install()
+    large = double.folder("large", speculative_decoding_mode=2, max_draft_len=5)
+    old = write_engine(tmp_path / "old", double.tokenizer, "1.1", with_manifest=False, vocab_size=20_000)
+    assert "was compiled by TensorRT-LLM 1.1.0 and 1.2.1 is installed" in refused(
+        double, large, draft_engine_dir=str(old)
+    )
+    other = double.folder("other", speculative_decoding_mode=8, max_draft_len=15)
+    assert "itself (lookahead_decoding); compile it without --speculative" in refused(
+        double, large, draft_engine_dir=str(other)
+    )
+
+
+def test_memory_is_shared_by_what_a_token_takes(tmp_path: Path) -> None:
+    def facts(name: str, layers: int, weights: int) -> EngineFacts:
+        pretrained = {"num_hidden_layers": layers, "num_attention_heads": 8, "head_size": 64}
+        return EngineFacts(tmp_path / name, "", pretrained, {}, {0: weights})
+
+    large, small = facts("large", 30, 40 * GIB), facts("small", 10, 8 * GIB)
+    first, second = shares_of_memory(large, small, 0.9, [Gpu("NVIDIA H100", "9.0", 80 * GIB)])
+    free = 80 - 40 * 1.05
+    taken = first * free
+    rest = free - taken - 8 * 1.05
+    assert taken / (second * rest) == pytest.approx(3.0)
+    assert (taken + second * rest) / (free - 8 * 1.05) == pytest.approx(0.9)
+    assert shares_of_memory(large, small, 0.9, None) == (pytest.approx(0.9 * 0.75), 0.9)

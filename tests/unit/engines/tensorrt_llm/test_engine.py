@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from inflight import manifest
 from inflight.engines.base import Capability, EngineBroken, EngineRefusal, FinishReason, Guide
 from tests.doubles.stand_in import StandIn, collect, ids, request, run, stand_in
 
@@ -60,7 +63,7 @@ def test_an_answer_that_could_not_begin_anew_is_refused(install: Install) -> Non
     which that would be too long, unless prompts are cut into chunks.
     """
     double = install()
-    folder = double.folder(max_input_len=64)
+    folder = double.folder(max_num_tokens=64)
     engine = double.engine(folder, batch_scheduler_policy="max_utilization")
     assert run(engine, request(1, [7] * 60, max_tokens=5))
     with pytest.raises(EngineRefusal, match="may have 65 tokens at most") as refusal:
@@ -243,26 +246,103 @@ def test_who_asks_is_told_how_many_blocks_were_reused_before_the_end(install: In
 
 def test_a_prompt_beyond_the_engine_is_refused_in_our_words(install: Install) -> None:
     double = install()
-    engine = double.engine(double.folder(max_input_len=64))
-    with pytest.raises(EngineRefusal, match="has 65 tokens and the engine was built for 64 at most"):
-        engine.add(request(1, list(range(65))))
+    engine = double.engine(double.folder(max_num_tokens=64, max_input_len=32, max_seq_len=100))
+    with pytest.raises(EngineRefusal, match=r"has 65 tokens and the engine takes 64 at most in one prompt") as refusal:
+        engine.add(request(1, [7] * 65))
+    assert "max_num_tokens" in str(refusal.value)
+    assert refusal.value.parameter == "input_ids"
+    assert run(engine, request(2, [7] * 64)), "the build's max_input_len means nothing"
+    lower = double.engine(double.folder("lower"), max_num_tokens=50)
+    with pytest.raises(EngineRefusal, match="takes 50 at most"):
+        lower.add(request(1, [7] * 51))
+
+
+def test_in_chunks_a_prompt_may_be_as_long_as_the_context(install: Install) -> None:
+    double = install()
+    engine = double.engine(double.folder(max_num_tokens=64, max_seq_len=100), enable_chunked_context=True)
+    (outputs,) = run(engine, request(1, [7] * 99, max_tokens=1)).values()
+    assert outputs[-1].finish is FinishReason.LENGTH
+    with pytest.raises(EngineRefusal, match=r"takes 99 at most in one prompt \(max_seq_len\)"):
+        engine.add(request(2, [7] * 100))
+
+
+@pytest.mark.parametrize(("mode", "drafts"), [(2, 5), (4, 7), (8, 15), (32, 9)])
+def test_the_context_leaves_room_for_drafts(install: Install, mode: int, drafts: int) -> None:
+    """The builder added it to max_seq_len; an answer that took it would end that much early, without a word."""
+    double = install()
+    engine = double.engine(
+        double.folder(max_seq_len=100 + drafts, speculative_decoding_mode=mode, max_draft_len=drafts)
+    )
+    assert engine.info.max_seq_len == 100
+    (outputs,) = run(engine, request(1, [7] * 60, max_tokens=40)).values()
+    assert (len(ids(outputs)), outputs[-1].finish) == (40, FinishReason.LENGTH)
+
+
+def test_an_engine_built_for_lookahead_serves_without_its_three_sizes(install: Install) -> None:
+    double = install()
+    folder = double.folder(speculative_decoding_mode=8, max_draft_len=15)
+    engine: Any = double.engine(folder)
+    config = engine._executor._config.decoding_config.lookahead_decoding_config
+    assert (config.max_window_size, config.max_ngram_size, config.max_verification_set_size) == (4, 3, 4)
+    assert config.calculate_speculative_resource()[2] == 15
+    assert run(engine, request(1, PROMPT))[1, 0][-1].finish is FinishReason.LENGTH
+    partly: Any = double.engine(folder, lookahead_window_size=2)
+    assert partly._executor._config.decoding_config.lookahead_decoding_config.max_window_size == 2
+
+
+def test_the_windows_of_the_manifest_reach_the_executor(install: Install) -> None:
+    double = install()
+    folder = double.folder()
+    described = manifest.read(folder)
+    limits = msgspec.structs.replace(described.limits, max_attention_window=[512, 2048])
+    manifest.write(folder, msgspec.structs.replace(described, limits=limits))
+    engine: Any = double.engine(folder)
+    assert engine._executor._config.kv_cache_config.max_attention_window == [512, 2048]
+    told: Any = double.engine(folder, max_attention_window_size=[100])
+    assert told._executor._config.kv_cache_config.max_attention_window == [100]
+    plain: Any = double.engine(double.folder("plain"))
+    assert plain._executor._config.kv_cache_config.max_attention_window is None
+
+
+def test_a_pair_shares_the_memory_of_its_gpu(install: Install) -> None:
+    """The large engine took nine tenths of what was free, and then the small one's weights had no room."""
+    double = install()
+    large = double.folder("large", speculative_decoding_mode=2, max_draft_len=5)
+    small = double.folder("small")
+    for folder, weights in ((large, 40.0), (small, 8.0)):
+        (folder / "double.json").write_text(json.dumps({"gpu_gib": 80.0, "weights_gib": weights}))
+    engine: Any = double.engine(large, draft_engine_dir=str(small))
+    assert run(engine, request(1, PROMPT, max_tokens=20))
+    fractions = [
+        each._config.kv_cache_config.free_gpu_memory_fraction for each in (engine._engine._executor, engine._draft)
+    ]
+    assert fractions == [0.45, 0.9], "the caches of two engines that say nothing of their layers count alike"
+
+
+def test_the_small_engine_of_a_pair_has_limits_of_its_own(install: Install) -> None:
+    double = install()
+    large = double.folder("large", speculative_decoding_mode=2, max_draft_len=5)
+    small = double.folder("small", max_seq_len=64, max_num_tokens=64, max_batch_size=2)
+    engine: Any = double.engine(large, draft_engine_dir=str(small), max_batch_size=8, max_num_tokens=4096)
+    found = run(engine, request(1, [7] * 60, max_tokens=20), request(2, PROMPT, max_tokens=20))
+    assert ids(found[1, 0]) == double.expected([7] * 60, 20)
+    assert ids(found[2, 0]) == double.expected(PROMPT, 20)
+    assert engine.stats().draft_tokens_total == 16, "the longer one went to the large engine alone"
 
 
 @pytest.mark.parametrize("how", ["raise", "response"])
 def test_limits_that_only_tensorrt_llm_knows(install: Install, how: str, caplog: pytest.LogCaptureFixture) -> None:
-    """They come out of enqueue_request, or as a response with an error: both end the request and nothing else."""
+    """They come as a response with an error, or out of enqueue_request: both end the request and nothing else."""
     double = install(errors=how)
-    engine = double.engine(max_num_tokens=100)
-    long = request(1, [7] * 200)
+    engine = double.engine()
+    odd = request(1, PROMPT, stop_token_ids=(20_001,))
     if how == "raise":
-        with pytest.raises(EngineRefusal, match=r"^has 200 tokens, which") as refusal:
-            engine.add(long)
-        assert refusal.value.parameter == "input_ids"
-        assert "Prompt length (200) exceeds max_num_tokens" in caplog.text
+        with pytest.raises(EngineRefusal, match="does not take these values together"):
+            engine.add(odd)
+        assert "EndId (20001) is not within acceptable range" in caplog.text
     else:
-        (outputs,) = run(engine, long).values()
-        assert outputs[-1].error is not None
-        assert "max_num_tokens" in outputs[-1].error
+        (outputs,) = run(engine, odd).values()
+        assert "EndId (20001) is not within acceptable range" in str(outputs[-1].error)
     assert run(engine, request(2, PROMPT))
 
 

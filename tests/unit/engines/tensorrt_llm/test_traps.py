@@ -256,7 +256,7 @@ def test_decoding_modes_reach_the_configuration(install: Install) -> None:
     assert Capability.SPECULATIVE in engine.info.capabilities
     assert Capability.GUIDED_JSON not in engine.info.capabilities
     lookahead = double.engine(
-        double.folder("lookahead", speculative_decoding_mode=8),
+        double.folder("lookahead", speculative_decoding_mode=8, max_draft_len=39),
         decoding_mode="lookahead",
         lookahead_window_size=7,
         lookahead_ngram_size=5,
