@@ -20,12 +20,14 @@ from inflight.engines.simulated.cost import capabilities as simulated_capabiliti
 from inflight.engines.vllm import options as vllm_options
 from inflight.model.trtllm_parameters import PARAMETERS
 from inflight_tools.selfcheck.known_vllm import GPU
+from inflight_tools.selfcheck.probes import ASKED_ELSEWHERE, PROBES, Probe
 from tests.doubles.folders import environment, write_checkpoint, write_engine
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = {
     "capabilities": ROOT / "docs" / "engines.md",
     "parameters": ROOT / "docs" / "engines" / "tensorrt_llm.md",
+    "running": ROOT / "docs" / "engines" / "tensorrt_llm.md",
 }
 ENGINES = ("0.21", "1.0", "1.1", "1.2")
 CHECKPOINTS = ("1.0", "1.1", "1.2", "1.3")
@@ -92,7 +94,12 @@ def capability_table(root: Path, tokenizer: Path) -> str:
             plugin_config={"lora_plugin": "auto"},
         )  # fmt: skip
         drafted = write_engine(
-            root / f"spec-{profile}", tokenizer, profile, with_manifest=False, speculative_decoding_mode=8
+            root / f"spec-{profile}",
+            tokenizer,
+            profile,
+            with_manifest=False,
+            speculative_decoding_mode=8,
+            max_draft_len=15,
         )
         asked = capabilities(root, profile, rich, {**ASKED, "lora_dir": str(root)}) | capabilities(
             root, profile, drafted, {}
@@ -122,6 +129,18 @@ def parameter_table() -> str:
     return "\n".join(lines)
 
 
+def running_table() -> str:
+    """What only a running library shows, and what `gpu_selfcheck.py` asks to find out."""
+    lines = ["| behaviour: what is assumed | read in | the self-check asks |", "|---|---|---|"]
+    lines += [f"| {each.assumed} | {each.source} | {_asked(each)} |" for each in PROBES]
+    lines += [f"| {assumed} | {source} | {part} |" for assumed, source, part in ASKED_ELSEWHERE]
+    return "\n".join(lines)
+
+
+def _asked(probe: Probe) -> str:
+    return f"probes: {probe.name}" + (", of an engine" if probe.of_engine else "")
+
+
 def between(text: str, mark: str) -> tuple[int, int]:
     """Where the generated part of that name begins and ends."""
     begin = text.index("-->", text.index(f"<!-- {mark}:")) + len("-->\n")
@@ -131,7 +150,11 @@ def between(text: str, mark: str) -> tuple[int, int]:
 def tables(tokenizer: Path) -> dict[str, str]:
     """Everything that is generated."""
     with tempfile.TemporaryDirectory() as folder:
-        return {"capabilities": capability_table(Path(folder), tokenizer), "parameters": parameter_table()}
+        return {
+            "capabilities": capability_table(Path(folder), tokenizer),
+            "parameters": parameter_table(),
+            "running": running_table(),
+        }
 
 
 def main() -> int:

@@ -22,7 +22,7 @@ from typing import Any
 from build_engine.arguments import Parser
 from build_engine.loading import dtype_word
 from build_engine.verification import corpus
-from inflight_tools.common.layout import CACHE, MODELS
+from inflight_tools.common.layout import CACHE, MODELS, SCRIPTS
 from inflight_tools.common.report import Failure, run_main
 from inflight_tools.selfcheck import trtllm, vllm
 from inflight_tools.selfcheck.build import build
@@ -37,6 +37,7 @@ VLLM_PYTHON = CACHE / "vllm" / "bin" / "python"  # of scripts/install_vllm.sh
 LOAD_S, READY_S = 1800, 900.0
 PARTS = {
     "facts": "what is relied on, against the installed package",
+    "probes": "what only a running library shows (TensorRT-LLM)",
     "contract": "requests to the server",
     "transformers": "greedy tokens against transformers",
     "load": "load_test.py",
@@ -197,7 +198,7 @@ def load(server: Server, setup: Setup, output: Path) -> dict[str, Any]:
     levels, problems = [], []
     for concurrency in setup.concurrencies:
         folder = output / str(concurrency)
-        command = [sys.executable, str(Path(__file__).with_name("load_test.py")), "--url", server.grpc_url]
+        command = [sys.executable, str(SCRIPTS / "load_test.py"), "--url", server.grpc_url]
         command += ["--concurrency", str(concurrency), "--timeout", str(LOAD_S), "--output", str(folder)]
         found = result_of(command, folder / "results.json", LOAD_S)
         levels += found.get("levels", [])
@@ -216,11 +217,15 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
     if "facts" in options.parts:
         print("comparing facts …", flush=True)
         report.facts = own.check_facts(setup)
+    if "probes" in options.parts:
+        print("asking the library …", flush=True)
+        report.probes = own.probe(setup, None)
+        report.save(output)
     if not all("=" in item for item in options.artifact):
         raise Failure("--artifact must be NAME=DIR.")
     given = dict(item.split("=", 1) for item in options.artifact)
     names = list(given) or [recipe for recipe in options.recipes.split(",") if recipe]
-    if not options.parts - {"facts"}:
+    if not options.parts - {"facts"} or (options.parts <= {"facts", "probes"} and not given):
         names = []
     elif not given and not (options.model / "config.json").is_file():
         raise Failure(
@@ -233,6 +238,8 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
         report.engines.append(engine)
         if not engine.problem and options.parts & SERVING:
             serve(engine, options, setup)
+        if not engine.problem and "probes" in options.parts:
+            engine.checks += own.probe(setup, Path(engine.directory))
         if not engine.problem and "perplexity" in options.parts:
             engine.perplexity = own.perplexity(setup, Path(engine.directory))
         if not engine.problem and "bench" in options.parts:

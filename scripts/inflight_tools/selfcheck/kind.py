@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from inflight_tools.selfcheck.report import EngineReport
+from inflight_tools.selfcheck.serving import Check
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,9 @@ class Kind(Protocol):
 
     def check_facts(self, setup: Setup) -> dict[str, Any]:
         """What the engine relies on, against the installed package: version, profile, checked, findings; or problem."""
+
+    def probe(self, setup: Setup, engine: Path | None) -> list[Check]:
+        """What only the running library shows, or with it one engine."""
 
     def perplexity(self, setup: Setup, engine: Path) -> dict[str, Any]:
         """As the engine's own library computes it, beside the predicted one."""

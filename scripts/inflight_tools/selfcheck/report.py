@@ -89,19 +89,19 @@ class Report:
     facts: dict[str, Any] = field(default_factory=dict)
     engines: list[EngineReport] = field(default_factory=list)
     package: str = "TensorRT-LLM"
+    probes: list[Check] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
         """Whether everything held."""
-        return (
-            not self.facts.get("problem") and not self.facts.get("findings") and all(each.ok for each in self.engines)
-        )
+        known = not self.facts.get("problem") and not self.facts.get("findings")
+        return known and all(each.ok for each in self.probes) and all(each.ok for each in self.engines)
 
     def save(self, output: Path) -> None:
         """Write report.json and report.md into `output`."""
         engines = [{**asdict(each), "ok": each.ok, "faults": list(each.faults())} for each in self.engines]
         content = {"ok": self.ok, "package": self.package, "machine": self.machine}
-        content |= {"facts": self.facts, "engines": engines}
+        content |= {"facts": self.facts, "probes": [asdict(each) for each in self.probes], "engines": engines}
         (output / "report.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         (output / "report.md").write_text(markdown(self), encoding="utf-8")
 
@@ -122,6 +122,9 @@ def markdown(report: Report) -> str:
         )
         lines += ["", "| fact | table | installed |", "|---|---|---|"] if facts["findings"] else []
         lines += [f"| {each['what']} | {each['table']} | {each['installed']} |" for each in facts["findings"]]
+    if report.probes:
+        lines += ["", f"## What only a running {report.package} shows", ""]
+        lines += [f"- {'ok' if each.ok else '**NOT so**'}: {each.name} {each.note}".rstrip() for each in report.probes]
     for engine in report.engines:
         lines += [
             "",

@@ -22,12 +22,14 @@ from inflight.engines.tensorrt_llm.probe import (
 from inflight.errors import LoadError
 from inflight_tools.load.prompts import prompts
 from inflight_tools.selfcheck.kind import Setup
+from inflight_tools.selfcheck.probes import PROBES
 from inflight_tools.selfcheck.report import EngineReport
-from inflight_tools.selfcheck.run import child_environment, result_of
+from inflight_tools.selfcheck.run import child_environment, result_of, run
+from inflight_tools.selfcheck.serving import Check
 
 PACKAGE, TARGET = "TensorRT-LLM", "tensorrt-llm"
 CONCURRENCIES = "1,8,32"
-FACTS_S, PERPLEXITY_S, BENCH_S = 600, 3600, 1800
+FACTS_S, PROBE_S, PERPLEXITY_S, BENCH_S = 600, 600, 3600, 1800
 PROMPT_TOKENS, ANSWER_TOKENS, REQUESTS = 64, 64, 128
 
 
@@ -40,6 +42,42 @@ def check_facts(setup: Setup) -> dict[str, Any]:
     if "problem" in facts:
         return {"problem": f"tensorrt_llm cannot be looked into: {facts['problem']}"}
     return facts
+
+
+def probe(setup: Setup, engine: Path | None) -> list[Check]:
+    """What only a running library shows: of the library, or of one compiled engine of one rank.
+
+    A question whose process hangs or dies is a fault, and the rest is asked in a new one.
+    """
+    try:
+        if engine is not None and ranks_of(engine) != 1:
+            return []
+    except LoadError as error:
+        return [Check("what only a running engine shows", False, str(error))]
+    target = setup.output / (f"probes-{engine.name}.jsonl" if engine else "probes.jsonl")
+    target.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "inflight_tools.selfcheck.probes", str(target), *([str(engine)] if engine else [])]
+    checks: list[Check] = []
+    wanted = [each.name for each in PROBES if each.of_engine == (engine is not None)]
+    for _ in range(len(wanted) + 1):  # each process answers one at least, or is blamed for one
+        done = [check.name for check in checks]
+        problem = run([*command, "--without", ",".join(done)], PROBE_S, {**child_environment(), **MPI_ENVIRONMENT})
+        lines = (
+            [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()] if target.is_file() else []
+        )
+        answered = {line["name"]: line for line in lines if "name" in line}
+        begun = next((line["begun"] for line in reversed(lines) if "begun" in line), "start")
+        checks = [
+            Check(name, not answered[name]["problem"], answered[name]["problem"] or answered[name].get("note", ""))
+            for name in [*wanted, "end"]
+            if name in answered
+        ] + [check for check in checks if check.name not in answered]
+        if not problem or begun == "end":
+            return [check for check in checks if check.name != "end" or not check.ok]
+        checks.append(Check(begun, False, f"its process ended: {problem}"))
+        if begun == "start":
+            return checks
+    return checks
 
 
 def perplexity(setup: Setup, engine: Path) -> dict[str, Any]:

@@ -68,7 +68,13 @@ def _resource(config: Any) -> tuple[int, int, int, int]:
     return speculative_resource(config.max_window_size, config.max_ngram_size, config.max_verification_set_size)
 
 
+def _not_pickled(_config: Any, _protocol: int) -> Any:
+    raise TypeError("cannot pickle 'tensorrt_llm.bindings.executor.RuntimeDefaults' object")
+
+
 METHODS: Mapping[str, Mapping[str, Any]] = {
+    # cpp/tensorrt_llm/nanobind/executor/executorConfig.cpp at c40f1157: no __getstate__
+    "RuntimeDefaults": {"__reduce_ex__": _not_pickled},
     # cpp/tensorrt_llm/nanobind/executor/request.cpp at ac456dca (763728548); values: executor.h (735557460)
     "LookaheadDecodingConfig": {
         "calculate_speculative_resource": _resource,

@@ -10,10 +10,8 @@ from build_engine import hf_config
 from build_engine.errors import UserMistake
 from build_engine.planning.roofline import Parallel
 from build_engine.quantization import RECIPES
-from build_engine.tensorrt import config, recipes, runner
+from build_engine.tensorrt import config, recipes
 from inflight_tools.common.tiny_models import LLAMA
-
-pytestmark = pytest.mark.fast
 
 
 def model(**scaling: Any) -> hf_config.ModelConfig:
@@ -21,6 +19,7 @@ def model(**scaling: Any) -> hf_config.ModelConfig:
     return hf_config.parse({**raw, "rope_scaling": {"rope_type": "yarn", "factor": 4.0, **scaling}})
 
 
+@pytest.mark.fast
 def test_the_original_length_is_always_written() -> None:
     """TensorRT-LLM takes 4,096 where it is missing, transformers the model's own."""
     written = config.expected(model(), Parallel(), "bfloat16")["rotary_scaling"]
@@ -29,11 +28,14 @@ def test_the_original_length_is_always_written() -> None:
     assert given["original_max_position_embeddings"] == 8192
 
 
+@pytest.mark.full
 def test_what_is_written_is_what_transformers_computes() -> None:
     """Against transformers' own formula, over the checkpoint's keys only."""
-    torch = pytest.importorskip("torch")
+    import torch
     from transformers import Qwen2Config
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    from build_engine.tensorrt import runner
 
     source = model()
     settings = {name: value for name, value in source.raw.items() if name not in ("architectures", "model_type")}
@@ -44,6 +46,7 @@ def test_what_is_written_is_what_transformers_computes() -> None:
     assert attention == pytest.approx(factor)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("scaling", "word"),
     [
@@ -58,6 +61,7 @@ def test_what_tensorrt_llm_cannot_be_told_is_refused(scaling: dict[str, Any], wo
         recipes.check_model(model(**scaling), RECIPES["fp8"], Parallel())
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("scaling", [{}, {"attention_factor": 1.1386294361119891}, {"mscale": 1.0}, {"beta_fast": 16}])
 def test_what_it_computes_by_itself_is_taken(scaling: dict[str, Any]) -> None:
     recipes.check_model(model(**scaling), RECIPES["fp8"], Parallel())
