@@ -29,7 +29,7 @@ from inflight.backend import Backend
 from inflight.errors import RequestError
 from inflight.model.parameters import ModelConfig
 from inflight.request.parse import RawRequest
-from inflight_tools.clients.grpc import Connection
+from inflight_tools.clients.grpc import Connection, tensors
 from inflight_tools.common.layout import MODEL_REPOSITORY
 from inflight_tools.common.report import Failure, run_main
 
@@ -157,9 +157,11 @@ def through_server() -> Iterator[tuple[Ask, Callable[[str, argparse.Namespace], 
 
 
 def be_neighbours(options: argparse.Namespace) -> int:
-    """Send such prompts until somebody ends this process."""
+    """Send such prompts until somebody ends this process. They are encoded once: the server's work is measured, and
+    encoding takes a client longer than refusing takes the server.
+    """
     url, kind = options.neighbours
-    inputs = KINDS[kind][1](options.bytes)
+    inputs = tensors(KINDS[kind][1](options.bytes), batched=False)
 
     def client() -> None:
         with Connection(url) as connection:

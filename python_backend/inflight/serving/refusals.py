@@ -71,6 +71,8 @@ class Refusals:
             self._queue.put(None)
         if self._thread.is_alive():
             self._thread.join(timeout_s)
+        if not self._thread.is_alive():
+            self._front_end.close()
 
     def answer(self, responder: Refuser, error: RequestError, request_id: str, arrival_ns: int) -> None:
         """End a request with `error`, soon; after `stop` at once. Never raises. `arrival_ns` is monotonic."""

@@ -78,12 +78,12 @@ class Connection:
     def stream(
         self,
         model: str,
-        inputs: Mapping[str, Value],
+        inputs: Mapping[str, Value] | Sequence[triton.InferInput],
         batched: bool,
         idle_timeout_s: float = 120.0,
         request_id: str = "",
     ) -> Iterator[Response]:
-        """Send one request and give its responses as they come.
+        """Send one request and give its responses as they come. `inputs` are values, or what `tensors` made of them.
 
         Raises `Failure` with the server's sentence for an error, and when nothing comes for `idle_timeout_s` seconds.
         Leaving the iteration early cancels the request.
@@ -94,7 +94,7 @@ class Connection:
         try:
             self._client.async_stream_infer(
                 model,
-                [_tensor(name, value, batched) for name, value in inputs.items()],
+                tensors(inputs, batched) if isinstance(inputs, Mapping) else inputs,
                 request_id=request_id,
                 enable_empty_final_response=True,
             )
@@ -157,7 +157,12 @@ class Connection:
         self._client.close()
 
 
-def _tensor(name: str, value: Value, batched: bool) -> Any:
+def tensors(inputs: Mapping[str, Value], batched: bool) -> list[triton.InferInput]:
+    """Inputs as they travel: for who sends the same ones again and again."""
+    return [_tensor(name, value, batched) for name, value in inputs.items()]
+
+
+def _tensor(name: str, value: Value, batched: bool) -> triton.InferInput:
     datatype, kind = _TYPES[_TYPE_OF[name]]
     items = list(value) if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else [value]
     array = np.array([item.encode() if isinstance(item, str) else item for item in items], dtype=kind)

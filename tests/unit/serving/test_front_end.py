@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from inflight.serving.front_end import ASLEEP, FrontEnd, read_states
+import pytest
+
+from inflight.serving.front_end import ASLEEP, MOST_KEPT, FrontEnd, ThreadStates
 
 RUNNING = b"R"
 
@@ -45,7 +49,7 @@ def test_states_of_real_threads() -> None:
     thread.start()
     try:
         time.sleep(0.05)
-        states = read_states(os.getpid())
+        states = ThreadStates(os.getpid()).read()
     finally:
         sleeps.set()
         thread.join()
@@ -53,3 +57,63 @@ def test_states_of_real_threads() -> None:
     assert states[thread.native_id] == ASLEEP
     assert states[threading.get_native_id()] == RUNNING
     assert all(len(state) == 1 for state in states.values())
+
+
+@contextmanager
+def sleepers(count: int) -> Iterator[None]:
+    leave = threading.Event()
+    asleep = [threading.Thread(target=leave.wait, args=(30.0,)) for _ in range(count)]
+    for thread in asleep:
+        thread.start()
+    yield
+    leave.set()
+    for thread in asleep:
+        thread.join()
+    time.sleep(0.05)  # until the kernel knows too
+
+
+def threads() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_files_stay_open_from_look_to_look_and_go_with_their_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = descriptors()
+    states = ThreadStates(os.getpid())
+    opened: list[str] = []
+    original = os.open
+    monkeypatch.setattr(os, "open", lambda path, flags: opened.append(path) or original(path, flags))  # type: ignore[func-returns-value]
+    with sleepers(20):
+        assert len(states.read()) == threads()
+        opened.clear()
+        assert len(states.read()) == threads()
+        assert opened == [], "nothing is opened twice"
+        assert descriptors() == before + threads()
+    assert len(states.read()) == threads()
+    assert descriptors() == before + threads(), "a thread that has ended has no file any more"
+    states.close()
+    assert descriptors() == before
+
+
+def test_a_server_of_many_threads_costs_a_bounded_number_of_files() -> None:
+    before = descriptors()
+    states = ThreadStates(os.getpid())
+    with sleepers(MOST_KEPT + 20):
+        time.sleep(0.05)
+        for _ in range(2):
+            assert len(states.read()) == threads()
+            assert descriptors() == before + MOST_KEPT
+    states.close()
+    assert descriptors() == before
+
+
+def test_a_thread_that_ends_between_the_list_and_its_file_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = ThreadStates(os.getpid())
+    with sleepers(1):
+        known = states.read()
+    monkeypatch.setattr(os, "listdir", lambda folder: [str(thread) for thread in known])
+    assert set(states.read()) == set(known) - {max(known)}
+    states.close()

@@ -50,8 +50,7 @@ def ask(refusals: Refusals, front_end: FrontEnd, arrival_ns: int) -> int:
 
 
 def test_an_error_is_not_sent_before_its_age(refusals: Refusals) -> None:
-    age_ns = ask(refusals, Scripted(0), time.monotonic_ns())
-    assert LEAST_AGE_NS <= age_ns < PATIENCE_NS
+    assert ask(refusals, Scripted(0), time.monotonic_ns()) >= LEAST_AGE_NS
 
 
 def test_an_error_waits_for_the_servers_threads(refusals: Refusals) -> None:
