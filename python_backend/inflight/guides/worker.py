@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from inflight.engine_process.parent import die_with_parent
+from inflight.engines.faults import sparingly
 from inflight.grammar.nodes import GrammarError
 from inflight.grammar.prepare import prepare
 from inflight.guides.cost import Meter, Spent
@@ -89,7 +90,7 @@ def _check(compiler: Compiler, check: Check, most_bytes: int) -> Verdict:
     try:
         grammar = prepare(check.kind, check.text)
         meter = Meter(time.process_time)
-        compiler.compile(grammar)
+        _compile(compiler, check.kind, grammar)
         spent = meter.spent()
     except GrammarError as error:
         problem = str(error)
@@ -101,6 +102,15 @@ def _check(compiler: Compiler, check: Check, most_bytes: int) -> Verdict:
         problem = problem[:MAX_PROBLEM] + "…"
     last = compiler.broken or _rss_bytes() > most_bytes
     return Verdict("" if problem else grammar, problem, spent.used_s, spent.wall_s, spent.others, last)
+
+
+def _compile(compiler: Compiler, kind: str, grammar: str) -> None:
+    """What the compiler says is about a grammar that no client has seen: it goes to the log."""
+    try:
+        compiler.compile(grammar)
+    except GrammarError as error:
+        sparingly.warning("a guide", "the grammar of a guide (%s) is refused by the engine's compiler: %s", kind, error)
+        raise GrammarError("is beyond the engine's grammar compiler; simplify it") from None
 
 
 def _compiler(start: Start) -> Compiler:

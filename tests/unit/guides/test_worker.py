@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from inflight.engines import faults
 from inflight.grammar import network
 from inflight.grammar.nodes import GrammarError
 from inflight.grammar.prepare import prepare
@@ -43,7 +44,7 @@ def test_a_guide_that_is_well() -> None:
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (GrammarError("does not compile: so"), "does not compile: so"),
+        (GrammarError("does not compile: so"), "is beyond the engine's grammar compiler; simplify it"),
         (MemoryError(), "takes too much memory"),
         (RecursionError(), "nested too deeply"),
     ],
@@ -54,10 +55,23 @@ def test_what_goes_wrong_is_a_sentence(error: Exception, words: str) -> None:
     assert verdict.grammar == ""
 
 
+def test_the_compilers_own_words_are_for_the_operator(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are about the grammar that we made of the guide."""
+    monkeypatch.setattr(worker, "sparingly", faults.Sparingly())
+    words = 'does not compile: EBNF parser error at line 1, column 10: Rule "foo" is not defined'
+    assert "EBNF" not in check("x", GrammarError(words)).problem
+    assert words in caplog.text
+    for number in range(100):
+        check("x", GrammarError(f"oops {number}"))
+    assert len(caplog.records) < 3, "they do not fill the log"
+
+
 def test_a_sentence_does_not_repeat_a_whole_guide() -> None:
-    verdict = check(error=GrammarError(f"has {'é' * 60_000}, which is not allowed"))
+    verdict = worker._check(FakeCompiler(), Check("ebnf_grammar", "root ::= " + "a" * 60_000), PLENTY)
+    assert verdict.problem.startswith("uses the rule 'aaa")
     assert len(verdict.problem) == worker.MAX_PROBLEM + 1
-    assert verdict.problem.startswith("has é")
 
 
 def test_a_process_that_has_grown_too_large_says_that_it_leaves() -> None:
