@@ -166,6 +166,14 @@ class DeliveryMachine(RuleBasedStateMachine):
         self.world.engine_steps(lambda _, index: 0 if index == first else 2)
         self.world.check_cancelled()
 
+    @rule(tokens=st.integers(0, 4), times=st.integers(1, 2))
+    def triton_fails_to_send_in_the_middle_of_a_stream(self, tokens: int, times: int) -> None:
+        record = self.world.request_arrives(max_tokens=9, stream=True)
+        self.run_threads(["parse", "dispatch", "dispatch", *["engine", "send"] * tokens])
+        if not record.terminals:
+            record.breaks = times
+        self.run_threads(["engine", "send", "send"])
+
     @rule()
     def nothing_is_computed_for_nobody(self) -> None:
         self.world.check_cancelled()
