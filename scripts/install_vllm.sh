@@ -6,6 +6,23 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 PYTHON=${INFLIGHT_PYTHON:-python3}
 TARGET=$ROOT/.cache/vllm
 
+case ${1:-} in
+  "") ;;
+  -h | --help)
+    cat << 'TEXT'
+Usage: scripts/install_vllm.sh
+
+Installs vLLM's CPU build (3.4 GB) into .cache/vllm of this checkout; a second run finds it there.
+INFLIGHT_PYTHON: the Python to make the environment with (default: python3).
+TEXT
+    exit 0
+    ;;
+  *)
+    echo "error: $1 is no option of scripts/install_vllm.sh; it takes none but --help." >&2
+    exit 1
+    ;;
+esac
+
 mkdir -p "$ROOT/.cache"
 [[ -x $TARGET/bin/python ]] || "$PYTHON" -m venv "$TARGET"
 "$TARGET/bin/python" -m pip install --quiet --upgrade "pip>=24"

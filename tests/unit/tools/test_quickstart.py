@@ -128,3 +128,14 @@ def test_a_checkout_that_triton_cannot_start_a_backend_from(tmp_path: Path, name
     sentence = refused(environment={"LC_ALL": locale}, checkout=checkout)
     assert sentence.startswith(f"Triton cannot start a Python backend from {checkout}")
     assert "move the checkout" in sentence
+
+
+def test_the_script_that_installs_vllm_takes_no_option_and_explains_itself(tmp_path: Path) -> None:
+    (tmp_path / "scripts").mkdir()
+    script = shutil.copy(REPOSITORY / "scripts" / "install_vllm.sh", tmp_path / "scripts")
+    environment = {**os.environ, "INFLIGHT_PYTHON": "/bin/false"}
+    for option, status, words in (("--help", 0, "Usage: "), ("--nope", 1, "error: --nope is no option")):
+        done = subprocess.run([script, option], env=environment, capture_output=True, text=True, timeout=30, check=False)
+        assert done.returncode == status
+        assert (done.stderr if status else done.stdout).startswith(words)
+    assert not (tmp_path / ".cache").exists(), "it has begun to install"
