@@ -6,6 +6,8 @@ DIR holds checkouts of `vllm_backend` (main) and `tensorrtllm_backend` (v0.18.2,
 these names. Their files run as they are, in copies in which only the server's address is another one. Which of them
 pass, and why the others do not, is in scripts/maintain/peer_suites.py, whence docs/requests.md has it.
 
+What is vllm_backend's own runs against the vLLM engine too, where scripts/install_vllm.sh has put it.
+
 Clients that are packages run under INFLIGHT_CLIENT_PYTHON, a Python of another environment in which
 `pip install nvidia-pytriton llama-index-llms-nvidia-triton` was done.
 """
@@ -19,12 +21,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from inflight_tools.common.layout import MODELS
 from inflight_tools.server.server import Server, ServerConfig
 from maintain.peer_suites import END_TO_END, VLLM_CI, Suite, additional_outputs
 from tests.conftest import READY_TIMEOUT_S, require_installation
+from tests.doubles.vllm import vllm_python
 from tests.harness.repository import write_model
 
 pytestmark = [pytest.mark.full, pytest.mark.server, pytest.mark.timeout(1800)]
@@ -50,8 +55,10 @@ input [ { name: "INPUT0" data_type: TYPE_FP32 dims: [ 4 ] }, { name: "INPUT1" da
 output [ { name: "OUTPUT0" data_type: TYPE_FP32 dims: [ 4 ] }, { name: "OUTPUT1" data_type: TYPE_FP32 dims: [ 4 ] } ]
 """
 # vLLM's default is 16 tokens, within which this model ends by itself; the suites expect to be cut short.
-AS_THERE = {"engine": "openvino", "exclude_input_in_output": "false", "default_max_tokens": "10"}
+AS_THERE = {"exclude_input_in_output": "false", "default_max_tokens": "10"}
 PROMPT = "The capital of France is"
+ON_BOTH = pytest.mark.parametrize("peers", ["openvino", "vllm"], indirect=True)
+ON_OPENVINO = pytest.mark.parametrize("peers", ["openvino"], indirect=True)
 
 
 def checkout(name: str) -> Path:
@@ -64,27 +71,39 @@ def checkout(name: str) -> Path:
     return path
 
 
+def on_engine(engine: str) -> dict[str, Any]:
+    """How a model is written for it, SmolLM2 each time, with the peers' defaults."""
+    if engine == "openvino":
+        return {"parameters": {"engine": engine, **AS_THERE}}
+    options = {"dtype": "float32", "kv_cache_gb": 0.5, "max_seq_len": 1024, "enforce_eager": True, "threads": 1}
+    parameters = {"engine": engine, "engine_python": str(vllm_python()), "engine_options": options, **AS_THERE}
+    return {"parameters": parameters, "engine_dir": MODELS / "SmolLM2-135M-Instruct"}
+
+
 @pytest.fixture(scope="module")
-def peers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The models that the suites name, with the peers' defaults."""
+def peers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The models that the suites name, on one engine."""
     ensemble = checkout("vllm_backend") / "ci" / "L0_backend_vllm" / "vllm_backend" / "ensemble_config.pbtxt"
     require_installation()
     root = tmp_path_factory.mktemp("peers")
     repository = root / "models"
+    model = on_engine(request.param)
     for name in ("vllm_opt", "vllm_load_test"):
-        write_model(repository, name, AS_THERE)
-    write_model(repository, "vllm_invalid_1", {**AS_THERE, "invalid_attribute": "1"})
-    write_model(repository, "vllm_invalid_2", {**AS_THERE, "engine_dir": "invalid_model"})
-    write_model(repository, "ensemble", AS_THERE, max_batch_size=1)
+        write_model(repository, name, **model)
+    wrong: dict[str, dict[str, Any]] = {"1": {"invalid_attribute": "1"}, "2": {"engine_dir": "invalid_model"}}
+    for number, more in wrong.items():
+        write_model(repository, f"vllm_invalid_{number}", {**model["parameters"], **more})
+    write_model(repository, "ensemble", **model, max_batch_size=1)
     (repository / "ensemble_model" / "1").mkdir(parents=True)
     shutil.copy(ensemble, repository / "ensemble_model" / "config.pbtxt")
     (repository / "add_sub" / "1").mkdir(parents=True)
     (repository / "add_sub" / "config.pbtxt").write_text(ADD_SUB_CONFIG, encoding="utf-8")
     (repository / "add_sub" / "1" / "model.py").write_text(ADD_SUB, encoding="utf-8")
     log = root / "tritonserver.log"
-    config = ServerConfig(repository=repository, models=("vllm_opt", "ensemble"), log=log, drain_timeout_s=0.0)
+    models = ("vllm_opt", "ensemble") if request.param == "openvino" else ("vllm_opt",)
+    config = ServerConfig(repository=repository, models=models, log=log, drain_timeout_s=0.0)
     with Server(config) as running:
-        running.wait_ready(READY_TIMEOUT_S)
+        running.wait_ready(280.0)
         yield running
 
 
@@ -111,6 +130,7 @@ def run(command: list[str], folder: Path, limit_s: float, **environment: str) ->
     )
 
 
+@ON_BOTH
 @pytest.mark.parametrize("suite", VLLM_CI, ids=lambda suite: Path(suite.path).stem)
 def test_vllm_backends_ci(suite: Suite, peers: Server, tmp_path: Path) -> None:
     root = checkout("vllm_backend") / "ci"
@@ -128,20 +148,22 @@ def test_vllm_backends_ci(suite: Suite, peers: Server, tmp_path: Path) -> None:
 EVERY_SEVENTH = "def pytest_collection_modifyitems(items):\n    items[:] = items[::7]\n"
 
 
-def test_vllm_backends_additional_outputs(peers: Server, tmp_path: Path) -> None:
+@ON_BOTH
+def test_vllm_backends_additional_outputs(peers: Server, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Each case passes, or falls under a row of the table."""
+    engine = request.node.callspec.params["peers"]
     path = checkout("vllm_backend") / "ci" / "L0_additional_outputs_vllm" / "additional_outputs_test.py"
     script = copied(path, peers, tmp_path)
     (tmp_path / "conftest.py").write_text(EVERY_SEVENTH, encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rA", "--tb=no", script.name]
-    done = run(command, tmp_path, 900.0)
+    done = run(command, tmp_path, 1500.0)
     outcomes = re.findall(r"^(PASSED|FAILED) \S+\[([^\]]*)\]", done.stdout, re.MULTILINE)
     assert len(outcomes) == 209, done.stdout[-2000:]
     wrong = []
     for outcome, case in outcomes:
         # Its ids are the values of its parameters, the last decorator's first.
         _, _, returns, logprobs, _, finish, stream = case.split("-")
-        why = additional_outputs(returns, logprobs, finish, stream)
+        why = additional_outputs(engine, returns, logprobs, finish, stream)
         if (outcome == "PASSED") is bool(why):
             wrong.append((outcome, case, why))
     passed = sum(outcome == "PASSED" for outcome, _ in outcomes)
@@ -149,6 +171,7 @@ def test_vllm_backends_additional_outputs(peers: Server, tmp_path: Path) -> None
     assert not wrong
 
 
+@ON_OPENVINO
 @pytest.mark.parametrize(("arguments", "expected"), END_TO_END, ids=lambda value: str(value)[:40])
 def test_nvidias_end_to_end_client(arguments: str, expected: str, peers: Server, tmp_path: Path) -> None:
     (path,) = checkout("tensorrtllm_backend").rglob("end_to_end_grpc_client.py")
@@ -158,6 +181,7 @@ def test_nvidias_end_to_end_client(arguments: str, expected: str, peers: Server,
     assert re.search(expected, done.stdout), done.stdout
 
 
+@ON_BOTH
 @pytest.mark.parametrize("streaming", [True, False])
 def test_vllm_backends_sample_client(streaming: bool, peers: Server, tmp_path: Path) -> None:
     samples = checkout("vllm_backend") / "samples"
