@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python_backend"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from inflight.model.parameters import model_parameters
-from inflight.request.contract import INPUTS, JSON_ALIASES, JSON_ONLY, OUTPUTS, VLLM_DEFAULTS, declared_inputs
+from inflight.request.contract import INPUTS, JSON_ALIASES, JSON_ONLY, OUTPUTS, RANKS, VLLM_DEFAULTS, declared_inputs
 from inflight.request.limits import limits
 from inflight.serving.metrics import FAMILIES
 from inflight_tools.common.layout import REPOSITORY
@@ -153,6 +153,8 @@ def requests_text() -> str:
     lines.append("Any other value of theirs: UNSUPPORTED, by name.\n")
     lines.append("\n## Outputs\n\n| output | type, dims | sent with | note |\n|---|---|---|---|\n")
     lines += [f"| {item.name} | {item.type} [{item.dims}] | {item.when} | {item.note} |\n" for item in OUTPUTS]
+    lines.append("\n" + _RANKS + "\n| engine | ranks that it tells |\n|---|---|\n")
+    lines += [f"| {engine} | {ranks} |\n" for engine, ranks in RANKS.items()]
     lines.append("\n## How a request ends\n\n" + _ENDS)
     lines.append(
         "\n## Limits\n\nWhat goes beyond them: INVALID_ARG that names it. No more requests fit: UNAVAILABLE.\n\n"
@@ -172,6 +174,14 @@ def requests_text() -> str:
         lines.append(f"| {parameter.name} | {_shown(parameter.default)} | {parameter.note} |\n")
     lines.append(_PYTHON_CLIENT)
     return "".join(lines)
+
+
+_RANKS = """\
+`rank` in `logprobs` is a token's place by likelihood, from 1. Among the likeliest tokens it is the place in that list.
+For a chosen token that is not among them, or where none were asked for, it is what the engine tells. Where that is
+nothing, it is 1 if it must be: the answer is greedy without guide or beams, or the token is likelier than all others
+together. Else it is null.
+"""
 
 
 def _differences(peer: str, rows: Sequence[Difference]) -> list[str]:

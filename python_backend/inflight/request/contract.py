@@ -237,8 +237,7 @@ OUTPUTS: tuple[Output, ...] = (
         "logprobs",
         "STRING",
         -1,
-        "JSON: per token {id: {logprob, rank, decoded_token}}; rank is null where nothing tells it: on OpenVINO for "
-        "unlikely tokens of sampled answers",
+        "JSON: per token {id: {logprob, rank, decoded_token}}; rank is null where no engine knows it, see below",
         "return_log_probs, return_logprobs, or logprobs",
     ),
     Output("num_input_tokens", "UINT32", -1, "prompt tokens", "return_num_input_tokens"),
@@ -261,6 +260,14 @@ OUTPUTS: tuple[Output, ...] = (
         "return_perf_metrics, last response",
     ),
 )
+
+# What an engine knows of a token's `rank` in `logprobs`, by the engine's name as model parameter.
+RANKS: dict[str, str] = {
+    "vllm": "every token's, in the model's own distribution",
+    "tensorrt_llm": "through `tensorrt_llm.LLM` the chosen token's, where that gives it; with compiled engines none",
+    "openvino": "none: it gives the chosen token's log-probability alone",
+    "simulated": "none: its log-probabilities are made up",
+}
 
 # What Triton itself, its front ends and proxies add to a request's parameters. They mean nothing to us and are let
 # through.

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from inflight.request.contract import INPUTS, JSON_ALIASES, JSON_ONLY, OUTPUTS, VLLM_DEFAULTS, declared_inputs
+from inflight.model.parameters import model_parameters
+from inflight.request.contract import INPUTS, JSON_ALIASES, JSON_ONLY, OUTPUTS, RANKS, VLLM_DEFAULTS, declared_inputs
 from inflight.triton.config import auto_complete, instance_count
 from inflight_tools.common.layout import REPOSITORY
 
@@ -160,3 +161,7 @@ def test_the_shipped_configurations_name_a_kind_that_every_client_knows() -> Non
         text = (REPOSITORY / "model_repository" / model / "config.pbtxt").read_text(encoding="utf-8")
         (kind,) = re.findall(r"^instance_group .*kind: (\w+)", text, re.MULTILINE)
         assert kind in ("KIND_AUTO", "KIND_CPU", "KIND_GPU")
+
+
+def test_every_engine_says_which_ranks_it_tells() -> None:
+    assert {*RANKS, "auto"} == set(model_parameters()["engine"].choices)

@@ -135,7 +135,9 @@ def test_the_script_that_installs_vllm_takes_no_option_and_explains_itself(tmp_p
     script = shutil.copy(REPOSITORY / "scripts" / "install_vllm.sh", tmp_path / "scripts")
     environment = {**os.environ, "INFLIGHT_PYTHON": "/bin/false"}
     for option, status, words in (("--help", 0, "Usage: "), ("--nope", 1, "error: --nope is no option")):
-        done = subprocess.run([script, option], env=environment, capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run(
+            [script, option], env=environment, capture_output=True, text=True, timeout=30, check=False
+        )
         assert done.returncode == status
         assert (done.stderr if status else done.stdout).startswith(words)
     assert not (tmp_path / ".cache").exists(), "it has begun to install"
