@@ -15,7 +15,7 @@ import pytest
 
 from build_engine.verification import corpus
 from inflight import manifest
-from inflight.engines.tensorrt_llm.llmapi import load_llm
+from inflight.engines.tensorrt_llm.llm_load import load_llm
 from inflight.engines.tensorrt_llm.options import read_options
 from inflight.engines.tensorrt_llm.probe import import_installed, read_config
 from inflight_tools.common.layout import ENGINE, REPOSITORY
@@ -101,7 +101,7 @@ def test_a_text_with_repeats_gets_all_its_logits(monkeypatch: pytest.MonkeyPatch
         losses = list(of_checkpoint(folder, config, installed, [window, window]))
         assert [count for _, count in losses] == [99, 99]
         assert losses[0] == losses[1]
-        reusing = load_llm(folder, read_options({}), installed, 1)
+        reusing = load_llm(folder, read_options({}), installed, 1).llm
         params = importlib.import_module("tensorrt_llm").SamplingParams(return_context_logits=True)
         found = reusing.generate([window, window], sampling_params=params)
         assert [len(each.context_logits) for each in found] == [100, 68], "the stand-in has the trap"

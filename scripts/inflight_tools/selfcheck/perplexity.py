@@ -84,12 +84,12 @@ def _follow(trtllm: Any, executor: Any, chosen: Windows, vocabulary: int) -> Los
 
 def of_checkpoint(folder: Path, config: dict[str, Any], installed: Installed, chosen: Windows) -> Losses:
     """One request a window, with the logits of its prompt. Raises `RuntimeError` where some are missing."""
-    from inflight.engines.tensorrt_llm.llmapi import load_llm
+    from inflight.engines.tensorrt_llm.llm_load import load_llm
 
     about = described(folder)
     tensor = about.parallelism.tensor if about else 1
     options = read_options({"enable_kv_cache_reuse": False, "tensor_parallel_size": tensor})
-    llm = load_llm(folder, options, installed, max_running=len(chosen))
+    llm = load_llm(folder, options, installed, max_running=len(chosen)).llm
     params = importlib.import_module("tensorrt_llm.llmapi").SamplingParams(
         max_tokens=1, top_k=1, return_context_logits=True, ignore_eos=True, detokenize=False, add_special_tokens=False
     )

@@ -1,77 +1,43 @@
-"""The high-level interface: LLM on checkpoints (PyTorch flow), and its outputs."""
+"""The high-level interface: LLM on checkpoints (PyTorch flow), with a worker that is a task of the caller's loop.
+
+As tensorrt_llm/llmapi/llm.py (stored copy 323158958), executor/executor.py (52512512328) and executor/base_worker.py
+(2414691874, 1131391427), near 1.2.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator
+import os
+import time
 from pathlib import Path
 from typing import Any
 
 from trtllm_double import tokens
 from trtllm_double.guides import guided_tokens
-from trtllm_double.llm_types import ARGUMENTS, GuidedDecodingParams, Logprob, LoRARequest, SamplingParams
+from trtllm_double.llm_adapters import load_adapter
+from trtllm_double.llm_results import IterationResult, RequestOutput, Response, nothing
+from trtllm_double.llm_samplers import Sampler, Sequence, responses
+from trtllm_double.llm_types import ARGUMENTS, GuidedDecodingParams, LoRARequest, SamplingParams
+from trtllm_double.llm_worker import Executor, Request, check_arguments, end_token, sampler_of
 from trtllm_double.options import options, profile
 
 BLOCK = 32  # tokens of a KV block
-
-
-class CompletionOutput:
-    """Cumulative; `finish_reason` is stop, length, timeout, cancelled or None."""
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-        self.token_ids: list[int] = []
-        self.logprobs: list[dict[int, Logprob]] = []
-        self.cumulative_logprob = 0.0
-        self.finish_reason: str | None = None
-        self.stop_reason: Any = None
-        self.text = ""
-
-
-class RequestOutput:
-    """What generate_async returns: an asynchronous iterator over itself."""
-
-    def __init__(self, request_id: int, outputs: list[CompletionOutput]) -> None:
-        self.request_id = request_id
-        self.outputs = outputs
-        self.finished = False
-        self.context_logits: Any = None
-        self._aborted = False
-        self._changed = asyncio.Event()
-        self.error: Exception | None = None
-
-    def abort(self) -> None:
-        """Idempotent; the end still comes."""
-        self._aborted = True
-
-    def aborted(self) -> bool:
-        """Whether abort was called."""
-        return self._aborted
-
-    def __aiter__(self) -> AsyncIterator[RequestOutput]:
-        return self._iterate()
-
-    async def _iterate(self) -> AsyncIterator[RequestOutput]:
-        while True:
-            await self._changed.wait()
-            self._changed.clear()
-            if self.error is not None:
-                raise self.error
-            yield self
-            if self.finished:
-                return
+SPAWN_FAILS_WITH = ("SLURM_JOBID", "SLURM_JOB_ID", "SLURM_NODELIST")  # NVIDIA/TensorRT-LLM issue 5495
+HANG_S = 3600.0
 
 
 class _TorchLLM:
     """Takes checkpoints in Hugging Face's form."""
 
     def __init__(self, model: Any, tokenizer: Any = None, **kwargs: Any) -> None:
-        allowed = (ARGUMENTS | set(profile().get("llm_arguments", ()))) - set(profile().get("llm_arguments_drop", ()))
-        unknown = set(kwargs) - allowed
-        if unknown:
-            raise ValueError(f"LLM got invalid arguments: {', '.join(sorted(unknown))}")
+        for name in kwargs:
+            if name not in ARGUMENTS:
+                raise ValueError(f"LLM got invalid argument: {name}")
+        check_arguments(kwargs)
+        if any(name in os.environ for name in SPAWN_FAILS_WITH):
+            time.sleep(HANG_S)  # even one worker is spawned, and MPI has no place for it; nobody is told
         if options().oom_at_load:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
         folder = Path(model)
@@ -79,14 +45,23 @@ class _TorchLLM:
         if "pretrained_config" in config:
             raise ValueError("TensorRT engines are not supported by the PyTorch backend")
         self._vocabulary = int(config["vocab_size"])
-        self.args = type(
-            "Args", (), {**kwargs, "max_seq_len": kwargs.get("max_seq_len") or config["max_position_embeddings"]}
-        )
+        self._context = int(kwargs.get("max_seq_len") or config["max_position_embeddings"])
+        self.args = type("Args", (), {"max_num_tokens": 8192, "max_seq_len": None, **kwargs})
         self._tokenizer_text = (Path(tokenizer or folder) / "tokenizer.json").read_text()
         self._kwargs = kwargs
+        self._executor: Executor | None = Executor()
+        self._sampler = Sampler(
+            sampler_of(kwargs),
+            self._vocabulary,
+            options().eos_token if options().eos_token >= 0 else end_token(folder),
+            options().eos_every,
+            profile().get("llm_names_chosen", False),
+        )
         self._ids = iter(range(1, 1 << 62))
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._requests: list[Request] = []
+        self._task: asyncio.Task[None] | None = None
         self._made = 0
+        self._failing = False
         self._known: set[tuple[int, ...]] = set()  # first blocks of prompts
 
     def generate_async(
@@ -102,26 +77,62 @@ class _TorchLLM:
         scheduling_params: Any = None,
         cache_salt: str | None = None,
     ) -> RequestOutput:
-        """Needs a running event loop. Raises `ValueError` for a request beyond the limits."""
+        """Needs a running event loop. Raises `ValueError` for a prompt beyond max_num_tokens, `RuntimeError` once it is
+        shut down. What else is wrong with a request is said where its output is read.
+        """
+        if self._executor is None or self._executor.is_shutdown():
+            raise RuntimeError("LLM is shutting down")
         loop = asyncio.get_running_loop()
         prompt = list(inputs)
         params = sampling_params or SamplingParams()
-        if len(prompt) >= self.args.max_seq_len:
-            raise ValueError(f"The sum of prompt length ({len(prompt)}) should not exceed max_seq_len")
-        if params.guided_decoding is not None and not self._kwargs.get("guided_decoding_backend"):
-            raise ValueError("guided decoding is not enabled")
-        count = params.best_of or params.n if params.use_beam_search else params.n
-        request = RequestOutput(next(self._ids), [CompletionOutput(index) for index in range(params.n)])
+        if params.end_id is None:
+            params.end_id = end_token(Path(str(self.args.tokenizer)) if hasattr(self.args, "tokenizer") else None)
+        most = getattr(self.args, "max_num_tokens", None)
+        if most and len(prompt) > most and not self._kwargs.get("enable_chunked_prefill"):
+            raise ValueError(f"The sum of prompt length ({len(prompt)}.0) should not exceed max_num_tokens ({most})")
+        self._executor.stats = self._executor.stats or IterationResult()
+        self._executor.stats.mark_undone()
+        request = self._made_request(prompt, params, lora_request)
+        self._executor.handle_background_error()
         if params.return_context_logits:
-            request.context_logits = self._context_logits(prompt)
-        adapter = lora_request.lora_int_id if lora_request else 0
-        forced = self._forced(params.guided_decoding)
+            request.output.context_logits = self._context_logits(prompt)
+        if self._task is None or self._task.done() or self._task.get_loop() is not loop:
+            self._task = loop.create_task(self._work())
+        return request.output
+
+    def _made_request(self, prompt: list[int], params: SamplingParams, lora_request: LoRARequest | None) -> Request:
+        """In the worker; what it refuses comes as a response, and what it trips over kills it."""
+        assert self._executor is not None
+        beams = params.best_of or 1 if params.use_beam_search else 1
+        count = beams if params.use_beam_search else params.n
         sampled = None if params.greedy else params.seed
         seeds = [(index or None) if params.use_beam_search else sampled for index in range(count)]
-        states = [tokens.start(prompt, seed, index, adapter) for index, seed in enumerate(seeds)]
-        task = loop.create_task(self._generate(request, params, states, forced))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        output = RequestOutput(next(self._ids), params, lambda: request.cancel())
+        room = self._context - len(prompt)
+        request = Request(output, [], None, min(params.max_tokens, room))
+        refusal = ""
+        widest = self._kwargs.get("max_beam_width", 1)
+        if room <= 0:
+            refusal = f"`default_max_tokens` ({room}) must be greater than 0"
+        elif beams != widest:
+            refusal = f"Request beam width {beams} is not equal to max_beam_width {widest}. This is not supported!"
+        elif params.guided_decoding is not None and not self._kwargs.get("guided_decoding_backend"):
+            refusal = "guided decoding is not enabled"
+        adapter = 0
+        if lora_request is not None and self._kwargs.get("lora_config") is not None:
+            try:
+                load_adapter(lora_request, self._kwargs["lora_config"])
+                adapter = lora_request.lora_int_id
+            except Exception as error:  # noqa: BLE001 — nothing in the worker catches it (worker.py in 2414691874)
+                self._executor.background_error = error
+        if refusal:
+            output.aqueue.put_nowait(Response(error=refusal, final=True))
+            return request
+        request.forced = self._forced(params.guided_decoding)
+        request.sequences = [
+            Sequence(index, tokens.start(prompt, seed, index, adapter)) for index, seed in enumerate(seeds)
+        ]
+        self._requests.append(request)
         return request
 
     def generate(self, inputs: list[list[int]], sampling_params: SamplingParams | None = None) -> list[RequestOutput]:
@@ -129,7 +140,9 @@ class _TorchLLM:
 
         async def all_of_them() -> list[RequestOutput]:
             outputs = [self.generate_async(each, sampling_params) for each in inputs]
-            await asyncio.gather(*self._tasks)
+            for output in outputs:
+                async for _ in output:
+                    pass
             return outputs
 
         return asyncio.run(all_of_them())
@@ -155,62 +168,96 @@ class _TorchLLM:
         kind, text = next((name, value) for name, value in kinds.items() if value is not None)
         return guided_tokens(kind, text if isinstance(text, str) else None, self._tokenizer_text)
 
-    async def _generate(
-        self, request: RequestOutput, params: SamplingParams, states: list[int], forced: list[int] | None
-    ) -> None:
-        widest = self._kwargs.get("max_beam_width", 1)
-        if (len(states) if params.use_beam_search else 1) != widest:
-            request.error = RuntimeError(
-                f"Request beam width {len(states) if params.use_beam_search else 1} is not equal to max_beam_width "
-                f"{widest}. This is not supported!"
-            )
-            request._changed.set()
-            return
-        while not request.finished:
+    async def _work(self) -> None:
+        """The worker's iterations, as long as there is something to do."""
+        while self._requests:
             await asyncio.sleep(options().step_ms / 1000)
-            self._made += 1
-            if self._made == options().error_at:
-                request.error = RuntimeError("the stand-in was told to answer with an error")
-                request._changed.set()
-                return
-            for place, output in enumerate(request.outputs):
-                if output.finish_reason is None:
-                    states[place] = self._step(output, params, states[place], forced)
-                    if request.aborted():
-                        output.finish_reason = "cancelled"
-            request.finished = all(output.finish_reason for output in request.outputs)
-            request._changed.set()
+            executor = self._executor
+            if executor is None or executor.background_error is not None:
+                return  # dead; whoever waits for it waits for ever
+            if self._beside_each_other():
+                self._fail_all("Beam search is not supported for multiple prompts and logprobs")
+                continue
+            for request in list(self._requests):
+                self._iterate(request)
+                if executor.background_error is not None or executor.doing_shutdown:
+                    return
+            if self._kwargs.get("enable_iter_perf_stats") and executor.stats is not None:
+                executor.stats.put(json.dumps(self._statistics()))
+            if options().stall_at and self._made >= options().stall_at:
+                await asyncio.sleep(HANG_S)
 
-    def _step(self, output: CompletionOutput, params: SamplingParams, state: int, forced: list[int] | None) -> int:
-        made = len(output.token_ids)
-        end = options().eos_every and made >= max(options().eos_every, params.min_tokens or 0)
-        if (forced is not None and made >= len(forced)) or (forced is None and end and not params.ignore_eos):
-            output.finish_reason = "stop"
-            return state
-        token = forced[made] if forced is not None else tokens.next_token(state, self._vocabulary, output.token_ids)
-        output.token_ids.append(token)
-        if params.logprobs is not None:
-            value = tokens.logprob(state)
-            entry = {token: Logprob(value, 1)}
-            entry |= {
-                token + place + 1: Logprob(value - place - 1.0, place + 2) for place in range(params.logprobs - 1)
-            }
-            output.logprobs.append(entry)
-            output.cumulative_logprob += value
-        if token in (params.stop_token_ids or ()):
-            output.finish_reason = "stop"
-        elif made + 1 >= params.max_tokens:
-            output.finish_reason = "length"
-        return tokens.advance(state, token)
+    def _beside_each_other(self) -> bool:
+        beams = any(request.output.sampling_params.use_beam_search for request in self._requests)
+        logprobs = any(request.output.sampling_params.logprobs for request in self._requests)
+        return self._sampler.kind == "TRTLLMSampler" and beams and logprobs and len(self._requests) > 1
+
+    def _iterate(self, request: Request) -> None:
+        """One iteration of one request, and what its reader gets of it."""
+        assert self._executor is not None
+        output, params = request.output, request.output.sampling_params
+        for sequence in request.sequences:
+            if request.cancelled:
+                sequence.reason = "CANCELLED" if not sequence.ended else sequence.reason
+            elif not sequence.ended:
+                self._sampler.step(sequence, params, request.forced, request.limit)
+                self._made += 1
+        if self._made >= options().error_at > 0 and (not self._failing or options().error_stays):
+            self._failing = True
+            output.aqueue.put_nowait(Response(error=options().error_words, final=True))
+            self._requests.remove(request)
+            return
+        if self._made >= options().die_at > 0:
+            self._executor.background_error = RuntimeError("MPI worker 0 died: exit status 137")
+            return
+        if self._made >= options().break_at > 0:
+            self._executor.shutdown()  # by whoever reads first
+            output.aqueue.put_nowait(RuntimeError("the dispatch thread failed"))
+            return
+        for response in responses(request.sequences, params, params.n):
+            output.aqueue.put_nowait(response)
+        if all(sequence.ended for sequence in request.sequences):
+            self._requests.remove(request)
+
+    def _fail_all(self, words: str) -> None:
+        """What py_executor.py does with an exception of a step (`_handle_errors`)."""
+        for request in self._requests:
+            request.output.aqueue.put_nowait(Response(error=words, final=True))
+        self._requests.clear()
+
+    def _statistics(self) -> dict[str, Any]:
+        used = sum(1 + len(request.sequences[0].tokens) // BLOCK for request in self._requests if request.sequences)
+        cache = {"maxNumBlocks": options().blocks, "usedNumBlocks": used, "reusedBlocks": 3, "tokensPerBlock": BLOCK}
+        return {"iter": self._made, "numActiveRequests": len(self._requests), "kvCacheStats": cache}
 
     def get_stats(self, timeout: float | None = 2) -> list[dict[str, Any]]:
-        """One entry, where statistics are on."""
-        if not self._kwargs.get("enable_iter_perf_stats"):
+        """Of the iterations that nobody has asked for yet."""
+        stats = self._executor.stats if self._executor is not None else None
+        if stats is None:
             return []
-        return [{"iter": 1, "numActiveRequests": len(self._tasks), "kvCacheStats": {"maxNumBlocks": options().blocks}}]
+        if profile().get("llm_stats_rpc"):
+            found = []
+            while not stats._queue.empty():
+                found.append(json.loads(stats._queue.get_nowait()))
+            return found
+        stats.timeout = timeout or 2.0
+        return stats.get_results()
+
+    def get_stats_async(self, timeout: float | None = 2) -> Any:
+        """An asynchronous iterator of them."""
+        stats = self._executor.stats if self._executor is not None else None
+        if stats is None:
+            return nothing()
+        if profile().get("llm_stats_rpc"):
+            time.sleep(timeout or 2.0)  # the call holds up the event loop
+        stats.timeout = timeout or 2.0
+        return stats
 
     def shutdown(self) -> None:
         """Nothing is left behind."""
+        if self._executor is not None:
+            self._executor.shutdown()
+            self._executor = None
 
 
 class EngineLLM:

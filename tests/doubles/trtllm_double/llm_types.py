@@ -10,7 +10,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-ARGUMENTS = frozenset(
+from trtllm_double.options import profile
+
+ALL_ARGUMENTS = frozenset(
     [
         "model",
         "tokenizer",
@@ -59,6 +61,26 @@ ARGUMENTS = frozenset(
         "stream_interval",
     ]
 )
+ARGUMENTS = (ALL_ARGUMENTS | set(profile().get("llm_arguments", ()))) - set(profile().get("llm_arguments_drop", ()))
+
+
+class TorchLlmArgs:
+    """As much of the pydantic model as says which arguments LLM takes."""
+
+    model_fields: dict[str, Any] = dict.fromkeys(ARGUMENTS)
+
+
+@dataclasses.dataclass
+class LoraConfig:
+    """Without it the PyTorch flow has no adapters, whatever enable_lora says (lora_helper.py, copy 2545972156)."""
+
+    lora_dir: list[str] = dataclasses.field(default_factory=list)
+    lora_ckpt_source: str = "hf"
+    max_lora_rank: int = 64
+    lora_target_modules: list[str] = dataclasses.field(default_factory=list)
+    trtllm_modules_to_hf_modules: dict[str, str] = dataclasses.field(default_factory=dict)
+    max_loras: int | None = None
+    max_cpu_loras: int | None = None
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -106,6 +128,8 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         allowed = os.environ.get("TLLM_ALLOW_N_GREEDY_DECODING")
+        self.pad_id = self.end_id if self.pad_id is None else self.pad_id
+        self.best_of = self.best_of or self.n
         if self.n > 1 and self.greedy and not self.use_beam_search and not allowed:
             raise ValueError("Greedy decoding in the LLM API does not allow multiple returns.")
         if self.n > (self.best_of or self.n):
@@ -148,9 +172,10 @@ class _Config:
         unknown = set(values) - set(self.FIELDS)
         if unknown:
             raise ValueError(f"Extra inputs are not permitted: {', '.join(sorted(unknown))}")
-        self.__dict__.update(dict.fromkeys(self.FIELDS) | values)
+        self.__dict__.update(dict.fromkeys(self.FIELDS) | self.DEFAULTS | values)
 
     FIELDS: tuple[str, ...] = ()
+    DEFAULTS: dict[str, Any] = {}  # noqa: RUF012
 
 
 class KvCacheConfig(_Config):
@@ -167,9 +192,12 @@ class LookaheadDecodingConfig(_Config):
 
 
 class NGramDecodingConfig(_Config):
-    """Prompt lookup."""
+    """Prompt lookup. The size's default is 0 up to 1.2 (llm_args.py, copies 1520735490 and 1090804222), where LLM
+    then refuses it, and 2 in 1.3 (7019226376).
+    """
 
     FIELDS = ("max_draft_len", "max_matching_ngram_size", "is_keep_all", "is_use_oldest", "is_public_pool")
+    DEFAULTS = {"max_matching_ngram_size": profile().get("ngram_size", 0)}  # noqa: RUF012
 
 
 class EagleDecodingConfig(_Config):

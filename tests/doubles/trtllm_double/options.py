@@ -23,6 +23,11 @@ class DoubleOptions:
     Faults: `enqueue_raises_at` and `error_at` count requests; `stall_at`, `die_at` and `break_at` count tokens (the
     loop stops, the process is killed, iterations throw `break_words`, `break_times` of them or all); `die_rank` with
     `die_after_ms` kills one rank; `oom_at_load`, `mpi_fails` and `import_fails` refuse to start.
+
+    For tensorrt_llm.LLM: `eos_token` is the token that ends this model's texts (else the first of its
+    generation_config.json); `error_words` is what error_at says, and with `error_stays` every request fails from then
+    on; at `die_at` its worker dies, at `break_at` its executor says an error of its own, at `stall_at` nothing more
+    comes; `plain_torch_sampler` is a TorchSampler that leaves penalties, min_p and seeds out.
     """
 
     step_ms: float = 1.0
@@ -46,6 +51,10 @@ class DoubleOptions:
     oom_at_load: bool = False
     mpi_fails: bool = False
     import_fails: bool = False
+    eos_token: int = -1
+    error_words: str = "the stand-in was told to answer with an error"
+    error_stays: bool = False
+    plain_torch_sampler: bool = False
 
 
 @functools.cache

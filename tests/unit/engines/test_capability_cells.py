@@ -11,6 +11,7 @@ from inflight.engines.base import Capability, Engine
 from inflight.engines.simulated.engine import SimulatedEngine
 from tests.doubles.adapters import write_adapter
 from tests.doubles.folders import write_checkpoint
+from tests.doubles.hf_adapters import write_hf_adapter
 from tests.doubles.stand_in import StandIn, ids, request, run, stand_in
 from tests.harness.capability_cells import Asker, cells, check_column
 from tests.unit.machines.tokenizer_kinds import write_folder
@@ -77,7 +78,8 @@ class Column:
         return made
 
     def _adapters(self) -> Path:
-        return write_adapter(self._root / "adapters" / "red").parent
+        write = write_hf_adapter if self.checkpoint else write_adapter
+        return write(self._root / "adapters" / "red").parent
 
     def holds(self, capability: Capability, engine: Any) -> bool:
         """What the engine says, and what shows it: its configuration, reused blocks."""

@@ -327,7 +327,7 @@ def test_an_llm_that_has_shut_itself_down_is_broken(
     double = stack.enter_context(stand_in(monkeypatch, tmp_path, "1.3", error_at=3))
     engine: Any = double.engine(write_checkpoint(tmp_path / "checkpoint", double.tokenizer))
     engine.add(request(1, PROMPT))
-    engine._llm._executor = types.SimpleNamespace(doing_shutdown=True)
+    engine._llm._executor.doing_shutdown = True
     with pytest.raises(EngineBroken):
         collect(engine, {(1, 0)})
 

@@ -84,7 +84,8 @@ def create(folder: Path, values: Mapping[str, Any], max_running: int) -> Engine:
     if facts is None:
         check_checkpoint(config)
     if facts is None:
-        from inflight.engines.tensorrt_llm.llmapi import LlmEngine, number_of
+        from inflight.engines.tensorrt_llm.llm_load import number_of
+        from inflight.engines.tensorrt_llm.llmapi import LlmEngine
 
         stops = end_tokens(folder, number_of(config, "vocab_size"))
         engine: Engine = LlmEngine(folder, config, options, installed, max_running, stops)

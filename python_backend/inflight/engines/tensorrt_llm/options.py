@@ -23,7 +23,8 @@ class TensorRtLlmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     longer in the KV cache. `mpi_launcher`, `mpi_hostfile` and `mpi_arguments` start the ranks of an engine for several
     GPUs. `draft_engine_dir` and `num_draft_tokens` pair the engine with a draft engine. For checkpoints (PyTorch flow):
     `tensor_parallel_size`, `pipeline_parallel_size`, `speculative` ("ngram" or "eagle3"), `speculative_model_dir`,
-    `kv_cache_dtype`, and `llm_arguments`, further arguments of tensorrt_llm.LLM.
+    `max_matching_ngram_size` (the longest beginning that "ngram" looks up), `kv_cache_dtype`, and `llm_arguments`,
+    further arguments of tensorrt_llm.LLM.
     """
 
     max_beam_width: int = 1
@@ -87,6 +88,7 @@ class TensorRtLlmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     pipeline_parallel_size: int = 1
     speculative: Literal["", "ngram", "eagle3"] = ""
     speculative_model_dir: str = ""
+    max_matching_ngram_size: int = 2
     kv_cache_dtype: str = "auto"
     llm_arguments: dict[str, Any] = {}
 
@@ -140,6 +142,7 @@ LEAST = {
             "lookahead_ngram_size",
             "stall_timeout_ms",
             "num_draft_tokens",
+            "max_matching_ngram_size",
             "tensor_parallel_size",
             "pipeline_parallel_size",
         ),

@@ -10,8 +10,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from inflight.engines.base import EngineRefusal, EngineRequest, Guide, SamplingParams
+from inflight.engines.faults import sparingly
 from inflight.errors import last_line
 
+PENALTIES = (
+    ("repetition_penalty", 1.0),
+    ("presence_penalty", 0.0),
+    ("frequency_penalty", 0.0),
+)  # and what has no effect
+KIND_WORDS = {"json_schema": "JSON Schema", "regex": "regular expression", "ebnf_grammar": "grammar"}
 GUIDE_TYPES = {"json": "JSON", "json_schema": "JSON_SCHEMA", "regex": "REGEX", "ebnf_grammar": "EBNF_GRAMMAR"}
 
 
@@ -24,6 +31,12 @@ class Stops:
     end_id: int | None
     words: tuple[int, ...]
     watched: frozenset[int]
+
+    def first(self, ids: Sequence[int], before: int, min_tokens: int) -> int:
+        """The same for any stop token, whoever looks for it."""
+        every = {self.end_id, *self.words, *self.watched}
+        places = enumerate(ids, before + 1)
+        return next((count - before for count, token in places if token in every and count > min_tokens), 0)
 
     def first_watched(self, ids: Sequence[int], before: int, min_tokens: int) -> int:
         """How many of `ids` count up to and with the first stop token that only we look for; 0 without one. `before`
@@ -43,6 +56,18 @@ def split_stops(sampling: SamplingParams, own: tuple[int, ...]) -> Stops:
     if sampling.min_tokens > 0:
         return Stops(end, (), frozenset(others))
     return Stops(end, others, frozenset())
+
+
+def split_llm_stops(sampling: SamplingParams, own: tuple[int, ...], *, end_in_output: bool) -> Stops:
+    """As `split_stops`, for tensorrt_llm.LLM.
+
+    Where its sampler leaves the end token out of the output, end tokens become stop words: those are in it, each with
+    its log-probability. Not with beams, and not with min_tokens, which holds back the end token alone.
+    """
+    stops = split_stops(sampling, own)
+    if end_in_output or stops.end_id is None or sampling.min_tokens > 0 or sampling.beam_width > 1:
+        return stops
+    return Stops(None, (stops.end_id, *stops.words), frozenset())
 
 
 def salt_id(salt: str) -> int:
@@ -77,7 +102,7 @@ def sampling_config(trtllm: Any, sampling: SamplingParams) -> Any:
             values["top_k"] = 1
     if sampling.min_tokens > 0:
         values["min_tokens"] = int(sampling.min_tokens)
-    for name, neutral in (("repetition_penalty", 1.0), ("presence_penalty", 0.0), ("frequency_penalty", 0.0)):
+    for name, neutral in PENALTIES:
         value = getattr(sampling, name)
         if value != neutral:
             values[name] = float(value)
@@ -162,22 +187,32 @@ def _compile(guide: Guide) -> None:
     try:
         getattr(grammars, make)(guide.text)
     except Exception as error:  # noqa: BLE001 — it raises what its C++ core does
-        raise EngineRefusal(f"cannot be compiled: {last_line(error, 200)}", "guided_decoding_guide") from None
+        sparingly.warning("guide", "xgrammar refuses a guide (%s): %s", guide.kind, last_line(error, 1000))
+        raise EngineRefusal(
+            f"is no {KIND_WORDS[guide.kind]} that the engine's grammar compiler takes; correct or simplify it",
+            "guided_decoding_guide",
+        ) from None
 
 
 def llm_sampling_params(api: Any, request: EngineRequest, stops: Stops) -> Any:
-    """SamplingParams of the high-level interface. Its defaults (32 tokens!) are all overridden."""
+    """SamplingParams of the high-level interface. Its defaults (32 tokens!) are all overridden.
+
+    `end_id` is always given, -1 for none: without it LLM takes the tokenizer's, and releases differ in what else they
+    read of the checkpoint then. Stop tokens count, so they stay in the output; `ignore_eos` would drop them in some.
+    """
     sampling = request.sampling
+    end = stops.end_id if stops.end_id is not None else -1
     values: dict[str, Any] = {
         "max_tokens": int(sampling.max_tokens),
         "n": int(sampling.num_sequences),
         "detokenize": False,
         "add_special_tokens": False,
         "exclude_input_from_output": True,
-        "ignore_eos": stops.end_id is None,
+        "include_stop_str_in_output": True,
+        "ignore_eos": end < 0 and not stops.words,
+        "end_id": int(end),
+        "pad_id": int(end) if end >= 0 else int(stops.words[0]) if stops.words else 0,
     }
-    if stops.end_id is not None:
-        values |= {"end_id": int(stops.end_id), "pad_id": int(stops.end_id)}
     if stops.words:
         values["stop_token_ids"] = [int(token) for token in stops.words]
     if sampling.beam_width > 1:
@@ -198,7 +233,7 @@ def llm_sampling_params(api: Any, request: EngineRequest, stops: Stops) -> Any:
         values["top_k"] = 1
     if sampling.min_tokens > 0:
         values["min_tokens"] = int(sampling.min_tokens)
-    for name, neutral in (("repetition_penalty", 1.0), ("presence_penalty", 0.0), ("frequency_penalty", 0.0)):
+    for name, neutral in PENALTIES:
         if getattr(sampling, name) != neutral:
             values[name] = float(getattr(sampling, name))
     if sampling.logprobs >= 0:

@@ -12,6 +12,7 @@ import pytest
 from inflight.engines.base import Capability, EngineRefusal, FinishReason, Guide
 from inflight.errors import LoadError
 from tests.doubles.folders import write_checkpoint
+from tests.doubles.hf_adapters import write_hf_adapter
 from tests.doubles.stand_in import StandIn, collect, ids, request, run, stand_in
 
 pytestmark = pytest.mark.fast
@@ -93,8 +94,9 @@ def test_stop_tokens_guides_and_min_tokens(checkpoint: Checkpoint) -> None:
     assert (ids(outputs), outputs[-1].finish) == (tokens[:3], FinishReason.STOP)
     (outputs,) = run(engine, request(2, PROMPT, stop_token_ids=(1, tokens[1], tokens[5]), min_tokens=3)).values()
     assert (ids(outputs), outputs[-1].finish) == (tokens[:6], FinishReason.STOP)
-    (outputs,) = run(engine, request(3, PROMPT, guide=Guide("choice", '["yes"]'), max_tokens=20)).values()
-    assert outputs[-1].finish is FinishReason.STOP
+    guided = request(3, PROMPT, guide=Guide("choice", '["yes"]'), max_tokens=20, stop_token_ids=(1,))
+    (outputs,) = run(engine, guided).values()
+    assert (ids(outputs)[-1], outputs[-1].finish) == (1, FinishReason.STOP)
 
 
 def test_cancel_and_errors(checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture) -> None:
@@ -106,11 +108,13 @@ def test_cancel_and_errors(checkpoint: Checkpoint, caplog: pytest.LogCaptureFixt
     engine.cancel(1)
     found = collect(engine, {(1, 0), (1, 1)})
     assert {outputs[-1].finish for outputs in found.values()} == {FinishReason.CANCELLED}
-    with pytest.raises(EngineRefusal, match=r"^has 3000 tokens, which") as refusal:
-        engine.add(request(2, [5] * 3000))
+    with pytest.raises(EngineRefusal, match=r"^has 9000 tokens, which") as refusal:
+        engine.add(request(2, [5] * 9000))
     assert refusal.value.parameter == "input_ids"
-    assert "should not exceed max_seq_len" in caplog.text
-    assert run(engine, request(3, PROMPT, max_tokens=2))
+    assert "should not exceed max_num_tokens" in caplog.text
+    (outputs,) = run(engine, request(3, [5] * 3000)).values()
+    assert outputs[-1].error, "what is beyond the context LLM says where its answer is read"
+    assert run(engine, request(4, PROMPT, max_tokens=2))
 
 
 def test_a_request_that_fails_ends_alone(checkpoint: Checkpoint) -> None:
@@ -128,7 +132,7 @@ def test_what_it_cannot_do_is_refused_before(checkpoint: Checkpoint) -> None:
 
 
 def test_adapters_by_name(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    (tmp_path / "lora" / "red").mkdir(parents=True)
+    write_hf_adapter(tmp_path / "lora" / "red")
     engine = checkpoint(lora_dir=str(tmp_path / "lora"))
     (outputs,) = run(engine, request(1, PROMPT, lora_name="red")).values()
     assert ids(outputs) == expected(PROMPT, 8, adapter=1)
@@ -136,14 +140,8 @@ def test_adapters_by_name(checkpoint: Checkpoint, tmp_path: Path) -> None:
         engine.add(request(2, PROMPT, lora_name="blue"))
 
 
-def test_speculation_is_handed_on(checkpoint: Checkpoint) -> None:
-    engine = checkpoint(speculative="ngram", num_draft_tokens=3)
-    assert engine._llm._kwargs["speculative_config"].max_draft_len == 3
-    assert Capability.SPECULATIVE in engine.info.capabilities
-
-
 def test_loads_that_fail_say_why(checkpoint: Checkpoint) -> None:
-    with pytest.raises(LoadError, match=r"refuses its arguments \(LLM got invalid arguments: frobnicate\)"):
+    with pytest.raises(LoadError, match=r"refuses its arguments \(LLM got invalid argument: frobnicate\)"):
         checkpoint(llm_arguments={"frobnicate": 1})
     with pytest.raises(LoadError, match=r"CUDA out of memory.*raise tensor_parallel_size"):
         checkpoint(double={"oom_at_load": True})

@@ -1,0 +1,87 @@
+"""What LLM is made of: its executor's proxy, a request in the worker, and what its arguments come to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from trtllm_double.llm_results import IterationResult, RequestOutput
+from trtllm_double.llm_samplers import Sequence
+from trtllm_double.options import profile
+
+
+class Executor:
+    """What LLM hands its requests to: the proxy of a worker that may die (executor.py, proxy.py)."""
+
+    def __init__(self) -> None:
+        self.doing_shutdown = False
+        self.background_error: Exception | None = None
+        self.stats: IterationResult | None = None
+        if profile().get("llm_stats_rpc"):
+            self.rpc_client = self  # from 1.3 on statistics come by a call (proxy.py, stored copy 3493716097)
+
+    def is_shutdown(self) -> bool:
+        """Whether it takes nothing any more."""
+        return self.doing_shutdown
+
+    def shutdown(self) -> None:
+        """For good."""
+        self.doing_shutdown = True
+
+    def handle_background_error(self) -> None:
+        """Shut down and raise what the worker died of, where it has; only requests and responses ask."""
+        error, self.background_error = self.background_error, None
+        if error is not None:
+            self.shutdown()
+            raise error
+
+
+class Request:
+    """One request in the worker."""
+
+    def __init__(self, output: RequestOutput, sequences: list[Sequence], forced: list[int] | None, limit: int) -> None:
+        self.output = output
+        self.sequences = sequences
+        self.forced = forced
+        self.limit = limit
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        """At the next iteration."""
+        self.cancelled = True
+
+
+def check_arguments(kwargs: dict[str, Any]) -> None:
+    """What the validators of llm_args.py and create_py_executor refuse."""
+    speculative, guided = kwargs.get("speculative_config"), kwargs.get("guided_decoding_backend")
+    if type(speculative).__name__ == "NGramDecodingConfig" and not (
+        (speculative.max_draft_len or 0) > 0 and (speculative.max_matching_ngram_size or 0) > 0
+    ):
+        raise ValueError(
+            "1 validation error for TorchLlmArgs\n  Assertion failed, [type=assertion_error, input_value=…]"
+        )
+    # py_executor_creator.py: stored copies 9841842691, 2869238873 (1.0), 1239867052 (1.1)
+    if guided and speculative is not None and not profile().get("llm_guided_speculative", False):
+        raise RuntimeError("Guided decoding is not supported with speculative decoding.")
+    overlapped = not kwargs.get("disable_overlap_scheduler")
+    if guided and overlapped and not profile().get("llm_guided_overlap", True):
+        raise RuntimeError("Guided decoding is not supported with overlap scheduler.")
+
+
+def sampler_of(kwargs: dict[str, Any]) -> str:
+    """The sampler that create_py_executor makes (`instantiate_sampler`): with speculation always its own one."""
+    if kwargs.get("speculative_config") is not None:
+        return "TorchSampler"
+    if kwargs.get("enable_trtllm_sampler") or kwargs.get("sampler_type") == "TRTLLMSampler":
+        return "TRTLLMSampler"
+    return "TorchSampler"
+
+
+def end_token(folder: Path | None) -> int:
+    """What the model ends its texts with, as generation_config.json says; the first of several."""
+    path = folder / "generation_config.json" if folder is not None else None
+    if path is None or not path.is_file():
+        return 2
+    found = json.loads(path.read_text()).get("eos_token_id")
+    return int(found[0] if isinstance(found, list) else found)
