@@ -39,6 +39,7 @@ class EngineProcess:
         self._spec = spec
         self._token = secrets.token_hex(32)
         self._process: subprocess.Popen[bytes] | None = None
+        self._if_late = ""  # what else to look at when the engine does not load in time
         self.connection: socket.socket | None = None
         self.buffer = FrameBuffer(frames.MAX_FRAME_BYTES)
         self._received: collections.deque[bytes] = collections.deque()  # whole frames that nobody has taken yet
@@ -107,11 +108,15 @@ class EngineProcess:
         python = self._spec.python or python_executable()
         if self._spec.engine == "tensorrt_llm":
             from inflight.engine_process.ranks import ranks_command
+            from inflight.engines.tensorrt_llm import spawn
 
             ranks = ranks_command(self._spec, python, self._folder, environment)
             if ranks is not None:
                 environment.update(ranks[1])
                 return ranks[0]
+            if spawn.spawns(self._spec):
+                spawn.without_slurm(environment)
+                self._if_late = f"; {spawn.ADVICE}"
         return [python, "-m", "inflight.engine_worker", str(self._folder)]
 
     def _accept(self, deadline: float, stopping: Callable[[], bool]) -> socket.socket:
@@ -159,7 +164,9 @@ class EngineProcess:
         if stopping():
             raise LoadError("the server is stopping.")
         if time.monotonic() > deadline:
-            raise LoadError("the engine did not load in the time allowed; raise the model parameter load_timeout_s.")
+            raise LoadError(
+                f"the engine did not load in the time allowed; raise the model parameter load_timeout_s{self._if_late}."
+            )
 
     def exit_code(self) -> int | None:
         """None while it runs."""

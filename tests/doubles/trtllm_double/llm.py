@@ -36,7 +36,7 @@ class _TorchLLM:
             if name not in ARGUMENTS:
                 raise ValueError(f"LLM got invalid argument: {name}")
         check_arguments(kwargs)
-        if any(name in os.environ for name in SPAWN_FAILS_WITH):
+        if options().spawn_hangs or any(name in os.environ for name in SPAWN_FAILS_WITH):
             time.sleep(HANG_S)  # even one worker is spawned, and MPI has no place for it; nobody is told
         if options().oom_at_load:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")

@@ -27,7 +27,8 @@ class DoubleOptions:
     For tensorrt_llm.LLM: `eos_token` is the token that ends this model's texts (else the first of its
     generation_config.json); `error_words` is what error_at says, and with `error_stays` every request fails from then
     on; at `die_at` its worker dies, at `break_at` its executor says an error of its own, at `stall_at` nothing more
-    comes; `plain_torch_sampler` is a TorchSampler that leaves penalties, min_p and seeds out.
+    comes; `plain_torch_sampler` is a TorchSampler that leaves penalties, min_p and seeds out; with
+    `spawn_hangs` LLM is never ready.
     """
 
     step_ms: float = 1.0
@@ -55,6 +56,7 @@ class DoubleOptions:
     error_words: str = "the stand-in was told to answer with an error"
     error_stays: bool = False
     plain_torch_sampler: bool = False
+    spawn_hangs: bool = False
 
 
 @functools.cache

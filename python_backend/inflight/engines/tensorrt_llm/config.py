@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+from pathlib import Path
 from typing import Any
 
 from inflight.engines.tensorrt_llm.checks import MODE_OF_ENGINE
@@ -16,6 +17,7 @@ from inflight.engines.tensorrt_llm.options import (
 )
 from inflight.engines.tensorrt_llm.probe import EngineFacts, first_line
 from inflight.errors import LoadError
+from inflight.model.files import stop_token_ids
 
 log = logging.getLogger("inflight.engine_worker")
 
@@ -152,12 +154,22 @@ def guided_config(trtllm: Any, options: TensorRtLlmOptions, folder: str, specula
 
         tokenizer = TransformersTokenizer.from_pretrained(options.tokenizer_dir or folder)
         facts = _xgrammar_tokenizer_info(tokenizer)
+        facts["stop_token_ids"] = _ends(facts.get("stop_token_ids"), Path(folder))
     except Exception as error:  # noqa: BLE001 — any trouble in there only costs guided decoding
         if options.tokenizer_dir:
             raise LoadError(f"the tokenizer in tokenizer_dir cannot be read ({first_line(error)}).") from None
         log.warning("guided decoding is off: the tokenizer's facts cannot be had (%s)", first_line(error))
         return None
     return trtllm.GuidedDecodingConfig(backend=trtllm.GuidedDecodingConfig.GuidedDecodingBackend.XGRAMMAR, **facts)
+
+
+def _ends(told: Any, folder: Path) -> list[int]:
+    """What may end a guided text: the tokenizer's end token, if it has one, and the model's. Raises `ValueError`."""
+    given = [int(token) for token in told or () if token is not None]
+    found = list(dict.fromkeys([*given, *stop_token_ids(folder, 1 << 31)]))
+    if not found:
+        raise ValueError("neither the tokenizer nor the engine directory says which token ends a text")
+    return found
 
 
 def retention_config(trtllm: Any, options: TensorRtLlmOptions) -> Any:

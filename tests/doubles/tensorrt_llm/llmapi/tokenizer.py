@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ class TransformersTokenizer:
 
 
 def _xgrammar_tokenizer_info(tokenizer: TransformersTokenizer) -> dict[str, Any]:
-    """Keyword arguments for GuidedDecodingConfig."""
+    """Keyword arguments for GuidedDecodingConfig; [None] where the tokenizer has no end token (tokenizer.py)."""
     text = (tokenizer.folder / "tokenizer.json").read_text()
-    return {"encoded_vocab": ["a", "b"], "tokenizer_str": text, "stop_token_ids": [0]}
+    config = tokenizer.folder / "tokenizer_config.json"
+    named = json.loads(config.read_text()).get("eos_token") if config.is_file() else None
+    return {"encoded_vocab": ["a", "b"], "tokenizer_str": text, "stop_token_ids": [0 if named else None]}

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import types
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from inflight.engines.base import Capability, FinishReason
+from inflight.engines.base import Capability, EngineRefusal, FinishReason, Guide
+from inflight.engines.faults import sparingly
 from inflight.errors import LoadError
 from tests.doubles.stand_in import StandIn, collect, ids, request, run, stand_in
 
@@ -265,3 +267,32 @@ def test_decoding_modes_reach_the_configuration(install: Install) -> None:
     config = configuration(lookahead).decoding_config.lookahead_decoding_config
     assert (config.max_window_size, config.max_ngram_size, config.max_verification_set_size) == (7, 5, 3)
     assert configuration(double.engine()).decoding_config is None
+
+
+def test_a_tokenizer_without_an_end_token_costs_no_load(install: Install) -> None:
+    """TensorRT-LLM's own facts have None there, which its binding refuses; the model's end tokens stand in for it."""
+    double = install()
+    folder = double.folder(with_manifest=False)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [1, 7]}', encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text("{}", encoding="utf-8")
+    engine = double.engine(folder)
+    assert configuration(engine).guided_decoding_config.stop_token_ids == [1, 7]
+    assert Capability.GUIDED_JSON in engine.info.capabilities
+
+
+def test_xgrammars_own_words_stay_in_the_log(
+    install: Install, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(_: str) -> None:
+        raise RuntimeError("[12:00:01] /src/xgrammar/cpp/grammar_parser.cc:88: EBNF parser error at line 1: (expected")
+
+    names = dict.fromkeys(("from_json_schema", "from_regex", "from_ebnf"), staticmethod(fails))
+    monkeypatch.setitem(sys.modules, "xgrammar", types.SimpleNamespace(Grammar=type("Grammar", (), names)))
+    monkeypatch.setattr(sparingly, "_next", {})
+    engine = install().engine()
+    for number, (kind, text) in enumerate({"json_schema": "{}", "regex": "(", "ebnf_grammar": "("}.items()):
+        with pytest.raises(EngineRefusal, match=r"is no .* that the engine's grammar compiler takes") as refusal:
+            engine.add(request(number, PROMPT, guide=Guide(kind, text)))
+        assert refusal.value.parameter == "guided_decoding_guide"
+        assert "parser" not in str(refusal.value)
+    assert "EBNF parser error" in caplog.text
