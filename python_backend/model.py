@@ -18,6 +18,7 @@ import triton_python_backend_utils as pb_utils
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from inflight.errors import LoadError, RequestError, internal, sendable, unforeseen
+from inflight.identity import Identity
 from inflight.triton import config as triton_config
 from inflight.triton.region import InUse
 
@@ -82,7 +83,7 @@ class TritonPythonModel:
         warmups = triton_config.warmup_requests(model_config)
         config = parse_model_config(parameters)
         self._empty_final = config.empty_final_response
-        backend = Backend(config, folder, warmups)
+        backend = Backend(config, folder, warmups, args["model_name"])
         backend.start()
         self._backend = backend
         self._control = open_control(args["model_name"], self._backend)
@@ -94,16 +95,21 @@ class TritonPythonModel:
         """Copy the inputs, take the sender, drop the request, return."""
         for request in requests:
             responder = self._io.TritonResponder(request.get_response_sender(), self._batched, self._empty_final)
+            identity = Identity("")
             try:
-                raw = self._io.read_request(request, self._batched, self._backend.most_items)
-                self._backend.submit(raw, responder)
+                parameters = self._io.parameters_of(request)
+                identity = self._io.identity_of(request, parameters)
+                most = self._backend.most_items
+                self._backend.submit(
+                    self._io.read_request(request, parameters, identity, self._batched, most), responder
+                )
             except RequestError as error:
-                self._backend.refuse(responder, error, request.request_id())
+                self._backend.refuse(responder, error, identity)
             except (
                 Exception
             ):  # must not reach Triton: it would end every request of this call, those already answered too
-                log.exception("a request could not be taken")
-                self._backend.refuse(responder, internal(request.request_id()), request.request_id())
+                log.exception("request %s could not be taken", identity)
+                self._backend.refuse(responder, internal(identity.id), identity)
 
     def is_ready(self) -> bool:
         """Whether the engine is up (asked by Triton 26.03 and later)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,16 @@ READY_S = 60.0
 
 @contextmanager
 def serving(
-    engine: Path, options: Mapping[str, Any], parameters: Mapping[str, str] | None = None, triton: Triton | None = None
+    engine: Path,
+    options: Mapping[str, Any],
+    parameters: Mapping[str, str] | None = None,
+    triton: Triton | None = None,
+    environment: Mapping[str, str] | None = None,
+    arguments: Sequence[str] = (),
 ) -> Iterator[Server]:
     """A ready server with the model `llm`: `options` of the simulated engine, further model `parameters`.
 
-    `engine` is a directory with tokenizer.json. Raises `Failure`.
+    `engine` is a directory with tokenizer.json; `environment` and `arguments` are the server's. Raises `Failure`.
     """
     given = {"engine": "simulated", "engine_options": json.dumps(dict(options)), **(parameters or {})}
     text = 'backend: "inflight"\nmax_batch_size: 0\nmodel_transaction_policy { decoupled: true }\n'
@@ -33,6 +38,7 @@ def serving(
         (model / "1").mkdir(parents=True)
         (model / "1" / "engine").symlink_to(engine)
         (model / "config.pbtxt").write_text(text, encoding="utf-8")
-        with Server(ServerConfig(repository=Path(name)), triton) as server:
+        config = ServerConfig(repository=Path(name), environment=environment or {}, arguments=tuple(arguments))
+        with Server(config, triton) as server:
             server.wait_ready(READY_S)
             yield server

@@ -52,6 +52,7 @@ ADMISSION = (f"{MACHINES}/test_admission_machine.py", "tests/unit/serving/test_a
 GUIDES = ("tests/unit/guides/test_service.py",)
 ARRIVAL = ("tests/unit/serving/test_arrival.py",)
 
+HOLD = ("tests/unit/serving/test_restart_hold.py", *DELIVERY)
 PARSING = ("tests/unit/serving/test_parsing.py", "tests/unit/request/test_prompt.py")
 FAULTS = ("tests/unit/engine_process/test_faults.py", f"{MACHINES}/test_faults_machine.py")
 RUN_FOLDERS = ("tests/unit/engines/test_run_folder.py",)
@@ -114,9 +115,33 @@ MUTANTS = (
         "FINAL once",
         "a lost engine's streams are forgotten",
         "serving/dispatcher.py",
-        "                self._delivery.fail(job.live, error)\n            except",
-        "                pass\n            except",
+        "            self._delivery.fail(job.live, error)\n        except",
+        "            pass\n        except",
         DELIVERY,
+    ),
+    Mutant(
+        "FINAL once",
+        "what is held for an engine that is given up stays",
+        "serving/dispatcher.py",
+        "        self._no_engine = error\n        self._fail_all(error)\n",
+        "        self._no_engine = error\n",
+        HOLD,
+    ),
+    Mutant(
+        "FINAL once",
+        "a hold has no end",
+        "serving/dispatcher.py",
+        "                self._fail(job, _HELD_TOO_LONG)\n",
+        "                pass\n",
+        HOLD,
+    ),
+    Mutant(
+        "one request harms no other",
+        "what an engine died of is given to the next one",
+        "serving/dispatcher.py",
+        "            if request_id in self._queue:\n                self._hold(job)\n",
+        "            if request_id in self._jobs:\n                self._hold(job)\n",
+        HOLD,
     ),
     Mutant(
         "FINAL once",

@@ -142,7 +142,7 @@ def test_only_what_the_engine_had_is_lost_where_requests_are_held(rig: Rig, repo
     assert [(end.how, end.tokens) for end in answered] == [("length", 8)] * 24, tally(answered)
     assert [end.how for end in given_up] == ["UNAVAILABLE"] * 28, tally(given_up)
     assert all("not started again" in end.message for end in given_up[4:]), given_up[-1]
-    assert rig.metrics("held")["inflight_requests_total", "unavailable"] == 32
+    assert rig.flushed("held", 0.1)["inflight_requests_total", "unavailable"] == 32
     left = rig.assert_nothing_left("held")
     report(f"lost with the engine: {tally(lost)}; held: {tally(answered)}; given up: {tally(given_up)}; {left}")
 

@@ -17,6 +17,7 @@ from inflight.answer.detokenizer import Detokenizer
 from inflight.answer.sequence import SequenceText
 from inflight.engines.base import EngineOutput, FinishReason
 from inflight.errors import ErrorCode, RequestError, internal
+from inflight.identity import Identity
 from inflight.request.parse import GenerationRequest
 from inflight.request.prompt import Prompt
 from inflight.request.stop_words import Stops
@@ -107,11 +108,11 @@ class Stream:
         stops: Stops,
         make_detokenizer: Callable[[], Detokenizer],
         token_text: Callable[[int], str],
-        request_id: str,
+        identity: Identity,
         arrival_ns: int,
     ) -> None:
         self.request = request
-        self.request_id = request_id
+        self.identity = identity
         self.num_input_tokens = len(prompt.token_ids)
         self.output_tokens = 0  # used so far, all sequences
         self.timing = Timing(arrival_ns)
@@ -135,14 +136,14 @@ class Stream:
         if self.done or self._error is not None:
             return
         if not 0 <= output.sequence_index < len(self._sequences):
-            self._error = internal(self.request_id)
+            self._error = internal(self.identity.id)
             return
         sequence = self._sequences[output.sequence_index]
         sequence.is_over |= output.finish is not None or output.error is not None
         if sequence.done:
             return
         if output.error is not None:
-            self._error = internal(self.request_id)
+            self._error = internal(self.identity.id)
             return
         if output.reused_blocks is not None:
             self.timing.reused_blocks = output.reused_blocks

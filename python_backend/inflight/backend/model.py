@@ -7,7 +7,9 @@ client  ◀─send── delivery ◀─── reader thread ◀─────�
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from inflight import __version__
+from inflight.backend.listeners import listeners
 from inflight.backend.reader import Reader
 from inflight.backend.served import ServedEngine
 from inflight.engine_process import frames
@@ -26,6 +29,7 @@ from inflight.engines.python import ask, choose_python, python_executable
 from inflight.engines.spec import WorkerSpec
 from inflight.errors import ErrorCode, LoadError, RequestError, quoted, sendable, unavailable
 from inflight.guides.service import GuideLimits, GuideService
+from inflight.identity import Identity
 from inflight.manifest import ManifestError
 from inflight.manifest import read as read_manifest
 from inflight.model.files import is_folder, path_of, text_of
@@ -56,10 +60,13 @@ ARRIVING_S = 0.05  # a request that was taken just before it would have been ref
 class Backend:
     """One loaded model. `submit` may be called from any thread; everything else from Triton's."""
 
-    def __init__(self, config: ModelConfig, version_folder: Path, warmup_requests: int = 0) -> None:
+    def __init__(
+        self, config: ModelConfig, version_folder: Path, warmup_requests: int = 0, name: str = "model"
+    ) -> None:
         """Read what can be read without the engine; raises `LoadError`.
 
-        `warmup_requests` is how many requests Triton itself sends before it opens the model to clients.
+        `warmup_requests` is how many requests Triton itself sends before it opens the model to clients; `name` is the
+        model's.
         """
         self._config = config
         folder = version_folder / path_of(config.engine_dir)
@@ -90,6 +97,8 @@ class Backend:
         self._lives = EngineLives()
         metrics = Metrics()
         self._observation = Observation(metrics, self._snapshot, config.price_per_hour)
+        self._listeners = listeners(name, os.environ)
+        self._observation.listeners = self._listeners
         self._flusher = Flusher(self._observation.flush, config.metrics_interval_ms / 1000)
         self._warmups_left = warmup_requests
         self._pool = ParsePool()
@@ -171,6 +180,8 @@ class Backend:
         self._dispatcher.stop(JOIN_S)
         self._delivery.stop(JOIN_S)
         self._flusher.stop(JOIN_S)
+        for listener in self._listeners:
+            listener.stop(LEFTOVER_S)
         self._served.close()
 
     def _close(self, error: RequestError) -> None:
@@ -191,12 +202,12 @@ class Backend:
             raw = _warmup(raw)
         refusal = self._refusal(raw)
         if refusal is not None:
-            self.refuse(responder, refusal, raw.request_id)
+            self.refuse(responder, refusal, raw.identity)
             return
         with self._accepted_lock:
             self._accepted += 1
         deadline_ms = early_deadline_ms(raw, self._config)
-        arrival = Arrival(raw.request_id, responder, self.refuse, time.monotonic_ns(), deadline_ms, warmup)
+        arrival = Arrival(raw.identity, responder, self.refuse, time.monotonic_ns(), deadline_ms, warmup)
         self._reader.take(raw, arrival)
 
     def _refusal(self, raw: RawRequest) -> RequestError | None:
@@ -235,12 +246,17 @@ class Backend:
         with self._accepted_lock:
             self._accepted -= 1
 
-    def refuse(self, responder: Responder, error: RequestError, request_id: str) -> None:
-        """Answer a request that never became a stream. Never raises, never blocks."""
-        self._observation.refused(error)
-        self._delivery.refusals.answer(responder, error, request_id, time.monotonic_ns())
+    def refuse(
+        self, responder: Responder, error: RequestError, identity: Identity, arrival_ns: int | None = None
+    ) -> None:
+        """Answer a request that never became a stream; it arrived at `arrival_ns` (monotonic), or now. Never raises,
+        never blocks.
+        """
+        now_ns = time.monotonic_ns()
+        self._observation.refused(error, identity, now_ns if arrival_ns is None else arrival_ns)
+        self._delivery.refusals.answer(responder, error, identity, now_ns)
         if error.code is ErrorCode.INTERNAL:
-            log.error("request %s ended with an internal error", request_id)
+            log.error("request %s ended with an internal error", identity)
 
     def _live_streams(self) -> list[LiveStream]:
         return list(self._live.values())
@@ -250,9 +266,12 @@ class Backend:
         return [*self._reader.arrivals.copy(), *self._live_streams()]
 
     def _poll_cancelled(self, request: LiveStream | Arrival) -> bool:
-        if isinstance(request, Arrival):
-            return request.poll_cancelled()
-        return self._delivery.poll_cancelled(request)
+        identity = request.identity if isinstance(request, Arrival) else request.stream.identity
+        try:
+            return request.poll_cancelled() if isinstance(request, Arrival) else self._delivery.poll_cancelled(request)
+        except Exception:
+            log.exception("request %s: asking whether its client has left failed", identity)
+            return False
 
     # -- what the engine says (`supervisor.Observer`) ------------------------------------------------------------------
 
@@ -288,9 +307,6 @@ class Backend:
         """The numbers of this moment, for the metrics."""
         dispatcher, supervisor = self._dispatcher, self._supervisor
         streams = [live.stream for live in self._live_streams() if live.counted]
-        waiting_since = [arrival.arrival_ns for arrival in self._reader.arrivals.copy()]
-        waiting_since += [stream.timing.arrival_ns for stream in streams if not stream.timing.scheduled_ns]
-        now_ns = time.monotonic_ns()
         return Snapshot(
             info=self._info,
             stats=self._lives.stats(),
@@ -302,11 +318,19 @@ class Backend:
             limits=self._limits(),
             build=self._build(),
             waiting=dispatcher.waiting + self._pool.waiting,
-            oldest_waiting_s=max(0, now_ns - min(waiting_since, default=now_ns)) / 1e9,
+            oldest_waiting_s=self._oldest_waiting_s(),
             running=dispatcher.running,
             blocks_reserved=dispatcher.blocks_reserved,
             live_tokens=sum(stream.output_tokens for stream in streams),
         )
+
+    def _oldest_waiting_s(self) -> float:
+        """The age of the oldest request that is not in the engine yet."""
+        timings = [live.stream.timing for live in self._live_streams()]
+        since = [arrival.arrival_ns for arrival in self._reader.arrivals.copy()]
+        since += [timing.arrival_ns for timing in timings if not timing.scheduled_ns]
+        now_ns = time.monotonic_ns()
+        return max(0, now_ns - min(since, default=now_ns)) / 1e9
 
     def _limits(self) -> dict[str, int]:
         """What is taken at most, for `inflight_limit`."""
@@ -353,8 +377,16 @@ class Backend:
             "waiting": self._dispatcher.waiting + self._pool.waiting,
             "under_way": self._accepted,
             "blocks_reserved": self._dispatcher.blocks_reserved,
+            "oldest_waiting_s": round(self._oldest_waiting_s(), 3),
+            "limits": self._limits(),
             "engine_pid": self._supervisor.engine_pid,
             "restarts": self._supervisor.restarts,
+            "last_restarts": {loss.value: _when(at) for loss, at in self._supervisor.last_losses.items() if at},
+            "release": __version__,
+            "source": self._built_from[0],
+            "quantization": self._built_from[1],
+            "price_per_hour": self._config.price_per_hour,
+            **{key: value for listener in self._listeners for key, value in listener.state().items()},
         }
 
     def drain(self, timeout_ms: int | None = None, notice_ms: int | None = None) -> dict[str, Any]:
@@ -412,6 +444,11 @@ class Backend:
             config.batching_strategy,
             config.batching_max_wait_ms / 1000,
         )
+
+
+def _when(at: float) -> str:
+    """Unix time for a person."""
+    return datetime.datetime.fromtimestamp(at, datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def _built_from(folder: Path) -> tuple[str, str]:

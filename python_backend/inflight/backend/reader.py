@@ -141,8 +141,8 @@ class Reader:
         except RequestError as error:
             self._leave(arrival, error)
         except Exception:
-            log.exception("request %s: parsing failed", arrival.request_id)
-            self._leave(arrival, internal(arrival.request_id))
+            log.exception("request %s: parsing failed", arrival.identity)
+            self._leave(arrival, internal(arrival.identity.id))
         return None
 
     def _look(self, raw: RawRequest, arrival: Arrival, decision: Decision | None) -> Work | None:
@@ -178,7 +178,7 @@ class Reader:
             arrival.waits = "it was parsed"
             self._enqueue(raw, arrival, decision)
 
-        withdraw = self._guides.ask(guide, done, gone=arrival.poll_cancelled)
+        withdraw = self._guides.ask(guide, done, gone=arrival.poll_cancelled, who=arrival.identity)
 
         def left() -> None:
             if withdraw():
@@ -214,7 +214,7 @@ class Reader:
             stops,
             lambda: detokenizers.make(request.skip_special_tokens, context),
             self._token_text,
-            arrival.request_id,
+            arrival.identity,
             arrival.arrival_ns,
         )
         responder = arrival.hand_over()

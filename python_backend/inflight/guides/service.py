@@ -75,6 +75,7 @@ class _Asker:
     done: Callable[[Decision], None]
     gone: Callable[[], bool]
     since: float
+    who: object
 
 
 class NewGuide(Exception):
@@ -142,14 +143,18 @@ class GuideService:
         return None
 
     def ask(
-        self, guide: Guide, done: Callable[[Decision], None], gone: Callable[[], bool] = lambda: False
+        self,
+        guide: Guide,
+        done: Callable[[Decision], None],
+        gone: Callable[[], bool] = lambda: False,
+        who: object = "",
     ) -> Callable[[], bool]:
         """Have a guide checked. `done` is called once, here or on the service's thread; it must not block. `gone` says
         whether nobody waits for it any more; it is not asked after `done`. What is given back withdraws the question:
-        true when it was still open, and `done` will not be called.
+        true when it was still open, and `done` will not be called. `who` is for the log.
         """
         key = _key(guide)
-        asker = _Asker(done, gone, time.monotonic())
+        asker = _Asker(done, gone, time.monotonic(), who)
         with self._lock:
             known = self._known.get(key)
             if known is not None:  # since it was looked for
@@ -345,7 +350,7 @@ def _has_left(asker: _Asker) -> bool:
     try:
         return asker.gone()
     except Exception:
-        log.exception("asking whether a client has left failed")
+        log.exception("request %s: asking whether its client has left failed", asker.who)
         return False
 
 
@@ -355,7 +360,7 @@ def _tell(askers: Iterable[_Asker], decision: Decision) -> None:
         try:
             asker.done(decision)
         except Exception:
-            log.exception("a request could not go on after its guide was checked")
+            log.exception("request %s could not go on after its guide was checked", asker.who)
 
 
 def _key(guide: Guide) -> bytes:

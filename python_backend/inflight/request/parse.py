@@ -14,6 +14,7 @@ import msgspec
 
 from inflight.engines.base import Guide
 from inflight.errors import ErrorCode, RequestError, invalid
+from inflight.identity import Identity
 from inflight.model.parameters import ModelConfig
 from inflight.request import fields
 from inflight.request.defaults import BOUNDS, LEAST_TOP_K, GenerationDefaults
@@ -42,7 +43,7 @@ class RawRequest:
     tensors: Mapping[str, Sequence[Any]]
     parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     timeout_us: int = 0
-    request_id: str = ""
+    identity: Identity = dataclasses.field(default_factory=lambda: Identity(""))
     batched: bool = False
 
     @property

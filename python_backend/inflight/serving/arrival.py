@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 
 from inflight.errors import RequestError, cancelled, unavailable
+from inflight.identity import Identity
 from inflight.serving.delivery import Responder
 
 
@@ -24,22 +25,24 @@ class Arrival:
         "arrival_ns",
         "closed",
         "deadline",
-        "request_id",
+        "identity",
         "waits",
         "warmup",
     )
 
     def __init__(
         self,
-        request_id: str,
+        identity: Identity,
         responder: Responder,
-        refuse: Callable[[Responder, RequestError, str], None],
+        refuse: Callable[[Responder, RequestError, Identity, int], None],
         arrival_ns: int,
         deadline_ms: int = 0,
         warmup: bool = False,
     ) -> None:
-        """`refuse` answers a request with an error; `arrival_ns` is monotonic; `deadline_ms` 0 is none."""
-        self.request_id = request_id
+        """`refuse` answers a request that arrived then with an error; `arrival_ns` is monotonic; `deadline_ms` 0 is
+        none.
+        """
+        self.identity = identity
         self.arrival_ns = arrival_ns
         self.deadline = arrival_ns / 1e9 + deadline_ms / 1000 if deadline_ms else None
         self.warmup = warmup
@@ -62,7 +65,7 @@ class Arrival:
             responder, left = self._close()
         if responder is None:
             return False
-        self._refuse(responder, error, self.request_id)
+        self._refuse(responder, error, self.identity, self.arrival_ns)
         left()
         return True
 

@@ -194,8 +194,8 @@ class Delivery:
                 self._drain(live)
                 how(live.stream)
             except Exception:
-                log.exception("request %s: its last tokens are lost", live.stream.request_id)
-                live.stream.fail(internal(live.stream.request_id))
+                log.exception("request %s: its last tokens are lost", live.stream.identity)
+                live.stream.fail(internal(live.stream.identity.id))
             self._deliver(live)
         self._after(live)
 
@@ -243,8 +243,8 @@ class Delivery:
                 self._deliver(live)
             self._after(live)
         except Exception:
-            log.exception("request %s: delivery failed", live.stream.request_id)
-            self.fail(live, internal(live.stream.request_id))
+            log.exception("request %s: delivery failed", live.stream.identity)
+            self.fail(live, internal(live.stream.identity.id))
 
     def _gap_ns(self) -> int:
         """The least time between two responses of one stream."""
@@ -286,7 +286,7 @@ class Delivery:
             self._send(live, taken)
             abandon = taken.abandon
         except Exception:
-            log.exception("request %s: sending failed", live.stream.request_id)
+            log.exception("request %s: sending failed", live.stream.identity)
             self._last_words(live)
         self._let_go(live)
         if abandon:
@@ -302,10 +302,10 @@ class Delivery:
         live.stream.break_off()
         if not live.closed:
             live.closed = True
-            self._answer(live, internal(live.stream.request_id))
+            self._answer(live, internal(live.stream.identity.id))
 
     def _answer(self, live: LiveStream, error: RequestError) -> None:
-        self.refusals.answer(live.responder, error, live.stream.request_id, live.stream.timing.arrival_ns)
+        self.refusals.answer(live.responder, error, live.stream.identity, live.stream.timing.arrival_ns)
 
     def _send(self, live: LiveStream, taken: Taken) -> None:
         if taken.error is not None:

@@ -152,7 +152,8 @@ class Dispatcher:
             if job is None:
                 continue
             if output.error is not None:
-                log.error("request %s ends: %s", job.live.stream.request_id, output.error)
+                who, number = job.live.stream.identity, output.request_id
+                log.error("request %s (%d of the engine's) ends: %s", who, number, output.error)
             push(job.live, output, now_ns)
             if output.finish is not None or output.error is not None:
                 job.sequences_left -= 1
@@ -252,9 +253,9 @@ class Dispatcher:
             return
         error: RequestError
         if message.code is ErrorCode.INTERNAL:
-            client_id = job.live.stream.request_id
-            log.error("request %s: the engine could not take it (%d of the engine's)", client_id, message.request_id)
-            error = internal(client_id)
+            who = job.live.stream.identity
+            log.error("request %s (%d of the engine's): the engine could not take it", who, message.request_id)
+            error = internal(who.id)
         elif message.code is not ErrorCode.INVALID_ARG:
             error = RequestError(message.code, message.message)
         elif message.parameter is None:
@@ -348,4 +349,4 @@ class Dispatcher:
         try:
             self._delivery.fail(job.live, error)
         except Exception:
-            log.exception("request %s: ending it failed", job.live.stream.request_id)
+            log.exception("request %s: ending it failed", job.live.stream.identity)

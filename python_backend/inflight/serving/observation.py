@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
 
 import msgspec
 
-from inflight.answer.stream import Stream
+from inflight.answer.stream import Stream, Timing
 from inflight.engines.base import Capability, EngineInfo, EngineStats
 from inflight.errors import ErrorCode, RequestError
+from inflight.identity import Identity
+from inflight.serving.ended import Ended, ended_stream
 from inflight.serving.metrics import Metrics, Sink
+
+log = logging.getLogger("inflight.metrics")
 
 _OUTCOMES = {code.value: code.value for code in ErrorCode} | {ErrorCode.INVALID_ARG.value: "invalid"}
 
@@ -95,7 +100,7 @@ def _sum(one: int | None, other: int | None) -> int | None:
 
 
 class Observation:
-    """Turns ends of requests and snapshots into metrics."""
+    """Turns ends of requests and snapshots into metrics, and tells `listeners` of every end; they must not block."""
 
     def __init__(self, metrics: Metrics, snapshot: Callable[[], Snapshot], price_per_hour: float = 0.0) -> None:
         metrics.set("inflight_price_per_hour", price_per_hour)
@@ -103,11 +108,14 @@ class Observation:
         self._snapshot = snapshot
         self._lock = threading.Lock()
         self._tokens_of_ended = 0
+        self.listeners: tuple[Callable[[Ended], None], ...] = ()
         self.sink: Sink | None = None  # where flushes go, once Triton's metrics are there
 
-    def refused(self, error: RequestError) -> None:
-        """A request ended before it became a stream."""
+    def refused(self, error: RequestError, identity: Identity, arrival_ns: int) -> None:
+        """A request that arrived then (monotonic) ended before it became a stream."""
         self._metrics.add("inflight_requests_total", label=_OUTCOMES[error.code.value])
+        if self.listeners:
+            self._tell(Ended(identity, error.code.value, Timing(arrival_ns), time.monotonic_ns()))
 
     def stream_ended(self, stream: Stream) -> None:
         """A stream has had its terminal response."""
@@ -121,6 +129,15 @@ class Observation:
             metrics.add("inflight_prompt_tokens_total", stream.num_input_tokens)
         with self._lock:
             self._tokens_of_ended += stream.output_tokens
+        if self.listeners:
+            self._tell(ended_stream(stream, now_ns))
+
+    def _tell(self, ended: Ended) -> None:
+        for listener in self.listeners:
+            try:
+                listener(ended)
+            except Exception:
+                log.exception("request %s: its end could not be told", ended.identity)
 
     def flush(self) -> None:
         """Bring the gauges up to date and tell the sink."""

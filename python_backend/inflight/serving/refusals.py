@@ -18,6 +18,7 @@ import time
 from typing import Protocol
 
 from inflight.errors import RequestError
+from inflight.identity import Identity
 from inflight.serving.front_end import FrontEnd
 
 log = logging.getLogger("inflight.refusals")
@@ -35,7 +36,7 @@ class Refuser(Protocol):
         """Send an error as the one terminal response."""
 
 
-def answer_error(responder: Refuser, error: RequestError, request_id: str) -> None:
+def answer_error(responder: Refuser, error: RequestError, identity: Identity) -> None:
     """The terminal error of a request. Never raises.
 
     Tried once: Triton's stub closes a response sender before it looks for shared memory, so a terminal response that
@@ -44,7 +45,7 @@ def answer_error(responder: Refuser, error: RequestError, request_id: str) -> No
     try:
         responder.fail(error)
     except Exception:
-        log.exception("request %s: Triton does not take its end", request_id)
+        log.exception("request %s: Triton does not take its end", identity)
 
 
 class Refusals:
@@ -54,7 +55,7 @@ class Refusals:
 
     def __init__(self) -> None:
         self._front_end = FrontEnd(os.getppid())
-        self._queue: queue.SimpleQueue[tuple[Refuser, RequestError, str, int] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[Refuser, RequestError, Identity, int] | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._lock = threading.Lock()  # nothing is queued behind the thread's end
         self._thread = threading.Thread(target=self._run, name="inflight-refuse", daemon=True)
@@ -74,13 +75,13 @@ class Refusals:
         if not self._thread.is_alive():
             self._front_end.close()
 
-    def answer(self, responder: Refuser, error: RequestError, request_id: str, arrival_ns: int) -> None:
+    def answer(self, responder: Refuser, error: RequestError, identity: Identity, arrival_ns: int) -> None:
         """End a request with `error`, soon; after `stop` at once. Never raises. `arrival_ns` is monotonic."""
         with self._lock:
             if not self._stopping.is_set():
-                self._queue.put((responder, error, request_id, arrival_ns + LEAST_AGE_NS))
+                self._queue.put((responder, error, identity, arrival_ns + LEAST_AGE_NS))
                 return
-        answer_error(responder, error, request_id)
+        answer_error(responder, error, identity)
 
     def _run(self) -> None:
         while True:
@@ -90,9 +91,9 @@ class Refusals:
                 continue
             if entry is None:
                 return
-            responder, error, request_id, due_ns = entry
+            responder, error, identity, due_ns = entry
             self._wait(due_ns)
-            answer_error(responder, error, request_id)
+            answer_error(responder, error, identity)
             del entry, responder  # while this thread waits it keeps no request alive
 
     def _wait(self, due_ns: int) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import triton_python_backend_utils as pb_utils
 
 from inflight.answer.stream import Reply, Stream
 from inflight.errors import ErrorCode, RequestError, invalid, sendable
+from inflight.identity import Identity, Trace, parse_traceparent, plain_id
 from inflight.request.parse import RawRequest
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -26,7 +27,30 @@ _CODES = {
 }
 
 
-def read_request(request: Any, batched: bool, most_items: int) -> RawRequest:
+def parameters_of(request: Any) -> dict[str, Any]:
+    """The request parameters, among them the headers that Triton forwards."""
+    text = request.parameters()
+    return json.loads(text) if text else {}
+
+
+def identity_of(request: Any, parameters: Mapping[str, Any]) -> Identity:
+    """Who a request is: Triton's id of it, else the header x-request-id, else one of ours; and its trace, which is
+    Triton's own where the server traces, else that of the header traceparent.
+    """
+    found = plain_id(request.request_id()) or plain_id(parameters.get("x-request-id")) or new_request_id()
+    return Identity(found, _traced_by_triton(request) or parse_traceparent(parameters.get("traceparent")))
+
+
+def _traced_by_triton(request: Any) -> Trace | None:
+    """The trace that Triton records this request in, with its span of the model as the parent."""
+    trace = request.trace()
+    context = trace.get_context() if trace is not None else None
+    return parse_traceparent(json.loads(context).get("traceparent")) if context else None
+
+
+def read_request(
+    request: Any, parameters: Mapping[str, Any], identity: Identity, batched: bool, most_items: int
+) -> RawRequest:
     """Copy everything out of a Triton request, so that its shared memory can be given back at once.
 
     Raises INVALID_ARG for a tensor of more than `most_items` values: as Python's objects they would take eight times
@@ -38,14 +62,7 @@ def read_request(request: Any, batched: bool, most_items: int) -> RawRequest:
         if values.size > most_items:
             raise invalid(tensor.name(), f"has {values.size} values; this model takes at most {most_items}")
         tensors[tensor.name()] = values.tolist()
-    parameters = request.parameters()
-    return RawRequest(
-        tensors,
-        json.loads(parameters) if parameters else {},
-        request.timeout(),
-        request.request_id() or new_request_id(),
-        batched,
-    )
+    return RawRequest(tensors, parameters, request.timeout(), identity, batched)
 
 
 def new_request_id() -> str:

@@ -8,6 +8,7 @@ import pytest
 from inflight.answer.stream import Stream
 from inflight.engines.base import EngineOutput, FinishReason
 from inflight.errors import ErrorCode, cancelled, unavailable
+from inflight.identity import Identity
 from inflight.request.prompt import Prompt
 from inflight.request.stop_words import Stops
 from tests.unit.machines.strategies import request
@@ -31,7 +32,7 @@ def stream_of(**values: Any) -> Stream:
         Stops((EOS,), parsed.stops),
         lambda: FACTORY.make(parsed.skip_special_tokens, PROMPT_IDS),
         TOKENIZER.id_to_token,
-        "r1",
+        Identity("r1"),
         5,
     )
 

@@ -10,6 +10,7 @@ import pytest
 
 from inflight.engine_process import frames
 from inflight.errors import RequestError
+from inflight.identity import Identity
 from inflight.request.parse import RawRequest
 from tests.unit.machines.delivery_fakes import FakeResponder, Record
 from tests.unit.machines.delivery_model import World
@@ -45,7 +46,7 @@ def send(world: World, form: str, kind: str, guide: Any) -> Heard:
     else:
         tensors = {"sampling_parameters": [json.dumps({form: {kind: guide}})]}
     responder = Heard(Record(), lambda: None)
-    world.backend.submit(RawRequest({"text_input": ["hello"], **tensors}, request_id="r1"), responder)
+    world.backend.submit(RawRequest({"text_input": ["hello"], **tensors}, identity=Identity("r1")), responder)
     for _ in range(3):
         world.parse_thread()
         world.guide_thread()

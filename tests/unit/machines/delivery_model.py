@@ -22,6 +22,7 @@ from inflight.answer.stream import Stream
 from inflight.backend import Backend
 from inflight.engine_process import frames
 from inflight.engine_process.supervisor import Health
+from inflight.identity import Identity
 from inflight.model.parameters import ModelConfig
 from inflight.request.parse import RawRequest
 from inflight.serving.delivery import LiveStream
@@ -99,7 +100,7 @@ class Core:
         responder = FakeResponder(record, self.meanwhile)
         self.records.append(record)
         self.responders.append(weakref.ref(responder))
-        self.backend.submit(RawRequest(tensors, request_id=f"r{len(self.records)}"), responder)
+        self.backend.submit(RawRequest(tensors, identity=Identity(f"r{len(self.records)}")), responder)
         return record
 
     def engine_comes_up(self, **changes: Any) -> FakeEngine:

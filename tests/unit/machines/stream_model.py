@@ -13,6 +13,7 @@ from inflight.answer.detokenizer import DetokenizerFactory
 from inflight.answer.sequence import SequenceText
 from inflight.answer.stream import Reply, Stream, Taken
 from inflight.engines.base import EngineOutput, FinishReason
+from inflight.identity import Identity
 from inflight.request.prompt import Prompt
 from inflight.request.stop_words import Stops
 from tests.unit.machines.strategies import request
@@ -53,7 +54,7 @@ def make_stream(stream: bool, sequences: int, stops: Sequence[str], echo: str = 
         Stops((EOS,), parsed.stops),
         lambda: FACTORY.make(True, PROMPT_IDS),
         lambda token_id: str(token_id),
-        "r1",
+        Identity("r1"),
         1,
     )
 

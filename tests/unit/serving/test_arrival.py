@@ -15,6 +15,7 @@ import pytest
 from inflight.errors import RequestError, invalid, unavailable
 from inflight.guides import service as guides
 from inflight.guides.frames import Check, Verdict
+from inflight.identity import Identity
 from inflight.request.parse import RawRequest
 from inflight.serving.arrival import Arrival
 from inflight.serving.parsing import LANES, Work
@@ -178,7 +179,7 @@ def test_a_deadline_holds_before_anything_is_parsed(monkeypatch: pytest.MonkeyPa
 def test_a_deadline_that_is_none_is_refused_by_parsing(core: Running, deadline: bytes) -> None:
     record = Record()
     core.records.append(record)
-    raw = RawRequest({"text_input": [b"hello"], "sampling_parameters": [deadline]}, request_id="r1")
+    raw = RawRequest({"text_input": [b"hello"], "sampling_parameters": [deadline]}, identity=Identity("r1"))
     core.backend.submit(raw, FakeResponder(record, lambda: None))
     give_up = time.monotonic() + 20.0
     while not record.terminals and time.monotonic() < give_up:
@@ -227,7 +228,7 @@ def test_an_unload_ends_what_waits(core: Running) -> None:
 
 
 def make(record: Record, said: list[RequestError]) -> Arrival:
-    return Arrival("r", FakeResponder(record, lambda: None), lambda _, error, __: said.append(error), 0)
+    return Arrival(Identity("r"), FakeResponder(record, lambda: None), lambda _, error, *__: said.append(error), 0)
 
 
 def test_it_ends_once() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from inflight.errors import RequestError, cancelled
+from inflight.identity import Identity
 from inflight.serving.front_end import FrontEnd
 from inflight.serving.refusals import LEAST_AGE_NS, PATIENCE_NS, Refusals
 
@@ -45,7 +46,7 @@ def ask(refusals: Refusals, front_end: FrontEnd, arrival_ns: int) -> int:
     refusals._front_end = front_end
     refusals.start()
     answers = Answers()
-    refusals.answer(answers, cancelled(), "one", arrival_ns)
+    refusals.answer(answers, cancelled(), Identity("one"), arrival_ns)
     return answers.sent.get(timeout=5.0)[1] - arrival_ns
 
 
@@ -76,9 +77,9 @@ def test_stopping_ends_the_wait_and_sends_what_is_left() -> None:
     answers = Answers()
     begin = time.monotonic_ns()
     for _ in range(3):
-        refusals.answer(answers, cancelled(), "one", begin)
+        refusals.answer(answers, cancelled(), Identity("one"), begin)
     refusals.stop(2.0)
     assert answers.sent.qsize() == 3
     assert time.monotonic_ns() - begin < PATIENCE_NS
-    refusals.answer(answers, cancelled(), "late", time.monotonic_ns())
+    refusals.answer(answers, cancelled(), Identity("late"), time.monotonic_ns())
     assert answers.sent.qsize() == 4
