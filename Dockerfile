@@ -4,7 +4,7 @@
 #
 #   docker build --build-arg BASE=IMAGE -t inflight .     (IMAGE: NVIDIA's Triton image with TensorRT-LLM, see below)
 #   docker run --rm --gpus all --shm-size=2g --ulimit memlock=-1 --ulimit stack=67108864 \
-#     -p 8000-8002:8000-8002 -v $PWD/engine:/models/llm/1/engine inflight
+#     -p 8000-8003:8000-8003 -v $PWD/engine:/models/llm/1/engine inflight
 #
 # Triton 26.07 with TensorRT-LLM 1.2.1: the last stable release that compiles and runs engines.
 # On NVIDIA's own registry it is called nvidia/tritonserver:26.07-trtllm-python-py3.
@@ -30,9 +30,9 @@ RUN mkdir -p /models/llm/1 \
     && rm -f /tmp/lacking.txt \
     && python3 -c "import importlib.util as u, transformers, numpy, inflight.backend.model, build_engine.cli; assert u.find_spec('tensorrt_llm'), 'the image has no tensorrt_llm'"
 
-EXPOSE 8000 8001 8002
+EXPOSE 8000 8001 8002 8003
 HEALTHCHECK --start-period=15m --interval=10s --timeout=5s \
-    CMD ["python3", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/v2/health/ready', timeout=4)"]
-# A raw SIGTERM to tritonserver does not drain Inflight's streams; in Kubernetes use a preStop command that asks for it
-# (docs/operating.md).
-CMD ["tritonserver", "--model-repository=/models", "--model-control-mode=explicit", "--load-model=llm", "--exit-timeout-secs=45"]
+    CMD ["python3", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8003/ready', timeout=4)"]
+# On SIGTERM it reports not ready, serves for drain_notice_ms more, finishes its streams and ends: allow the stop 80 s
+# (docs/operating.md). A raw tritonserver would do nothing of this.
+CMD ["python3", "-m", "inflight_tools.server.serve", "--repository", "/models", "--model", "llm", "--host", "0.0.0.0"]

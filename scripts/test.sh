@@ -57,6 +57,7 @@ step "Python environment (.venv, Python $PYTHON_VERSION)" make_environment
 step "Packages" install_packages serve client build test
 if [[ $tier != fast ]]; then
   install_mpirun
+  install_haproxy
   step "Triton Inference Server and perf_analyzer" fetch_triton --perf-analyzer
   step "Model SmolLM2-135M-Instruct" fetch_model
   step "Engine (int8)" build_engine int8

@@ -69,6 +69,15 @@ install_mpirun() { # for the tests of several ranks, which are left out where th
   command -v mpirun > /dev/null || echo "      no mpirun: the test of four ranks is skipped (apt-get install openmpi-bin)"
 }
 
+install_haproxy() { # for the tests of two servers behind a balancer, which are left out where there is none
+  PATH="$PATH:/usr/sbin" command -v haproxy > /dev/null && return
+  if [[ $(id -u) == 0 ]] && command -v apt-get > /dev/null; then
+    (_apt_install haproxy) || true
+  fi
+  PATH="$PATH:/usr/sbin" command -v haproxy > /dev/null ||
+    echo "      no haproxy: the tests behind a balancer are skipped (apt-get install haproxy)"
+}
+
 install_system_packages() { # only where this may be done without asking: as root with apt-get, and something is missing
   local packages=()
   [[ $(id -u) == 0 ]] && command -v apt-get > /dev/null || return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import threading
@@ -21,6 +22,7 @@ _STATUS = re.compile(
 )
 _EXCEPTION = re.compile(r"^(?:\w+\.)*(?:TritonModelException|TritonError|c_python_backend_utils\.\w+): ")
 _ERROR_LINE = re.compile(r'^E\d{4} \S+ +\d+ \S+\] "?(?P<text>.*?)"?$', re.MULTILINE)
+MAX_COPIED_BYTES = 64 << 20
 _HARMLESS = ("CudaDriverHelper has not been initialized",)
 
 
@@ -50,12 +52,16 @@ def _plain(text: str) -> str:
 
 
 class Follower:
-    """Copies what is appended to a log file to `output`, from a thread of its own, while the context is open."""
+    """Copies what is appended to a log file to `output`, from a thread of its own, while the context is open.
 
-    def __init__(self, log: Path, output: TextIO = sys.stderr) -> None:
+    The file is emptied once it has `most_bytes`: whoever keeps the output has it, and a container's disk is bounded.
+    """
+
+    def __init__(self, log: Path, output: TextIO = sys.stderr, most_bytes: int = MAX_COPIED_BYTES) -> None:
         """Nothing is read before the context is entered."""
         self._log = log
         self._output = output
+        self._most_bytes = most_bytes
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log-follower", daemon=True)
 
@@ -69,6 +75,9 @@ class Follower:
                     self._output.flush()
                 if ending:
                     return
+                if not text and log.tell() >= self._most_bytes:  # all of it has been copied
+                    os.truncate(self._log, 0)  # its writers append
+                    log.seek(0)
 
     def __enter__(self) -> Follower:
         """Begin with what is in the file already."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 _GENERATIONS = 8  # from a server to the farthest process that is looked for below it
+_LISTEN, _EMPTY = "0A", "00000000:00000000"  # in /proc/net/tcp: a state, and the queues (to send:to be read)
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -73,6 +74,23 @@ def descends_from(pid: int, ancestor: int) -> bool:
             return False
         pid = int(stat.rpartition(")")[2].split()[1])
     return False
+
+
+def owes_nothing(pid: int, ports: Iterable[int]) -> bool:
+    """Whether every connection to one of the process's `ports` is idle: nothing was sent that has not arrived, nothing
+    has arrived that was not read. Looks at the network that the process sees.
+    """
+    wanted = {f"{port:04X}" for port in ports}
+    for table in ("tcp", "tcp6"):
+        try:
+            lines = Path(f"/proc/{pid}/net/{table}").read_text(encoding="ascii").splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            _, local, _, state, queues, *_ = line.split()
+            if local.rpartition(":")[2] in wanted and state != _LISTEN and queues != _EMPTY:
+                return False
+    return True
 
 
 def kill_all(pids: Callable[[], Iterable[int]], timeout_s: float = 5.0) -> list[int]:

@@ -29,14 +29,22 @@ from inflight_tools.server.drain import drain_models
 from inflight_tools.server.find import Triton, find_triton
 from inflight_tools.server.log import failure_reason
 from inflight_tools.server.paths import check_repository
-from inflight_tools.server.processes import command_line, descends_from, end_with_parent, kill_all, marked_pids
+from inflight_tools.server.processes import (
+    command_line,
+    descends_from,
+    end_with_parent,
+    kill_all,
+    marked_pids,
+    owes_nothing,
+)
 
 _MARK = "INFLIGHT_SERVER_ID"  # in the environment of everything that a server starts
 _POLL_S = 0.1
 _KEPT_LOGS = 20
 _FIRST_PORT = 10_000
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
-_DRAINED_STOP_S = 6.0  # what the stop of a server without work gets; 3 s are usual
+_DRAINED_STOP_S = 6.0  # what the stop of a server without work gets
+_IDLE_STOP_S = 3.0  # and of one whose connections are all idle besides: Triton waits for those of proxies, which stay
 
 
 def _bind(host: str, port: int) -> None:
@@ -316,8 +324,11 @@ class Server:
             if self.drained:
                 limit_s = min(limit_s, _DRAINED_STOP_S)
             give_up = time.monotonic() + limit_s
+            held_from = time.monotonic() + _IDLE_STOP_S
             while process.poll() is None and time.monotonic() < give_up and not hurry():
                 time.sleep(_POLL_S / 2)
+                if self.drained and time.monotonic() > held_from and self._owes_nothing():
+                    break
         # The stub looks for its parent every 0.3 s and the engine process for the stub: they end by themselves.
         give_up = time.monotonic() + 2.0
         while self.processes() and process.poll() is not None and time.monotonic() < give_up:
@@ -327,6 +338,10 @@ class Server:
         status = process.wait(timeout=10)
         shm.sweep()
         return status
+
+    def _owes_nothing(self) -> bool:
+        ports = (self.ports.http, self.ports.grpc, self.ports.metrics)
+        return owes_nothing(self.pid, ports)
 
     def processes(self) -> list[int]:
         """Every living process of this server: tritonserver itself, stubs, engine processes and what those started."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import signal
@@ -21,7 +22,7 @@ from inflight_tools.server import drain as control
 from inflight_tools.server import find as triton
 from inflight_tools.server import shm
 from inflight_tools.server.find import Triton
-from inflight_tools.server.processes import command_line, is_alive, kill_all, marked_pids
+from inflight_tools.server.processes import command_line, is_alive, kill_all, marked_pids, owes_nothing
 from inflight_tools.server.server import Ports, Server, ServerConfig
 from tests.harness.namespaces import APART, needs_pid_namespace
 
@@ -195,6 +196,43 @@ time.sleep(300)
         assert is_alive(pid)
         process.kill()
     wait_until(lambda: not is_alive(pid))
+
+
+def test_idle_connections_do_not_hold_the_stop_of_a_drained_server(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton waits for the connections that proxies keep open, until its exit time-out."""
+    owed = [False]
+    server = fake("trap '' TERM; sleep 300", drain_timeout_s=5.0, stop_timeout_s=60.0)
+    monkeypatch.setattr("inflight_tools.server.server.drain_models", lambda *_: {"llm-1": {"left": 0}})
+    monkeypatch.setattr("inflight_tools.server.server.owes_nothing", lambda *_: not owed[0])
+    server.start()
+    wait_until(lambda: command_line(server.pid)[:1] == ["/bin/sh"])
+    time.sleep(0.2)
+    began = time.monotonic()
+    server.stop()
+    assert 3.0 <= time.monotonic() - began < 5.5
+    assert server.drained
+
+
+def test_a_connection_is_idle_when_nothing_is_on_its_way() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            server, _ = listener.accept()
+            with server:
+                assert owes_nothing(os.getpid(), [port])
+                server.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        server.send(b"x" * 65536)
+                assert not owes_nothing(os.getpid(), [port])
+                assert owes_nothing(os.getpid(), [1])
+                while client.recv(1 << 20):
+                    if owes_nothing(os.getpid(), [port]):
+                        break
+                client.sendall(b"a request")
+                wait_until(lambda: not owes_nothing(os.getpid(), [port]))
 
 
 def test_a_drain_without_models_is_no_drain(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,3 +89,16 @@ def test_the_follower_copies_what_is_there_and_what_comes(tmp_path: Path) -> Non
             time.sleep(0.01)
         growing.write("last\n")
     assert seen.getvalue() == "first\nsecond\nlast\n"
+
+
+def test_what_was_copied_does_not_fill_the_disk(tmp_path: Path) -> None:
+    log, seen = tmp_path / "log", io.StringIO()
+    lines = [f"line {number}: {'é' * 50}\n" for number in range(200)]
+    with Follower(log, seen, most_bytes=4000), log.open("a", encoding="utf-8") as growing:
+        for line in lines:
+            growing.write(line)
+            growing.flush()
+            time.sleep(0.005)
+        time.sleep(0.5)
+        assert log.stat().st_size <= 4000
+    assert seen.getvalue() == "".join(lines)

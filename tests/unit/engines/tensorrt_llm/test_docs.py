@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from inflight.control import ANSWER_WAIT_S
+from inflight.model.parameters import ModelConfig
+from inflight_tools.server.serve_options import parse
+from inflight_tools.server.server import Ports
 from tests.doubles import tables
 from tests.unit.machines.tokenizer_kinds import write_folder
 
@@ -50,6 +55,25 @@ def test_what_was_never_run_says_so() -> None:
     assert "Never run" in (ROOT / "compose.yaml").read_text().splitlines()[0]
     assert "has never run on real hardware" in DOCUMENT.read_text()
     assert "Nothing on this page was ever run on a GPU by its authors" in (ROOT / "docs" / "gpu.md").read_text()
+
+
+@pytest.mark.fast
+def test_what_the_image_starts_drains_and_says_how_it_is() -> None:
+    """A raw tritonserver does neither on SIGTERM; Triton's own readiness is that of a server without models, too."""
+    docker, compose = ((ROOT / name).read_text() for name in ("Dockerfile", "compose.yaml"))
+    (command,) = re.findall(r"^CMD (\[.*\])$", docker, re.MULTILINE)
+    python, dash_m, module, *arguments = json.loads(command)
+    assert (python, dash_m, module) == ("python3", "-m", "inflight_tools.server.serve")
+    options, passed = parse(arguments, "serve", "")
+    assert (str(options.repository), options.model, options.host, passed) == ("/models", ["llm"], "0.0.0.0", [])
+    assert options.health_port == Ports().health == 8003
+    for text in (docker, compose):
+        assert re.findall(r"urlopen\('([^']+)'", text) == [f"http://127.0.0.1:{Ports().health}/ready"]
+    assert "EXPOSE 8000 8001 8002 8003" in docker
+    grace = re.search(r"stop_grace_period: (\d+)s", compose)
+    assert grace is not None
+    longest = ModelConfig().drain_notice_ms / 1000 + options.drain_timeout + options.stop_timeout + ANSWER_WAIT_S
+    assert int(grace[1]) > longest
 
 
 @pytest.mark.fast
