@@ -180,8 +180,7 @@ class Backend:
         self._dispatcher.stop(JOIN_S)
         self._delivery.stop(JOIN_S)
         self._flusher.stop(JOIN_S)
-        for listener in self._listeners:
-            listener.stop(LEFTOVER_S)
+        self._stop_listeners()
         self._served.close()
 
     def _close(self, error: RequestError) -> None:
@@ -428,6 +427,11 @@ class Backend:
         self._leaving = "the engine was ended after a drain"
         self._supervisor.stop()
         self._flusher.stop(JOIN_S)
+        self._stop_listeners()  # Triton 24.10 may end this process without another word
+
+    def _stop_listeners(self) -> None:
+        for listener in self._listeners:
+            listener.stop(LEFTOVER_S)
 
     def _wait_for_none(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s

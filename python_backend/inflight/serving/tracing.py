@@ -76,8 +76,10 @@ class Tracing:
         return {"spans_sent": self.sent, "spans_dropped": self.dropped}
 
     def stop(self, timeout_s: float) -> None:
-        """Send what waits, for at most `timeout_s`, and end the thread."""
+        """Send what waits, for at most `timeout_s`, and end the thread. A second time it does nothing."""
         with self._lock:
+            if self._stopping:
+                return
             self._stopping = True
         self._wake.set()
         self._thread.join(timeout_s)

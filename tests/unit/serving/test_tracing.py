@@ -115,6 +115,9 @@ def test_what_ends_before_the_stop_is_sent_on_one_thread() -> None:
     assert collector.shut
     made(WHOLE)
     assert made.dropped == 4, "nobody is there to send it"
+    collector.shut = False
+    made.stop(10.0)
+    assert not collector.shut, "told to end twice: by the drain's end, and by the model's"
 
 
 def test_only_what_somebody_else_records_is_recorded() -> None:
