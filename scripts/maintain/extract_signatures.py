@@ -1,10 +1,14 @@
-"""Read the Python surface of TensorRT-LLM's executor out of a checkout of its public repository.
+"""Read the Python surface of TensorRT-LLM's executor out of its public repository, whole or file by file.
 
     python scripts/maintain/extract_signatures.py CHECKOUT --release 1.2 [--write TABLE]
+    python scripts/maintain/extract_signatures.py --file request.cpp=PATH@COMMIT … --release 1.2 [--write TABLE]
+    python scripts/maintain/extract_signatures.py --report PAGE.md --write TABLE
 
-The checkout's own binding definitions (nanobind, or pybind11 before it) are parsed: classes, constructors with keyword
-names, types and defaults, attributes, methods, enums. Facts only; no code is taken over. Without `--write` the result
-is printed; with it the release's entry in that table (inflight_tools/selfcheck/signatures.json) is replaced.
+The binding definitions (nanobind, or pybind11 before it) are parsed: classes, constructors with keyword names, types
+and defaults, attributes, methods, enums. Facts only; no code is taken over. Without `--write` the result is printed;
+with it the release's rows in that table (inflight_tools/selfcheck/signatures.json) are replaced: all of them, or those
+of the files that were given. Each row keeps the file and the commit it came from, and what changed is said. `--report`
+writes that down between the marks of a page.
 """
 
 from __future__ import annotations
@@ -48,6 +52,7 @@ TYPES = {
     "LogitsPostProcessorMap": "dict",
 } | dict.fromkeys(INTEGERS, "int")
 OPEN, CLOSE = "([{", ")]}"
+UNUSED = ("__getstate__", "__setstate__", "__eq__")  # pickling and comparing: nothing relies on them
 
 
 class ExtractionError(Exception):
@@ -255,7 +260,7 @@ def find_classes(text: str, constants: dict[str, Any], enums: dict[str, dict[str
                 if made is not None:
                     if made not in entry["init"]:
                         entry["init"].append(made)
-                elif not name.startswith("__get") and not name.startswith("__set"):
+                elif split(arguments)[0].startswith('"') and not name.startswith(UNUSED):
                     names = re.findall(r'(?:nb|py)::arg\("(\w+)"\)', arguments)
                     entry["methods"].setdefault(name, [])
                     if names not in entry["methods"][name]:
@@ -281,30 +286,42 @@ def find_constants(checkout: Path, known: dict[str, Any]) -> dict[str, Any]:
     return constants
 
 
-def extract(checkout: Path, known_constants: dict[str, Any]) -> dict[str, Any]:
-    """The whole surface of one release. Raises `ExtractionError`."""
+def read_checkout(checkout: Path) -> tuple[str, dict[str, str]]:
+    """(the binding library, text by file name) of a whole checkout. Raises `ExtractionError`."""
     folder = next((checkout / name for name in FOLDERS if (checkout / name / "request.cpp").is_file()), None)
     if folder is None:
         raise ExtractionError(
             f"{checkout} has none of {' and '.join(FOLDERS)}: is it TensorRT-LLM, before the removal?"
         )
-    texts = {
-        name: without_comments((folder / name).read_text(encoding="utf-8"))
-        for name in FILES
-        if (folder / name).is_file()
-    }
-    constants = find_constants(checkout, known_constants)
+    found = {name: folder / name for name in FILES if (folder / name).is_file()}
+    return folder.parts[-2], {name: path.read_text(encoding="utf-8") for name, path in found.items()}
+
+
+def surface_of(texts: dict[str, str], constants: dict[str, Any]) -> dict[str, Any]:
+    """Enums, classes, and which file each of them is registered in."""
+    clean = {name: without_comments(text) for name, text in texts.items()}
     enums: dict[str, dict[str, str]] = {}
-    for text in texts.values():
-        enums |= find_enums(text)
     classes: dict[str, Any] = {}
-    for text in texts.values():
-        classes |= find_classes(text, constants, enums)
+    files: dict[str, str] = {}
+    for name, text in clean.items():
+        found = find_enums(text)
+        enums |= found
+        files |= dict.fromkeys(found, name)
+    for name, text in clean.items():
+        registered = find_classes(text, constants, enums)
+        classes |= registered
+        files |= dict.fromkeys(registered, name)
     return {
-        "binding": folder.parts[-2],
         "enums": {name: list(values.values()) for name, values in sorted(enums.items())},
         "classes": {name: classes[name] for name in sorted(classes)},
+        "files": dict(sorted(files.items())),
     }
+
+
+def extract(checkout: Path, known_constants: dict[str, Any]) -> dict[str, Any]:
+    """The whole surface of one release. Raises `ExtractionError`."""
+    binding, texts = read_checkout(checkout)
+    return {"binding": binding, **surface_of(texts, find_constants(checkout, known_constants))}
 
 
 def commit_of(checkout: Path) -> str:
@@ -320,30 +337,107 @@ def commit_of(checkout: Path) -> str:
     return found.stdout.strip() if found.returncode == 0 else ""
 
 
+def replace_rows(before: dict[str, Any], surface: dict[str, Any], commits: dict[str, str]) -> list[str]:
+    """Put the rows of ``surface`` into ``before``, a release of the table; returns a line for each that changed.
+
+    An enum of which a file only names values that it needs for a default has to be registered there to count.
+    """
+    said = []
+    sources = before.setdefault("sources", {})
+    for kind in ("enums", "classes"):
+        rows = before.setdefault(kind, {})
+        for name, row in surface[kind].items():
+            file = surface["files"][name]
+            if rows.get(name) != row:
+                said.append(f"{name}: {'changed' if name in rows else 'new'}")
+            rows[name] = row
+            sources[name] = {"file": file, "at": commits[file], "how": "extracted"}
+        before[kind] = dict(sorted(rows.items()))
+    before["sources"] = dict(sorted(sources.items()))
+    return said
+
+
+def given_files(texts: list[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """(text, commit) by name, of NAME=PATH@COMMIT. Raises `ExtractionError`."""
+    found: dict[str, str] = {}
+    commits: dict[str, str] = {}
+    for item in texts:
+        name, _, rest = item.partition("=")
+        path, _, commit = rest.rpartition("@")
+        if name not in FILES or not path or not commit:
+            raise ExtractionError(f"--file {item} is not NAME=PATH@COMMIT with NAME one of {', '.join(FILES)}")
+        found[name], commits[name] = Path(path).read_text(encoding="utf-8"), commit
+    return found, commits
+
+
+def report(table: dict[str, Any]) -> str:
+    """Every row with its file and commit, and whether this script read it there."""
+    lines = ["| release | row | file | at | how |", "|---|---|---|---|---|"]
+    for release, rows in table["releases"].items():
+        for name in (*rows["enums"], *rows["classes"]):
+            source = rows["sources"][name]
+            lines.append(f"| {release} | {name} | {source['file']} | {source['at']} | {source['how']} |")
+    for name, entry in table.get("constants", {}).items():
+        lines.append(f"| all | {name} | {entry['source']} | {entry.get('at', 'not kept')} | read |")
+    return "\n".join(lines)
+
+
+def between_marks(text: str, inside: str) -> str:
+    """``text`` with what stands between the marks of this script replaced. Raises `ExtractionError`."""
+    begin, end = "<!-- rows: written by scripts/maintain/extract_signatures.py -->\n", "<!-- /rows -->"
+    if begin not in text or end not in text:
+        raise ExtractionError(f"the page lacks {begin.strip()} and {end}")
+    return text[: text.index(begin) + len(begin)] + inside + "\n" + text[text.index(end) :]
+
+
 def main() -> int:
-    """0 on success, 1 with a sentence when the checkout does not fit."""
+    """0 on success, 1 with a sentence when what was given does not fit."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("checkout", type=Path)
-    parser.add_argument("--release", required=True, help="the profile this checkout stands for, as 1.2")
-    parser.add_argument("--source", help="what to record as the source; default: the checkout's commit")
+    parser.add_argument("checkout", type=Path, nargs="?")
+    parser.add_argument("--file", action="append", default=[], metavar="NAME=PATH@COMMIT", help="instead of a checkout")
+    parser.add_argument("--release", help="the profile this stands for, as 1.2")
+    parser.add_argument("--source", help="what to record as the commit; default: the checkout's")
     parser.add_argument("--write", type=Path, help="the table to bring up to date")
+    parser.add_argument("--report", type=Path, help="a page to write the table's rows into")
     options = parser.parse_args()
     table = json.loads(options.write.read_text(encoding="utf-8")) if options.write and options.write.is_file() else {}
-    constants = {name: entry["value"] for name, entry in table.get("constants", {}).items()}
     try:
-        surface = extract(options.checkout, constants)
+        if options.checkout is not None or options.file:
+            run(options, table)
+        if options.report is not None:
+            page = options.report.read_text(encoding="utf-8")
+            options.report.write_text(between_marks(page, report(table)), encoding="utf-8")
     except ExtractionError as error:
         print(error, file=sys.stderr)
         return 1
-    surface = {"source": options.source or f"NVIDIA/TensorRT-LLM@{commit_of(options.checkout)}", **surface}
+    return 0
+
+
+def run(options: argparse.Namespace, table: dict[str, Any]) -> None:
+    """Extract, and print or write. Raises `ExtractionError`."""
+    if options.release is None or (options.checkout is not None and options.file):
+        raise ExtractionError("give --release, and a checkout or --file")
+    constants = {name: entry["value"] for name, entry in table.get("constants", {}).items()}
+    if options.file:
+        texts, commits = given_files(options.file)
+        surface = surface_of(texts, constants)
+    else:
+        surface = extract(options.checkout, constants)
+        commits = dict.fromkeys(FILES, options.source or commit_of(options.checkout))
     if options.write is None:
         json.dump(surface, sys.stdout, indent=1)
-        return 0
-    before = table.get("releases", {}).get(options.release)
-    table.setdefault("releases", {})[options.release] = surface
+        return
+    before = table.setdefault("releases", {}).setdefault(options.release, {})
+    if not options.file:  # a checkout is all there is: what it lacks is gone
+        kept = {name: before.get(kind, {}) for kind in ("enums", "classes") for name in surface[kind]}
+        before.update(
+            {kind: {n: r for n, r in before.get(kind, {}).items() if n in kept} for kind in ("enums", "classes")}
+        )
+        before["sources"] = {name: entry for name, entry in before.get("sources", {}).items() if name in kept}
+        before["binding"] = surface["binding"]
+    said = replace_rows(before, surface, commits)
     options.write.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-    print(f"{options.release}: {len(surface['classes'])} classes, {'unchanged' if before == surface else 'changed'}")
-    return 0
+    print(f"{options.release}: {len(surface['classes'])} classes, {'; '.join(said) or 'unchanged'}")
 
 
 if __name__ == "__main__":

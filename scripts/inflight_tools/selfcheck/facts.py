@@ -56,7 +56,11 @@ def finding(what: str, table: Any, installed: Any) -> dict[str, str]:
 
 def compare(bindings: Any, chosen: dict[str, Any], table: dict[str, Any]) -> Iterator[dict[str, str]]:
     """Every class, parameter, default, attribute, method and enum of the table."""
-    only, dropped = chosen.get("only"), set(chosen.get("drop", ()))
+    only, unsure = (
+        chosen.get("only"),
+        set(chosen.get("unsure", ())),
+    )  # what no source tells of this release is not judged
+    dropped = set(chosen.get("drop", ()))
     renamed = {key: key.rpartition(".")[0] + "." + new for key, new in chosen.get("rename", {}).items()}
     for name, values in table["enums"].items():
         outer = name.rpartition(".")[0] or name
@@ -72,7 +76,9 @@ def compare(bindings: Any, chosen: dict[str, Any], table: dict[str, Any]) -> Ite
                 yield finding(f"{name}.{value}", "a value", "missing")
     for name, entry in table["classes"].items():
         if only is None or name in only:
-            yield from compare_class(bindings, name, entry, dropped, renamed)
+            for each in compare_class(bindings, name, entry, dropped, renamed):
+                if not any(fact in each["what"] for fact in unsure):
+                    yield each
     for name in ("Executor", "ExecutorConfig"):
         if only is not None and find(bindings, name) is not None:
             yield finding(name, "gone from this release", "there")

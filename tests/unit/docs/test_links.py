@@ -16,8 +16,8 @@ OURS = ("py", "sh", "md", "toml", "json", "svg", "csv", "txt", "pbtxt", "yaml", 
 # Files that a page may name although this repository has none of that name: those of checkpoints and engines, and what
 # commands write.
 ELSEWHERE = re.compile(
-    r"(tokenizer|config|generation_config|quant_cfg|engine|trtllm-build|results|report|model\.lora_config)"
-    r"\.(json|csv|html|md)|results\.csv|end_to_end_grpc_client\.py"
+    r"(tokenizer|config|generation_config|adapter_config|quant_cfg|engine|trtllm-build|results|report|model\.lora_config)"
+    r"\.(json|csv|html|md)|results\.csv|end_to_end_grpc_client\.py|requirements\.txt"
 )
 
 
@@ -127,7 +127,8 @@ def test_every_page_that_code_names_exists() -> None:
 
 # Files that code names and that are somebody else's, or made while it runs.
 NOT_OURS = {
-    "FILE.svg", "report.md", "mutants_plugin.py", "triton_python_backend_utils.py", "hf_lora_convert.py",
+    "FILE.svg", "PAGE.md", "report.md", "builder.py", "tensorrt_llm/builder.py", "modeling_utils.py", "result.py",
+    "sampler.py", "llmapi/utils.py", "mutants_plugin.py", "triton_python_backend_utils.py", "hf_lora_convert.py",
     "llama.cpp/convert_hf_to_gguf.py", "additional_outputs_test.py", "end_to_end_grpc_client.py",
     "L0_backend_vllm/enabled_stream/enabled_stream_test.py", "L0_backend_vllm/vllm_backend/vllm_backend_test.py",
     "L0_backend_vllm/request_cancellation/request_cancellation_test.py",

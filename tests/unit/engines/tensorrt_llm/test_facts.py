@@ -82,14 +82,64 @@ def test_extraction_by_command(checkout: Path, tmp_path: Path) -> None:
         "--release",
         "9.9",
     ]
-    for word in ("changed", "unchanged"):
+    for said in ("Colour: new; Box: new; Lid: new; Lid.Handle: new", "unchanged"):
         done = subprocess.run(
             [*command, "--source", "x", "--write", str(table)], capture_output=True, text=True, timeout=60, check=True
         )
-        assert done.stdout == f"9.9: 3 classes, {word}\n"
+        assert done.stdout == f"9.9: 3 classes, {said}\n"
+    sources = json.loads(table.read_text(encoding="utf-8"))["releases"]["9.9"]["sources"]
+    assert sources["Lid.Handle"] == {"file": "request.cpp", "at": "x", "how": "extracted"}
     empty = subprocess.run([*command[:2], str(table.parent / "cpp"), *command[3:]], capture_output=True, timeout=60)
     assert empty.returncode == 1
     assert b"is it TensorRT-LLM" in empty.stderr
+
+
+PYBIND = """
+void init(pybind11::module_& m)
+{
+    py::class_<tle::Box>(m, "Box")
+        .def(py::init<bool>(), py::arg("round") = true)
+        .def("open", &tle::Box::open)
+        .def(py::pickle(boxGetstate, boxSetstate));
+}
+"""
+
+
+def test_files_that_are_brought_one_by_one(checkout: Path, tmp_path: Path) -> None:
+    """Only their rows change, each with its own commit; what pybind11 pickles with is no method."""
+    table, page = tmp_path / "table.json", tmp_path / "page.md"
+    program = [sys.executable, str(ROOT / "scripts" / "maintain" / "extract_signatures.py"), "--write", str(table)]
+    subprocess.run([*program, str(checkout), "--release", "9.9", "--source", "x"], timeout=60, check=True)
+    (tmp_path / "other.cpp").write_text(PYBIND, encoding="utf-8")
+    given = ["--release", "9.9", "--file", f"executorConfig.cpp={tmp_path / 'other.cpp'}@abc"]
+    done = subprocess.run([*program, *given], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "9.9: 1 classes, Box: changed\n"
+    release = json.loads(table.read_text(encoding="utf-8"))["releases"]["9.9"]
+    assert release["classes"]["Box"]["methods"] == {"open": [[]]}
+    assert release["sources"]["Box"] == {"file": "executorConfig.cpp", "at": "abc", "how": "extracted"}
+    assert release["sources"]["Lid"]["at"] == "x"
+    page.write_text(
+        "before\n<!-- rows: written by scripts/maintain/extract_signatures.py -->\n<!-- /rows -->\n", "utf-8"
+    )
+    subprocess.run([*program, "--report", str(page)], timeout=60, check=True)
+    assert "| 9.9 | Box | executorConfig.cpp | abc | extracted |" in page.read_text(encoding="utf-8")
+    wrong = subprocess.run([*program, "--file", "x.cpp=y"], capture_output=True, text=True, timeout=60)
+    assert wrong.returncode == 1
+    assert "give --release" in wrong.stderr
+
+
+def test_the_committed_report_is_that_of_the_table() -> None:
+    page = (ROOT / "docs" / "engines" / "tensorrt_llm_facts.md").read_text(encoding="utf-8")
+    table = json.loads((TABLES / "signatures.json").read_text(encoding="utf-8"))
+    assert extract_signatures.between_marks(page, extract_signatures.report(table)) == page
+    for release in table["releases"].values():
+        assert set(release["sources"]) == {*release["enums"], *release["classes"]}
+        assert all(each["file"] and each["at"] and each["how"] for each in release["sources"].values())
+
+
+def test_what_no_source_tells_of_a_release_is_not_judged(tmp_path: Path) -> None:
+    code = "import tensorrt_llm.bindings.executor as e; e.KvCacheConfig.attention_dp_events_gather_period_ms = 5"
+    assert facts(tmp_path, "1.0", code=code)["findings"] == []
 
 
 def test_the_table_says_where_each_release_comes_from() -> None:
