@@ -116,7 +116,7 @@ def _gpu_problems(
         )
         return
     ids = options.gpu_device_ids if options.gpu_device_ids is not None else list(range(here))
-    if len(ids) != here or any(not 0 <= each < len(gpus) for each in ids):
+    if len({*ids}) != here or len(ids) != here or any(not 0 <= each < len(gpus) for each in ids):
         yield f"gpu_device_ids names {ids}, but the engine needs {here} of the {len(gpus)} GPUs that are visible."
         return
     for rank in range(min(here, world)):
@@ -153,6 +153,11 @@ def _option_problems(facts: EngineFacts, options: TensorRtLlmOptions, again: str
             "it or rebuild with --max-beam-width."
         )
     yield from _cache_problems(facts, options)
+    if options.gpu_weights_percent < 1 and not facts.build.get("weight_streaming"):
+        yield (
+            f"model parameter gpu_weights_percent is {options.gpu_weights_percent:g} and the engine keeps all its "
+            "weights on the GPU; leave it out or compile again with trtllm-build --weight_streaming."
+        )
     built_for = {name: facts.limit(name) for name in ("max_batch_size", "max_num_tokens")}
     for name, limit in {**built_for, "max_seq_len": context_of(facts)}.items():
         value = getattr(options, name)

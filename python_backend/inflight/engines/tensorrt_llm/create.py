@@ -8,6 +8,7 @@ correctness rests.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,7 @@ def load_compiled(
         adapters=_adapters(trtllm, options, facts),
         retention=retention_config(trtllm, options),
         restarts=options.batch_scheduler_policy == "max_utilization" and not options.enable_chunked_context,
-        stall_timeout_s=options.stall_timeout_ms / 1000,
+        stall_timeout_s=_stall_timeout_s(options),
     )
     if draft is None:
         return engine
@@ -154,6 +155,14 @@ def _shared(
         max_attention_window_size=None,
         decoding_mode="",
     )
+
+
+def _stall_timeout_s(options: TensorRtLlmOptions) -> float:
+    """Beams are silent until they end, so that without statistics nothing tells them from an executor that stands."""
+    if options.iter_stats_max_iterations:
+        return options.stall_timeout_ms / 1000
+    log.warning("iter_stats_max_iterations is 0: there are no metrics of the engine, and a stall of it is not noticed")
+    return math.inf
 
 
 def _adapters(trtllm: Any, options: TensorRtLlmOptions, facts: EngineFacts) -> Adapters | None:

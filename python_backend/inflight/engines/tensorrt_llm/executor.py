@@ -12,6 +12,8 @@ import threading
 import time
 from typing import Any
 
+import msgspec
+
 from inflight.engines.base import (
     EngineBroken,
     EngineInfo,
@@ -35,6 +37,7 @@ CLOSE_S = 2.0
 # TensorRT-LLM ends every active request with these words when an iteration throws, and goes on (executorImpl.cpp at
 # b35ac1b6). A CUDA context that has failed once fails for good.
 ITERATION_FAILED = ("Encountered an error in forwardAsync", "Encountered an error in forwardSync")
+MOST_TOP_K = 1024  # it clips a larger one without a word (samplingTopKKernels.h, stored copy 264519637)
 FAILED_ITERATIONS = 3  # one after the other, with no token in between, are no request's fault
 
 _FINISH = {
@@ -75,7 +78,8 @@ class ExecutorEngine:
 
     `retention` is a KvCacheRetentionConfig for every request, or None. `restarts`: the scheduler may evict a sequence
     and begin it anew with its answer in its prompt, which has to fit the longest prompt. `stall_timeout_s`: with work
-    under way, and neither a response nor an iteration for this long, `step` raises.
+    under way, and neither a response nor an iteration for this long, `step` raises; infinity where iterations are not
+    told.
     """
 
     def __init__(
@@ -127,6 +131,12 @@ class ExecutorEngine:
                 f"({self._prompt_limit.reason}); shorten it",
                 "input_ids",
             )
+        if MOST_TOP_K < request.sampling.top_k < self.info.vocab_size:
+            raise EngineRefusal(
+                f"is {request.sampling.top_k} and this engine chooses among {MOST_TOP_K} tokens at most; lower it, or "
+                "leave it out for all of them",
+                "top_k",
+            )
         total = len(request.token_ids) + request.sampling.max_tokens - 1
         if self._restarts and request.sampling.beam_width == 1 and total > self.max_input_len:
             raise EngineRefusal(
@@ -138,6 +148,9 @@ class ExecutorEngine:
 
     def add_round(self, request: EngineRequest, draft: list[int] | None) -> None:
         """Take a request whose first tokens may be known from a draft. Raises `EngineRefusal`."""
+        if request.sampling.top_k >= self.info.vocab_size:  # all tokens, for which the library says 0
+            sampling = msgspec.structs.replace(request.sampling, top_k=0)
+            request = msgspec.structs.replace(request, sampling=sampling)
         live = _Live(request, split_stops(request.sampling, self.info.stop_token_ids), draft)
         if not self._live:
             self._progress = time.monotonic()  # an idle engine has not been standing still

@@ -289,6 +289,8 @@ def test_what_ends_the_constructor_or_every_step_is_refused_before(install: Inst
     assert "kv_cache_onboard_blocks is false" in refused(double, plain, kv_cache_onboard_blocks=False)
     assert "sink_token_length needs" in refused(double, plain, sink_token_length=4)
     assert "participant_ids names 2 ranks and the engine has 1" in refused(double, plain, participant_ids=[0, 1])
+    assert "keeps all its weights on the GPU" in refused(double, plain, gpu_weights_percent=0.5)
+    assert double.engine(double.folder("streams", weight_streaming=True), gpu_weights_percent=0.5)
     verifies = double.folder("verifies", speculative_decoding_mode=2, max_draft_len=5)
     assert "enable_kv_cache_reuse is false and the engine verifies drafts" in refused(
         double, verifies, enable_kv_cache_reuse=False

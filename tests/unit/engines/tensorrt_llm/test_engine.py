@@ -346,6 +346,28 @@ def test_limits_that_only_tensorrt_llm_knows(install: Install, how: str, caplog:
     assert run(engine, request(2, PROMPT))
 
 
+def test_the_library_would_clip_top_k(install: Install) -> None:
+    engine: Any = install().engine()
+    sent: list[Any] = []
+    enqueue = engine._executor.enqueue_request
+    engine._executor.enqueue_request = lambda made: (sent.append(made.sampling_config.top_k), enqueue(made))[1]
+    for number, top_k in enumerate((1024, 20_000, 99_999), 1):
+        assert run(engine, request(number, PROMPT, temperature=1.0, top_k=top_k))
+    assert sent == [1024, 0, 0]
+    with pytest.raises(EngineRefusal, match="is 1025 and this engine chooses among 1024 tokens at most") as refusal:
+        engine.add(request(9, PROMPT, temperature=1.0, top_k=1025))
+    assert refusal.value.parameter == "top_k"
+
+
+def test_beams_without_statistics_are_no_stall(install: Install, caplog: pytest.LogCaptureFixture) -> None:
+    double = install(step_ms=20)
+    folder = double.folder(max_beam_width=2)
+    engine = double.engine(folder, max_beam_width=2, iter_stats_max_iterations=0, stall_timeout_ms=100)
+    found = run(engine, request(1, PROMPT, beam_width=2, num_sequences=2, max_tokens=20))
+    assert found[1, 0][-1].finish is FinishReason.LENGTH
+    assert "a stall of it is not noticed" in caplog.text
+
+
 def test_cancel_drains_the_final_response(install: Install) -> None:
     engine = install().engine()
     engine.add(request(1, PROMPT, max_tokens=1000, num_sequences=2, temperature=1.0))
