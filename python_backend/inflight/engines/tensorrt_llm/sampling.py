@@ -75,8 +75,10 @@ def salt_id(salt: str) -> int:
     return int.from_bytes(hashlib.sha256(salt.encode()).digest()[:8], "little") >> 1
 
 
-def sampling_config(trtllm: Any, sampling: SamplingParams) -> Any:
+def sampling_config(trtllm: Any, sampling: SamplingParams, prompt_tokens: int) -> Any:
     """The bindings' SamplingConfig.
+
+    Presence and frequency mean the answer alone: releases that can leave the prompt out of them are told to.
 
     Greedy is top_k 1. Sampling names top_k and top_p even where they let every token through: TensorRT-LLM's own
     defaults, taken when neither is given, choose greedily.
@@ -106,6 +108,10 @@ def sampling_config(trtllm: Any, sampling: SamplingParams) -> Any:
         value = getattr(sampling, name)
         if value != neutral:
             values[name] = float(value)
+    if (sampling.presence_penalty or sampling.frequency_penalty) and hasattr(
+        trtllm.SamplingConfig, "prompt_ignore_length"
+    ):
+        values["prompt_ignore_length"] = int(prompt_tokens)
     return trtllm.SamplingConfig(**values)
 
 
@@ -119,7 +125,7 @@ def executor_request(
         "max_tokens": int(sampling.max_tokens),
         # Beams change their past, so that no increment of theirs could be sent: they come whole, at the end.
         "streaming": sampling.beam_width == 1,
-        "sampling_config": sampling_config(trtllm, sampling),
+        "sampling_config": sampling_config(trtllm, sampling, len(request.token_ids)),
         "output_config": trtllm.OutputConfig(
             return_log_probs=sampling.logprobs >= 0,
             return_context_logits=False,

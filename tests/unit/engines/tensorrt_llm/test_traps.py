@@ -296,3 +296,24 @@ def test_xgrammars_own_words_stay_in_the_log(
         assert refusal.value.parameter == "guided_decoding_guide"
         assert "parser" not in str(refusal.value)
     assert "EBNF parser error" in caplog.text
+
+
+def test_penalties_count_the_prompt_unless_they_are_told_not_to(install: Install) -> None:
+    """Presence and frequency mean the answer on every engine; the library's default is prompt and answer. Only newer
+    releases have the parameter.
+    """
+    from inflight.engines.tensorrt_llm.sampling import sampling_config
+
+    sampling = request(1, PROMPT, presence_penalty=0.5, temperature=1.0).sampling
+    assert not hasattr(sampling_config(install().bindings, sampling, 4), "prompt_ignore_length")
+
+    class Newer:
+        prompt_ignore_length = None
+
+        def __init__(self, **values: Any) -> None:
+            self.values = values
+
+    newer = types.SimpleNamespace(SamplingConfig=Newer)
+    assert sampling_config(newer, sampling, 4).values["prompt_ignore_length"] == 4
+    plain = request(1, PROMPT, repetition_penalty=1.2, temperature=1.0).sampling
+    assert "prompt_ignore_length" not in sampling_config(newer, plain, 4).values
