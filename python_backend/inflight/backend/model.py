@@ -34,10 +34,10 @@ from inflight.manifest import ManifestError
 from inflight.manifest import read as read_manifest
 from inflight.model.files import is_folder, path_of, text_of
 from inflight.model.parameters import ModelConfig
-from inflight.request.chat_template import load_chat_template
 from inflight.request.defaults import read_generation_defaults
 from inflight.request.parse import RawRequest, early_deadline_ms
 from inflight.request.prompt import PromptBuilder
+from inflight.request.template_files import load_chat_templates
 from inflight.request.tokenizer import TextTokenizer
 from inflight.serving.admission import AdmissionQueue
 from inflight.serving.arrival import Arrival
@@ -83,8 +83,8 @@ class Backend:
         )
         tokenizer = TextTokenizer(folder)
         override = version_folder / path_of(config.chat_template) if config.chat_template else None
-        template = load_chat_template(folder, override, tokenizer.special_tokens)
-        builder = PromptBuilder(tokenizer, template, config.max_prompt_bytes)
+        templates = load_chat_templates(folder, override, tokenizer.special_tokens)
+        builder = PromptBuilder(tokenizer, templates, config.max_prompt_bytes)
         defaults = read_generation_defaults(folder)
         self._built_from = _built_from(folder)
         self._info: EngineInfo | None = None

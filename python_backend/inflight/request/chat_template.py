@@ -8,25 +8,22 @@ from __future__ import annotations
 
 import datetime
 import json
-import logging
+import secrets
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
-import msgspec
 
-from inflight.errors import LoadError, RequestError, first_line, invalid
-from inflight.model.files import read_json_object
-from inflight.request.limits import MAX_MESSAGES, RENDER_SECONDS
+from inflight.errors import LoadError, RequestError, did_you_mean, first_line, invalid
+from inflight.request.chat import ChatOptions
+from inflight.request.limits import RENDER_SECONDS
+from inflight.request.messages import Message, fit_messages, has_text_arguments
+from inflight.request.template_features import features_of
 from inflight.request.template_sandbox import Budget, Sandbox, TemplateTimeout
 
-log = logging.getLogger("inflight.backend")
-
-ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_PATTERN = 256  # characters of a date's format
 
 
@@ -44,9 +41,23 @@ class _GenerationTag(jinja2.ext.Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **_: Any) -> str:
-    """As Hugging Face templates expect it: plain JSON, not escaped for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """As Hugging Face templates expect it: plain JSON, not escaped for HTML, with the keywords that transformers' filter
+    has.
+    """
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+# Not for a request's chat_template_kwargs: what has an input of its own, and what transformers' own function takes.
+_OURS = frozenset(
+    {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "tokenize", "chat_template"}
+)
 
 
 def _nothing() -> None:
@@ -65,6 +76,7 @@ class ChatTemplate:
         self._sandbox.add_filter("tojson", _tojson)
         self._sandbox.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
         try:
+            self.features = features_of(self._sandbox, source)
             self._template = self._sandbox.from_string(source)
         except Exception as error:  # noqa: BLE001 — jinja2's own, and Python's over what jinja2 makes of the template
             raise LoadError(
@@ -73,21 +85,24 @@ class ChatTemplate:
 
     def render(
         self,
-        messages: list[dict[str, Any]],
+        messages: list[Message],
         max_bytes: int,
         clock: Callable[[], float] = time.monotonic,
         go_on: Callable[[], None] = _nothing,
+        chat: ChatOptions | None = None,
     ) -> str:
-        """The prompt for `messages`, at most `max_bytes` long, ready for the assistant's turn.
+        """The prompt for `messages`, at most `max_bytes` long: ready for the assistant's turn, or as `chat` says.
 
         Raises INVALID_ARG with the template's own message when it refuses the conversation. `go_on` is called now and
         then; what it raises ends the rendering.
         """
+        chat = chat or ChatOptions()
+        variables = self._variables(chat)
         stop = _Stop(go_on)
         budget = Budget(max_bytes, clock() + RENDER_SECONDS, clock, stop)
         try:
             with self._sandbox.spending(budget):
-                return self._render(messages, max_bytes)
+                return self._render(messages, variables, max_bytes, chat.continue_final_message, stop)
         except RequestError:
             raise
         except _Rejected as error:
@@ -101,16 +116,78 @@ class ChatTemplate:
                 raise stop.error from None
             raise invalid("messages", f"do not fit the model's chat template: {str(error)[:500]}") from None
 
-    def _render(self, messages: list[dict[str, Any]], max_bytes: int) -> str:
+    def _variables(self, chat: ChatOptions) -> dict[str, Any]:
+        """What the template is given beside the messages. What it does not read cannot be asked for."""
+        known = self.features.variables
+        for name in chat.template_kwargs:
+            if name in _OURS or name in self._special_tokens or name in self._sandbox.globals:
+                raise invalid("chat_template_kwargs", f"has {name}, which is not for requests to set; leave it out")
+            if name not in known:
+                shown = name if len(name) <= 64 else name[:61] + "..."
+                hint = did_you_mean(name[:64], known - _OURS)
+                raise invalid(
+                    "chat_template_kwargs", f"has {shown}, which the model's chat template does not read{hint}"
+                )
+        if chat.documents and "documents" not in known:
+            raise invalid("documents", "are not read by the model's chat template; put them into messages")
+        return {
+            **self._special_tokens,
+            **chat.template_kwargs,
+            "tools": list(chat.tools) or None,
+            "documents": list(chat.documents) or None,
+            "add_generation_prompt": chat.add_generation_prompt,
+        }
+
+    def _render(
+        self, messages: list[Message], variables: Mapping[str, Any], max_bytes: int, continues: bool, stop: _Stop
+    ) -> str:
+        marker = ""
+        if continues:
+            marker = f"CONTINUE-{secrets.token_hex(8)}"
+            messages = [*messages[:-1], _marked(messages[-1], marker + " ")]
+        try:
+            text = self._generate(fit_messages(messages, self.features), variables, max_bytes)
+        except (_Rejected, TemplateTimeout, RequestError):
+            raise
+        except Exception:
+            if stop.error is not None or not has_text_arguments(messages):
+                raise
+            # A template that joins arguments to other text wants them as they came.
+            fitted = fit_messages(messages, self.features, arguments_as_text=True)
+            text = self._generate(fitted, variables, max_bytes)
+        return _until(text, marker) if continues else text
+
+    def _generate(self, messages: list[Message], variables: Mapping[str, Any], max_bytes: int) -> str:
         pieces: list[str] = []
         size = 0
-        for piece in self._template.generate(messages=messages, add_generation_prompt=True, **self._special_tokens):
+        for piece in self._template.generate(messages=messages, **variables):
             self._sandbox.check()
             size += len(piece.encode("utf-8", "replace"))
             if size > max_bytes:
                 raise invalid("messages", f"make a prompt of more than the {max_bytes} bytes this model accepts")
             pieces.append(piece)
         return "".join(pieces)
+
+
+def _marked(message: Message, marker: str) -> Message:
+    """The message with `marker` behind its text."""
+    content = message.get("content")
+    if isinstance(content, list) and content:
+        last = content[-1]
+        return {**message, "content": [*content[:-1], {**last, "text": last["text"] + marker}]}
+    return {**message, "content": (content or "") + marker} if isinstance(content, (str, type(None))) else message
+
+
+def _until(text: str, marker: str) -> str:
+    """The prompt up to the end of the last message's text, which the template may have trimmed."""
+    place = text.rfind(marker)
+    if place < 0:
+        raise invalid(
+            "continue_final_message",
+            "cannot be honoured: the model's chat template leaves the last message's text out; send another one last",
+        )
+    kept = text.startswith(marker + " ", place)
+    return text[:place] if kept else text[:place].rstrip()
 
 
 class _Stop:
@@ -136,76 +213,3 @@ def _strftime_now(pattern: str) -> str:
     if len(pattern) > MAX_PATTERN:
         raise TemplateTimeout
     return datetime.datetime.now().strftime(pattern)
-
-
-def load_chat_template(folder: Path, override: Path | None, special_tokens: Mapping[str, str]) -> ChatTemplate | None:
-    """The operator's file if named, else `chat_template.jinja`, else `chat_template` in tokenizer_config.json, else
-    None.
-    """
-    if override is not None:
-        return ChatTemplate(
-            _read_template(override, f"the file that model parameter chat_template names ({override.name})"),
-            special_tokens,
-        )
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return ChatTemplate(_read_template(file, "the engine directory's chat_template.jinja"), special_tokens)
-    source = read_json_object(folder, "tokenizer_config.json").get("chat_template")
-    if isinstance(source, list):  # several named templates: the one called "default"
-        named = [item for item in source if isinstance(item, dict)]
-        source = next((item.get("template") for item in named if item.get("name") == "default"), None)
-    if source is not None and not isinstance(source, str):
-        log.warning("chat_template of tokenizer_config.json is neither text nor a list of templates: there is none")
-    return ChatTemplate(source, special_tokens) if isinstance(source, str) else None
-
-
-def _read_template(file: Path, what: str) -> str:
-    """Raises `LoadError`; `what` is the file in words."""
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise LoadError(f"{what} is not UTF-8 text; save it as UTF-8.") from None
-    except OSError as error:
-        raise LoadError(f"cannot read {what} ({error.strerror}); check its name and permissions.") from None
-
-
-def parse_messages(data: bytes) -> list[dict[str, Any]]:
-    """OpenAI chat messages out of a JSON string. Multi-part content is joined where every part is text.
-
-    Raises INVALID_ARG naming `messages`.
-    """
-    try:
-        messages = msgspec.json.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise invalid("messages", f"is not valid JSON: {error}") from None
-    if not isinstance(messages, list) or not messages:
-        raise invalid("messages", 'must be a JSON list such as [{"role": "user", "content": "Hello"}]')
-    if len(messages) > MAX_MESSAGES:
-        raise invalid("messages", f"has {len(messages)} entries; at most {MAX_MESSAGES} are allowed")
-    return [_parse_message(place, message) for place, message in enumerate(messages)]
-
-
-def _parse_message(place: int, message: Any) -> dict[str, Any]:
-    if not isinstance(message, dict):
-        raise invalid("messages", f"[{place}] must be an object with role and content")
-    role = message.get("role")
-    if role not in ROLES:
-        raise invalid("messages", f"[{place}].role must be one of {', '.join(ROLES)}")
-    content = message.get("content")
-    if isinstance(content, list):
-        content = "".join(_part_text(place, part) for part in content)
-    if content is None and (role == "assistant" or message.get("tool_calls")):
-        content = ""
-    if not isinstance(content, str):
-        raise invalid("messages", f"[{place}].content must be a string or a list of text parts")
-    if "\0" in content:
-        raise invalid("messages", f"[{place}].content holds a NUL character; remove it")
-    return {**message, "role": role, "content": content}
-
-
-def _part_text(place: int, part: Any) -> str:
-    if isinstance(part, str):
-        return part
-    if not isinstance(part, dict) or part.get("type") not in ("text", None) or not isinstance(part.get("text"), str):
-        raise invalid("messages", f"[{place}].content may have parts of type text only")
-    return str(part["text"])

@@ -38,6 +38,33 @@ INPUTS: tuple[Input, ...] = (
         "messages", "STRING", 1, "", "a JSON string of OpenAI chat messages; the model's own chat template is applied"
     ),
     Input("input_ids", "INT32", -1, "", "prompt token ids"),
+    Input(
+        "tools", "STRING", 1, "none", "a JSON list of tools in OpenAI's form, for the chat template and to read calls"
+    ),
+    Input(
+        "tool_choice",
+        "STRING",
+        1,
+        "auto with tools",
+        "none, auto, required, OpenAI's object as JSON, or the name of a tool",
+    ),
+    Input("parallel_tool_calls", "BOOL", 1, "true", "false: at most one call"),
+    Input("documents", "STRING", 1, "none", "a JSON list of documents for the chat template, where it reads documents"),
+    Input(
+        "chat_template_kwargs",
+        "STRING",
+        1,
+        "none",
+        "a JSON object of further names that the chat template reads, such as enable_thinking",
+    ),
+    Input("add_generation_prompt", "BOOL", 1, "true", "end the prompt with the beginning of the assistant's turn"),
+    Input(
+        "continue_final_message",
+        "BOOL",
+        1,
+        "false",
+        "the answer goes on with the last message, instead of beginning a turn",
+    ),
     Input("stream", "BOOL", 1, "false", "send tokens as they come", ("streaming",)),
     Input("sampling_parameters", "STRING", 1, "", "a JSON object with any of these names; numbers may be strings"),
     Input(

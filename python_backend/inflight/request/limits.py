@@ -13,6 +13,9 @@ MAX_PENALTY = 2.0  # presence and frequency, below 0 as well
 MAX_PRIORITY = 100  # below 0 as well
 MAX_NAME_BYTES = 256  # of lora_name, and of cache_salt
 MAX_MESSAGES = 4096
+MAX_TOOLS = 128
+MAX_TOOL_BYTES = 512 << 10  # of tools, and of documents
+MAX_TEMPLATE_KWARGS_BYTES = 64 << 10
 RENDER_SECONDS = 2.0  # of a chat template, for one prompt
 MAX_GUIDE_BYTES = 64 << 10
 MAX_GUIDE_DEPTH = 64  # of a schema's JSON
@@ -27,6 +30,9 @@ def limits() -> list[tuple[str, str]]:
         ("`input_ids`", "a quarter of `max_prompt_bytes`, where it is set; else the model's context"),
         ("any prompt", "the model's context less one token"),
         ("`messages`", f"{MAX_MESSAGES:,} messages; {RENDER_SECONDS:g} s for the chat template"),
+        ("`tools`", f"{MAX_TOOLS}; {MAX_TOOL_BYTES:,} bytes"),
+        ("`documents`", f"{MAX_TOOL_BYTES:,} bytes"),
+        ("`chat_template_kwargs`", f"{MAX_TEMPLATE_KWARGS_BYTES:,} bytes"),
         ("`sampling_parameters`", f"{MAX_JSON_BYTES:,} bytes"),
         ("`max_tokens`", "model parameter `max_tokens_limit`, where it is set: cut to it"),
         ("`stop_words`, `bad_words`", f"{MAX_STOPS} strings of {MAX_STOP_CHARS:,} characters each"),

@@ -17,6 +17,7 @@ from inflight.errors import ErrorCode, RequestError, invalid
 from inflight.identity import Identity
 from inflight.model.parameters import ModelConfig
 from inflight.request import fields
+from inflight.request.chat import ChatOptions, parse_chat
 from inflight.request.defaults import BOUNDS, LEAST_TOP_K, GenerationDefaults
 from inflight.request.limits import (
     MAX_GUIDE_BYTES,
@@ -80,6 +81,7 @@ class GenerationRequest:
     text: str | None
     messages: bytes | None
     input_ids: tuple[int, ...] | None
+    chat: ChatOptions
     stream: bool
     max_tokens: int
     min_tokens: int
@@ -186,6 +188,7 @@ def parse_request(
         text=text,
         messages=messages,
         input_ids=input_ids,
+        chat=parse_chat(values, messages is not None),
         stream=stream,
         max_tokens=max_tokens,
         min_tokens=min_tokens,

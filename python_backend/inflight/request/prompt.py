@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 from inflight.engines.base import Capability, EngineInfo, EngineRequest, SamplingParams
 from inflight.errors import invalid, unsupported
-from inflight.request.chat_template import ChatTemplate, parse_messages
+from inflight.request.messages import parse_messages
 from inflight.request.parse import GenerationRequest, PromptLimits, too_long
 from inflight.request.stop_words import Stops
+from inflight.request.template_files import ChatTemplates
 from inflight.request.tokenizer import TextTokenizer
 
 _GUIDES = {
@@ -43,10 +44,10 @@ def _nothing() -> None:
 class PromptBuilder:
     """Knows the model's tokenizer, template and limits. Thread-safe."""
 
-    def __init__(self, tokenizer: TextTokenizer, template: ChatTemplate | None, max_prompt_bytes: int) -> None:
+    def __init__(self, tokenizer: TextTokenizer, templates: ChatTemplates | None, max_prompt_bytes: int) -> None:
         """`max_prompt_bytes` 0: what the context can hold."""
         self.tokenizer = tokenizer
-        self._template = template
+        self._templates = templates
         self._max_bytes = max_prompt_bytes
 
     def limits(self, info: EngineInfo) -> PromptLimits:
@@ -93,12 +94,13 @@ class PromptBuilder:
     def _text(self, request: GenerationRequest, info: EngineInfo, go_on: Callable[[], None]) -> tuple[str, str]:
         if request.messages is None:
             return request.text or "", "text_input"
-        if self._template is None:
+        if self._templates is None:
             raise invalid(
                 "messages", "need a chat template, and this model has none; send the whole prompt as text_input"
             )
-        messages = parse_messages(request.messages)
-        return self._template.render(messages, self.limits(info).size, go_on=go_on), "messages"
+        template = self._templates.choose(request.chat)
+        messages = parse_messages(request.messages, template.features)
+        return template.render(messages, self.limits(info).size, go_on=go_on, chat=request.chat), "messages"
 
 
 def reading_cost(request: GenerationRequest) -> int:

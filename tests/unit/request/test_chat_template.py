@@ -12,8 +12,10 @@ import jinja2.sandbox
 import pytest
 
 from inflight.errors import ErrorCode, LoadError, RequestError
-from inflight.request.chat_template import ChatTemplate, load_chat_template, parse_messages
+from inflight.request.chat_template import ChatTemplate
 from inflight.request.limits import MAX_MESSAGES
+from inflight.request.messages import parse_messages
+from inflight.request.template_files import load_chat_templates
 
 pytestmark = pytest.mark.fast
 
@@ -503,7 +505,7 @@ def test_the_message_says_which_entry_is_wrong() -> None:
 
 
 def test_where_a_template_comes_from(tmp_path: Path) -> None:
-    assert load_chat_template(tmp_path, None, {}) is None
+    assert load_chat_templates(tmp_path, None, {}) is None
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "config"}))
     assert rendered(tmp_path, None) == "config"
     named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "named"}]
@@ -516,21 +518,21 @@ def test_where_a_template_comes_from(tmp_path: Path) -> None:
 
 
 def rendered(folder: Path, override: Path | None) -> str:
-    template = load_chat_template(folder, override, {})
+    template = load_chat_templates(folder, override, {})
     assert template is not None
     return template.render(USER, 1000)
 
 
 def test_a_file_that_cannot_be_read_or_compiled_fails_the_load(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match="missing"):
-        load_chat_template(tmp_path, tmp_path / "missing.jinja", {})
+        load_chat_templates(tmp_path, tmp_path / "missing.jinja", {})
     (tmp_path / "chat_template.jinja").write_text("{% if %}")
     with pytest.raises(LoadError, match="chat template"):
-        load_chat_template(tmp_path, None, {})
+        load_chat_templates(tmp_path, None, {})
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "3"])
 def test_a_broken_tokenizer_config_fails_the_load_with_one_sentence(content: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(content)
     with pytest.raises(LoadError, match="tokenizer_config"):
-        load_chat_template(tmp_path, None, {})
+        load_chat_templates(tmp_path, None, {})

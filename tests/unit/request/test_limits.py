@@ -9,7 +9,7 @@ import pytest
 
 from inflight.errors import ErrorCode, RequestError
 from inflight.request import limits
-from inflight.request.chat_template import parse_messages
+from inflight.request.messages import parse_messages
 from tests.unit.machines.strategies import request
 
 pytestmark = pytest.mark.fast

@@ -9,11 +9,11 @@ import pytest
 from inflight.engines.base import Capability, EngineInfo, EngineRequest
 from inflight.errors import ErrorCode, RequestError, invalid, unavailable
 from inflight.model.parameters import ModelConfig
-from inflight.request.chat_template import ChatTemplate
 from inflight.request.defaults import GenerationDefaults
 from inflight.request.parse import PromptLimits, RawRequest, parse_request
 from inflight.request.prompt import PromptBuilder, check_capabilities, engine_request, reading_cost
 from inflight.request.stop_words import stops_of
+from inflight.request.template_files import ChatTemplates
 from inflight.request.tokenizer import TextTokenizer
 from tests.unit.machines.strategies import info, request
 from tests.unit.machines.tokenizer_kinds import write_folder
@@ -27,7 +27,7 @@ TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
 @pytest.fixture(scope="module")
 def builder(tmp_path_factory: pytest.TempPathFactory) -> PromptBuilder:
     tokenizer = TextTokenizer(write_folder(tmp_path_factory.mktemp("engine")))
-    return PromptBuilder(tokenizer, ChatTemplate(TEMPLATE, tokenizer.special_tokens), 10_000)
+    return PromptBuilder(tokenizer, ChatTemplates.of(TEMPLATE, tokenizer.special_tokens), 10_000)
 
 
 def for_engine(builder: PromptBuilder, engine: EngineInfo | None = None, **values: Any) -> EngineRequest:
@@ -92,7 +92,7 @@ def test_messages_need_a_template(builder: PromptBuilder) -> None:
 
 def test_a_template_may_not_make_an_over_long_prompt(builder: PromptBuilder) -> None:
     small = PromptBuilder(
-        builder.tokenizer, ChatTemplate("{% for i in range(99) %}{{ messages[0].content }}{% endfor %}", {}), 500
+        builder.tokenizer, ChatTemplates.of("{% for i in range(99) %}{{ messages[0].content }}{% endfor %}", {}), 500
     )
     refusal(lambda: small.build(request(messages='[{"role": "user", "content": "0123456789"}]'), info()))
 
@@ -139,7 +139,7 @@ def test_what_cannot_fit_is_refused_at_a_cost_that_does_not_grow_with_it(
     kind: str, letter: str, counting: Counting
 ) -> None:
     """The operator allows any size here."""
-    builder = PromptBuilder(counting, ChatTemplate(TEMPLATE, counting.special_tokens), 1 << 24)
+    builder = PromptBuilder(counting, ChatTemplates.of(TEMPLATE, counting.special_tokens), 1 << 24)
     engine = info(max_seq_len=2000)
     text = letter * (1 << 20)
     values = (
