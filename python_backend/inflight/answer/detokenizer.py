@@ -75,11 +75,15 @@ class WindowDetokenizer:
     table.
     """
 
-    __slots__ = ("_ids", "_skip_special", "_start", "_tokenizer", "_upto")
+    __slots__ = ("_hidden", "_ids", "_skip_special", "_start", "_tokenizer", "_upto")
 
-    def __init__(self, tokenizer: Tokenizer, skip_special: bool, context: Sequence[int]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, skip_special: bool, context: Sequence[int], hidden: frozenset[int] = frozenset()
+    ) -> None:
+        """`hidden` tokens have no text, besides the special ones with `skip_special`."""
         self._tokenizer = tokenizer
         self._skip_special = skip_special
+        self._hidden = hidden
         self._ids = list(context[-_WINDOW:])
         self._start = 0  # the window begins here
         self._upto = len(self._ids)  # tokens whose text has been given out
@@ -88,6 +92,8 @@ class WindowDetokenizer:
         return "".join(self._push_one(token_id) for token_id in token_ids)
 
     def _push_one(self, token_id: int) -> str:
+        if token_id in self._hidden:
+            return ""
         self._ids.append(token_id)
         before = self._decode(self._ids[self._start : self._upto])
         after = self._decode(self._ids[self._start :])
@@ -133,16 +139,38 @@ class DetokenizerFactory:
         # SentencePiece-style decoders drop the first space of a whole text: ours only of a text that nothing precedes.
         spaced = next((token_id for token_id, data in enumerate(self._with_special) if data[:1] == b" "), None)
         self._strips = spaced is not None and not str(tokenizer.decode([spaced])).startswith(" ")
+        self._shown: tuple[frozenset[int], list[bytes]] = (frozenset(), [])
         self._without_special = [
             b"" if token_id in self.special_ids else data for token_id, data in enumerate(self._with_special)
         ]
 
-    def make(self, skip_special: bool, context: Sequence[int]) -> Detokenizer:
-        """A decoder for tokens that follow `context` (the prompt's ids)."""
+    def make(self, skip_special: bool, context: Sequence[int], shown: frozenset[int] = frozenset()) -> Detokenizer:
+        """A decoder for tokens that follow `context` (the prompt's ids). Special tokens that are `shown` have text even
+        with `skip_special`.
+        """
         if self.exact:
             strip = self._strips and not any(map(self._without_special.__getitem__, context))
-            return ByteDetokenizer(self._without_special if skip_special else self._with_special, strip)
+            table = self._table(shown) if skip_special else self._with_special
+            return ByteDetokenizer(table, strip)
+        if skip_special and shown:
+            return WindowDetokenizer(self._tokenizer, False, context, self.special_ids - shown)
         return WindowDetokenizer(self._tokenizer, skip_special, context)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token stands for; where no table says so, its text."""
+        if self.exact:
+            return self._with_special[token_id] if token_id < len(self._with_special) else b""
+        return str(self._tokenizer.decode([token_id], skip_special_tokens=False)).encode()
+
+    def _table(self, shown: frozenset[int]) -> list[bytes]:
+        if not shown:
+            return self._without_special
+        if self._shown[0] != shown:  # a model has one set of them
+            table = list(self._without_special)
+            for token_id in shown:
+                table[token_id] = self._with_special[token_id]
+            self._shown = (shown, table)
+        return self._shown[1]
 
 
 def _decoder_steps(tokenizer: Tokenizer) -> list[dict[str, Any]]:

@@ -37,8 +37,10 @@ class ReasoningSplitter:
     begin with the opening tag is all answer, unless the prompt has opened it already (`opened`).
     """
 
-    def __init__(self, form: ReasoningForm, opened: bool) -> None:
+    def __init__(self, form: ReasoningForm, opened: bool, raw: bool = False) -> None:
+        """`raw`: thoughts keep their tags and the white space around them, so that both parts joined are the text."""
         self._open, self._close = TAGS[form]
+        self._raw = raw
         self._held = ""
         self._state = self._space_before_thought if opened else self._before
 
@@ -66,7 +68,7 @@ class ReasoningSplitter:
         """The text has ended: what is held back comes out."""
         held, self._held = self._held, ""
         if self._state in (self._space_before_thought, self._space_before_answer):
-            return Split("", "")
+            return Split(held if self._raw else "", "")
         return Split(held, "") if self.thinking else Split("", held)
 
     # Each state: (thought, answer, what is left). A state that stays the same needs more text for what is left.
@@ -75,25 +77,30 @@ class ReasoningSplitter:
         bare = text.lstrip(SPACE)
         if bare.startswith(self._open):
             self._state = self._space_before_thought
-            return "", "", bare[len(self._open) :]
+            left = bare[len(self._open) :]
+            return text[: len(text) - len(left)] if self._raw else "", "", left
         if len(text) <= 256 and self._open.startswith(bare):
             return "", "", text
         self._state = self._in_answer
         return "", "", text
 
     def _space_before_thought(self, text: str) -> tuple[str, str, str]:
-        bare = text.lstrip(SPACE)
+        bare = text if self._raw else text.lstrip(SPACE)
         if bare:
             self._state = self._in_thought
         return "", "", bare
 
     def _in_thought(self, text: str) -> tuple[str, str, str]:
         end = text.find(self._close)
+        if end >= 0 and self._raw:
+            end += len(self._close)
+            self._state = self._in_answer
+            return text[:end], "", text[end:]
         if end >= 0:
             self._state = self._space_before_answer
             return text[:end].rstrip(SPACE), "", text[end + len(self._close) :]
         keep = len(text) - possible_start(text, 0, self._close)
-        while keep and text[keep - 1] in SPACE and len(text) - keep < 256:
+        while not self._raw and keep and text[keep - 1] in SPACE and len(text) - keep < 256:
             keep -= 1
         return text[:keep], "", text[keep:]
 

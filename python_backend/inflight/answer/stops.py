@@ -16,7 +16,7 @@ class StopMatcher:
     come any more has left `held` for good, so each place is given up once.
     """
 
-    __slots__ = ("_beginning", "_longest", "_stops", "held")
+    __slots__ = ("_beginning", "_longest", "_stops", "held", "matched")
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
@@ -25,6 +25,7 @@ class StopMatcher:
         for stop in sorted(self._stops, key=len, reverse=True):
             self._beginning.setdefault(stop[0], []).append(stop)
         self.held = ""
+        self.matched = ""  # the stop string that was found
 
     def push(self, text: str) -> tuple[str, bool]:
         """(text that may be emitted now, whether a stop string was found). After a match nothing more may be pushed."""
@@ -34,7 +35,9 @@ class StopMatcher:
         match = self._first_match(window, len(self.held))
         if match is not None:
             self.held = ""
-            return window[:match], True
+            start, end = match
+            self.matched = window[start:end]
+            return window[:start], True
         keep = self._possible_start(window)
         self.held = window[keep:]
         return window[:keep], False
@@ -51,15 +54,15 @@ class StopMatcher:
         held, self.held = self.held, ""
         return held
 
-    def _first_match(self, window: str, read: int) -> int | None:
-        """Where the winning match starts; it ends behind the first `read` characters."""
+    def _first_match(self, window: str, read: int) -> tuple[int, int] | None:
+        """Where the winning match starts and ends; it ends behind the first `read` characters."""
         best: tuple[int, int] | None = None
         for stop in self._stops:
             start = window.find(stop, max(0, read - len(stop) + 1))
             if start >= 0:
                 found = (start + len(stop), start)
                 best = found if best is None else min(best, found)
-        return None if best is None else best[1]
+        return None if best is None else (best[1], best[0])
 
     def _possible_start(self, window: str) -> int:
         """The first position from which the rest of `window` is a proper beginning of some stop string."""

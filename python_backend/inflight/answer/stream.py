@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable
 
 from inflight.answer.detokenizer import Detokenizer
+from inflight.answer.parts import Parts, PartsForm
 from inflight.answer.sequence import SequenceText
 from inflight.engines.base import EngineOutput, FinishReason
 from inflight.errors import ErrorCode, RequestError, internal
@@ -22,6 +23,7 @@ from inflight.request.parse import GenerationRequest
 from inflight.request.prompt import Prompt
 from inflight.request.stop_words import Stops
 
+PLAIN = PartsForm()
 _HALF = math.log(0.5)  # what is likelier than all others together is the likeliest
 
 
@@ -29,11 +31,14 @@ _HALF = math.log(0.5)  # what is likelier than all others together is the likeli
 class Reply:
     """One response. Lists have one element per sequence in it, except `token_ids` and `logprobs` (one per new token).
 
-    `timing` comes with the last reply only.
+    `calls` are JSON lists; `stops` say what ended a sequence; `timing` comes with the last reply only.
     """
 
     texts: list[str]
+    thoughts: list[str]
+    calls: list[str]
     finishes: list[str]
+    stops: list[str]
     indices: list[int]
     num_output_tokens: list[int]
     cumulative_logprobs: list[float]
@@ -77,15 +82,18 @@ class _Sequence:
         "ids",
         "is_over",
         "logprobs",
+        "parts",
         "pending",
         "ranks",
         "reported",
+        "stop",
         "text",
         "top",
     )
 
-    def __init__(self, text: SequenceText) -> None:
+    def __init__(self, text: SequenceText, parts: Parts | None) -> None:
         self.text = text
+        self.parts = parts  # None: all text is answer
         self.ids: list[int] = []  # used, not yet in a reply
         self.logprobs: list[float] = []
         self.ranks: list[int] = []  # of the ids, where the engine knows them
@@ -93,9 +101,26 @@ class _Sequence:
         self.pending = ""  # text not yet in a reply
         self.reported = False  # its finish reason is in a reply
         self.finish: FinishReason | None = None
+        self.stop = ""  # what ended it, of what the client asked to stop at
         self.done = False
         self.is_over = False  # the engine has ended it; a sequence can be done before (a stop string, a deadline)
         self.cumulative = 0.0
+
+    @property
+    def has_news(self) -> bool:
+        return bool(self.pending) or (self.parts is not None and self.parts.pending)
+
+    def add(self, text: str) -> None:
+        if self.parts is None:
+            self.pending += text
+        else:
+            self.parts.push(text)
+
+    def end(self, finish: FinishReason) -> None:
+        """It goes no further; everything that was held back comes out."""
+        self.finish, self.done = finish, True
+        if self.parts is not None:
+            self.parts.finish()
 
 
 class Stream:
@@ -110,18 +135,28 @@ class Stream:
         token_text: Callable[[int], str],
         identity: Identity,
         arrival_ns: int,
+        form: PartsForm = PLAIN,
+        token_bytes: Callable[[int], bytes] | None = None,
+        block_size: int = 0,
     ) -> None:
         self.request = request
         self.identity = identity
         self.num_input_tokens = len(prompt.token_ids)
+        self.block_size = block_size  # tokens in a KV block; 0: nobody knows
         self.output_tokens = 0  # used so far, all sequences
         self.timing = Timing(arrival_ns)
         self.done = False
         self.outcome = ""  # finish reason of the first sequence, or the error's code; set when done
         self._token_text = token_text
+        self._token_bytes = token_bytes or (lambda token_id: token_text(token_id).encode())
+        self._stops = stops
         self._stop_ids = frozenset(stops.token_ids)
+        self._prompt_ids = prompt.token_ids if request.max_tokens == 0 else []
         count = request.num_sequences if request.beam_width > 1 else request.best_of
-        self._sequences = [_Sequence(SequenceText(make_detokenizer(), stops)) for _ in range(count)]
+        self._sequences = [
+            _Sequence(SequenceText(make_detokenizer(), stops), None if form.plain else form.make())
+            for _ in range(count)
+        ]
         for sequence in self._sequences:
             sequence.pending = prompt.echo
         self._error: RequestError | None = None
@@ -153,15 +188,26 @@ class Stream:
             self.timing.last_token_ns = now_ns
             self._push(sequence, output)
         if output.finish is not None and not sequence.done:
-            sequence.pending += sequence.text.finish()
-            sequence.finish, sequence.done = output.finish, True
+            sequence.add(sequence.text.finish())
+            if output.finish is FinishReason.STOP and output.token_ids:
+                self._note_stop(sequence, output.token_ids[-1])
+            sequence.end(output.finish)
+
+    def _note_stop(self, sequence: _Sequence, token_id: int) -> None:
+        """It ended with this token, if that is one to stop at."""
+        if token_id not in self._stop_ids:
+            return
+        sequence.stop = self._stops.reasons.get(token_id, "")
+        if self._stops.included:
+            word = sequence.stop if sequence.stop != str(token_id) else ""
+            sequence.add(word or sequence.text.text_of(token_id))
 
     def _push(self, sequence: _Sequence, output: EngineOutput) -> None:
         ids = output.token_ids
         by_token = output.finish is FinishReason.STOP and ids[-1] in self._stop_ids
         pushed = sequence.text.push(ids[:-1] if by_token else ids)
         used = pushed.tokens_used + (by_token and not pushed.stopped)
-        sequence.pending += pushed.text
+        sequence.add(pushed.text)
         sequence.ids += ids[:used]
         self.output_tokens += used
         if output.logprobs is not None:
@@ -172,7 +218,8 @@ class Stream:
         if output.top_logprobs is not None:
             sequence.top += output.top_logprobs[:used]
         if pushed.stopped:
-            sequence.finish, sequence.done = FinishReason.STOP, True
+            sequence.stop = pushed.stop
+            sequence.end(FinishReason.STOP)
 
     def fail(self, error: RequestError) -> None:
         """End with an error, which names what the client sent. The first one wins; a stream that has ended keeps its
@@ -189,8 +236,14 @@ class Stream:
         """End every sequence with the text it has so far."""
         for sequence in self._sequences:
             if not sequence.done:
-                sequence.pending += sequence.text.finish()
-                sequence.finish, sequence.done = FinishReason.DEADLINE, True
+                sequence.add(sequence.text.finish())
+                sequence.end(FinishReason.DEADLINE)
+
+    def end_counted(self) -> None:
+        """End a request for the prompt's tokens alone (max_tokens 0): the engine never sees it."""
+        for sequence in self._sequences:
+            sequence.is_over = True
+            sequence.end(FinishReason.LENGTH)
 
     def take(self) -> Taken:
         """Everything that may be sent now. After a result with `done` every later call gives nothing."""
@@ -220,7 +273,7 @@ class Stream:
         text.
         """
         sequence = self._sequences[place]
-        if sequence.reported or not (sequence.pending or sequence.done):
+        if sequence.reported or not (sequence.has_news or sequence.done):
             return None
         sequence.reported = sequence.done
         return self._reply([(place, sequence)])
@@ -235,14 +288,18 @@ class Stream:
         return self._reply(chosen)
 
     def _reply(self, members: list[tuple[int, _Sequence]]) -> Reply:
-        reply = Reply([], [], [], [], [], [], [], [])
+        reply = Reply([], [], [], [], [], [], [], [], [], [], [])
         for place, sequence in members:
-            reply.texts.append(sequence.pending)
+            parts = sequence.parts
+            reply.texts.append(sequence.pending + (parts.take_answer() if parts is not None else ""))
+            reply.thoughts.append(parts.take_thought() if parts is not None else "")
+            reply.calls.append(parts.take_calls(whole=not self.request.stream) if parts is not None else "[]")
             reply.finishes.append(self._finish_text(sequence))
+            reply.stops.append(sequence.stop if sequence.done else "")
             reply.indices.append(place)
             reply.num_output_tokens.append(len(sequence.ids))
             reply.cumulative_logprobs.append(sequence.cumulative)
-            reply.token_ids += sequence.ids
+            reply.token_ids += sequence.ids or self._prompt_ids
             reply.logprobs += sequence.logprobs
             if self.request.return_logprobs_json:
                 reply.top_logprobs.append(self._logprobs_json(sequence))
@@ -251,6 +308,8 @@ class Stream:
 
     @staticmethod
     def _finish_text(sequence: _Sequence) -> str:
+        if sequence.finish is FinishReason.STOP and sequence.parts is not None and sequence.parts.calls:
+            return "tool_calls"
         return sequence.finish.value if sequence.finish is not None else ""
 
     def _logprobs_json(self, sequence: _Sequence) -> str:
@@ -265,7 +324,12 @@ class Stream:
             values = {token_id: logprob, **dict(ranked)}
             entries.append(
                 {
-                    str(other): {"logprob": value, "rank": ranks[other], "decoded_token": self._token_text(other)}
+                    str(other): {
+                        "logprob": value,
+                        "rank": ranks[other],
+                        "decoded_token": self._token_text(other),
+                        "bytes": list(self._token_bytes(other)),
+                    }
                     for other, value in values.items()
                 }
             )

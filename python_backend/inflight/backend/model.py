@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from inflight import __version__
+from inflight.answer.model_forms import model_forms
 from inflight.backend.listeners import listeners
 from inflight.backend.reader import Reader
 from inflight.backend.served import ServedEngine
@@ -84,6 +85,12 @@ class Backend:
         tokenizer = TextTokenizer(folder)
         override = version_folder / path_of(config.chat_template) if config.chat_template else None
         templates = load_chat_templates(folder, override, tokenizer.special_tokens)
+        forms = model_forms(
+            config,
+            templates.for_tools if templates is not None else "",
+            templates is not None and templates.show_tools,
+            tokenizer.special_ids,
+        )
         builder = PromptBuilder(tokenizer, templates, config.max_prompt_bytes)
         defaults = read_generation_defaults(folder)
         self._built_from = _built_from(folder)
@@ -111,10 +118,12 @@ class Backend:
             config,
             tokenizer,
             builder,
+            forms,
             defaults,
             self._pool,
             self._guides,
             self._dispatcher,
+            self._delivery,
             self._live,
             self._forget,
             self._closed,

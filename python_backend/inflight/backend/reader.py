@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, MutableMapping
 
 from inflight.answer.detokenizer import DetokenizerFactory
+from inflight.answer.model_forms import ModelForms
 from inflight.answer.stream import Stream
 from inflight.engines.base import EngineInfo, Guide
 from inflight.errors import RequestError, internal
@@ -26,7 +27,7 @@ from inflight.request.prompt import Prompt, PromptBuilder, check_capabilities, e
 from inflight.request.stop_words import Stops, stops_of
 from inflight.request.tokenizer import TextTokenizer
 from inflight.serving.arrival import Arrival
-from inflight.serving.delivery import LiveStream
+from inflight.serving.delivery import Delivery, LiveStream
 from inflight.serving.dispatcher import Dispatcher
 from inflight.serving.parsing import ParsePool, Work
 
@@ -48,10 +49,12 @@ class Reader:
         config: ModelConfig,
         tokenizer: TextTokenizer,
         builder: PromptBuilder,
+        forms: ModelForms,
         defaults: GenerationDefaults,
         pool: ParsePool,
         guides: GuideService,
         dispatcher: Dispatcher,
+        delivery: Delivery,
         live: MutableMapping[int, LiveStream],
         on_left: Callable[[], None],
         on_closed: Callable[[LiveStream], None],
@@ -62,10 +65,12 @@ class Reader:
         self._config = config
         self._tokenizer = tokenizer
         self._builder = builder
+        self._forms = forms
         self._defaults = defaults
         self._pool = pool
         self._guides = guides
         self._dispatcher = dispatcher
+        self._delivery = delivery
         self._live = live
         self._on_left = on_left
         self._on_closed = on_closed
@@ -149,7 +154,7 @@ class Reader:
         """What a request asks for; then its prompt is read, unless a guide has to be checked first."""
         info = self._info
         assert info is not None
-        request = parse_request(raw, self._config, self._defaults, self._builder.limits(info))
+        request = self._forms.guided(parse_request(raw, self._config, self._defaults, self._builder.limits(info)))
         with request.its_words():
             check_capabilities(request, info)
             if request.guide is not None:
@@ -200,22 +205,31 @@ class Reader:
         live = self._make(request, prompt, stops, for_engine.request_id, arrival)
         self._live[live.request_id] = live
         self.arrivals.discard(arrival)
-        self._dispatcher.submit(live, for_engine)
+        if request.max_tokens == 0:
+            self._delivery.end_counted(live)
+        else:
+            self._dispatcher.submit(live, for_engine)
 
     def _make(
         self, request: GenerationRequest, prompt: Prompt, stops: Stops, request_id: int, arrival: Arrival
     ) -> LiveStream:
         detokenizers = self._detokenizers
+        info = self._info
         assert detokenizers is not None
         context = prompt.token_ids[-16:]
+        form = self._forms.parts_of(request, prompt)
+        shown: frozenset[int] = frozenset() if form.plain else self._forms.markers
         stream = Stream(
             request,
             prompt,
             stops,
-            lambda: detokenizers.make(request.skip_special_tokens, context),
+            lambda: detokenizers.make(request.skip_special_tokens, context, shown),
             self._token_text,
             arrival.identity,
             arrival.arrival_ns,
+            form,
+            detokenizers.token_bytes,
+            info.block_size if info is not None else 0,
         )
         responder = arrival.hand_over()
         if responder is None:

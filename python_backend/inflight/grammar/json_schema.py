@@ -57,18 +57,30 @@ _FORMATS = {
 }
 
 
+def keywords_of(kind: str) -> frozenset[str]:
+    """The keywords that say something of values of a type and are kept here; of `any`: all that say something."""
+    return _ASSERTIONS if kind == "any" else _OF_TYPE.get(kind, frozenset())
+
+
+def known_format(name: object) -> bool:
+    """Whether the `format` of a string can be kept."""
+    return isinstance(name, str) and name in _FORMATS
+
+
 def schema_grammar(schema: object, share: bool = True) -> Grammar:
     """The grammar of a schema (parsed JSON: an object or a boolean). Raises `GrammarError`.
 
     `share` lets all free strings be one rule; without it they are copied to where they are used, so that alternatives
     which begin with a string can be told apart.
     """
-    converter = _Converter(schema, share)
+    converter = Converter(schema, share)
     root = converter.convert(schema, True, 0)
     return Grammar({**values.RULES, **converter.rules, "root": root}, frozenset(converter.opaque))
 
 
-class _Converter:
+class Converter:
+    """Schemas of one document → `nodes`. References lead into the document."""
+
     def __init__(self, document: object, share: bool) -> None:
         self._document = document
         self._share = share

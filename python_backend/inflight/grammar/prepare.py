@@ -10,10 +10,11 @@ from inflight.grammar.json_schema import schema_grammar
 from inflight.grammar.network import Conflict, Network
 from inflight.grammar.nodes import Grammar, GrammarError, alt, literal
 from inflight.grammar.regex import parse_regex
+from inflight.grammar.tools import tools_grammar
 
 
 def prepare(kind: str, text: str) -> str:
-    """EBNF for a guide of kind json, json_schema, regex, ebnf_grammar or choice.
+    """EBNF for a guide of kind json, json_schema, regex, ebnf_grammar, choice or tools.
 
     Raises `GrammarError` whose message completes the sentence "guided_decoding_guide …". May take long for a hostile
     guide: call it where it can be killed.
@@ -31,6 +32,12 @@ def network(kind: str, text: str) -> Network:
             return Network(schema_grammar(schema))
         except Conflict:
             return Network(schema_grammar(schema, share=False))
+    if kind == "tools":
+        tools = parse_json(text)
+        try:
+            return Network(tools_grammar(tools))
+        except Conflict:
+            return Network(tools_grammar(tools, share=False))
     if kind == "regex":
         return Network(Grammar({"root": parse_regex(text)}))
     if kind == "choice":

@@ -21,6 +21,8 @@ def check_limits(guide: Guide) -> None:
             if len(choices) > MAX_CHOICES:
                 raise GrammarError(f"has {len(choices)} choices; at most {MAX_CHOICES:,} are allowed")
             "".join(choices).encode()
+        elif guide.kind == "tools":
+            _check_size(parse_json(guide.text))
         elif guide.kind == "json_schema":
             schema = parse_json(guide.text)
             if not isinstance(schema, (dict, bool)):

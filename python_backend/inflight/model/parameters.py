@@ -115,6 +115,18 @@ class ModelConfig(Struct, frozen=True):
         float,
         Meta(ge=0, le=1e9, description="what this server costs in an hour, for the metric of that name; 0: not known"),
     ] = 0.0
+    tool_format: Annotated[
+        Literal["auto", "hermes", "llama3_json", "mistral", "pythonic", "qwen3_coder", "none"],
+        _note(
+            "how the model writes tool calls: auto (what the chat template shows), hermes, llama3_json, mistral, "
+            "pythonic, qwen3_coder or none"
+        ),
+    ] = "auto"
+    reasoning_format: Annotated[
+        Literal["auto", "think", "none"],
+        _note("how the model marks its thoughts: auto (what the chat template shows), think (<think>) or none"),
+    ] = "auto"
+    default_reasoning: Annotated[bool, _note("default of the input reasoning")] = False
     metrics_interval_ms: Annotated[int, _whole(10, 60_000, "how often metrics are handed to Triton")] = 500
     sender_threads: Annotated[int, _whole(1, 64, "threads that send responses")] = 2
 

@@ -48,9 +48,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """As Hugging Face templates expect it: plain JSON, not escaped for HTML, with the keywords that transformers' filter
-    has.
-    """
+    """As Hugging Face templates expect it: plain JSON, not escaped for HTML; its keywords are those of transformers."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

@@ -39,7 +39,7 @@ INPUTS: tuple[Input, ...] = (
     ),
     Input("input_ids", "INT32", -1, "", "prompt token ids"),
     Input(
-        "tools", "STRING", 1, "none", "a JSON list of tools in OpenAI's form, for the chat template and to read calls"
+        "tools", "STRING", 1, "none", "a JSON list of tools in OpenAI's form: the template shows them, calls are read"
     ),
     Input(
         "tool_choice",
@@ -65,6 +65,13 @@ INPUTS: tuple[Input, ...] = (
         "false",
         "the answer goes on with the last message, instead of beginning a turn",
     ),
+    Input(
+        "reasoning",
+        "BOOL",
+        1,
+        "model parameter default_reasoning",
+        "what the model thinks comes as reasoning_output, apart from the answer",
+    ),
     Input("stream", "BOOL", 1, "false", "send tokens as they come", ("streaming",)),
     Input("sampling_parameters", "STRING", 1, "", "a JSON object with any of these names; numbers may be strings"),
     Input(
@@ -72,7 +79,8 @@ INPUTS: tuple[Input, ...] = (
         "INT32",
         1,
         "model parameter default_max_tokens",
-        "at least 1; cut to what the context leaves room for",
+        "0: only count the prompt's tokens (return_token_ids: and name them); else cut to what the context leaves room "
+        "for",
     ),
     Input(
         "min_tokens",
@@ -112,6 +120,13 @@ INPUTS: tuple[Input, ...] = (
         -1,
         "none",
         "stop strings: matched on text, across tokens, never emitted; special tokens may stand in them",
+    ),
+    Input(
+        "include_stop_str_in_output",
+        "BOOL",
+        1,
+        "false",
+        "the stop string, or stop token, that ends an answer stays in its text",
     ),
     Input("bad_words", "STRING", -1, "none", "strings that must not be generated; empty ones are ignored"),
     Input("num_return_sequences", "INT32", 1, "1", "answers to one prompt"),
@@ -207,7 +222,6 @@ VLLM_DEFAULTS: dict[str, bool | int | None] = {
     "early_stopping": False,
     "extra_args": None,
     "flat_logprobs": False,
-    "include_stop_str_in_output": False,
     "logit_bias": None,
     "logits_processors": None,
     "output_kind": 0,
@@ -232,8 +246,30 @@ OUTPUTS: tuple[Output, ...] = (
         "finish_reason",
         "STRING",
         -1,
-        "stop, length, cancelled or deadline; empty until the end",
+        "stop, length, tool_calls, cancelled or deadline; empty until the end",
         "return_finish_reason",
+    ),
+    Output(
+        "stop_reason",
+        "STRING",
+        -1,
+        "the stop string, or the id of the stop token, that ended it; empty for the model's own end",
+        "return_finish_reason",
+    ),
+    Output(
+        "reasoning_output",
+        "STRING",
+        -1,
+        "what the model thought, as text_output has the answer",
+        "reasoning, where the model has a form of thoughts",
+    ),
+    Output(
+        "tool_calls",
+        "STRING",
+        -1,
+        "JSON: streaming, what is new of each call ([{index, id, type, function: {name, arguments}}], id, type and "
+        "name once); otherwise whole calls",
+        "tools, unless tool_choice is none",
     ),
     Output(
         "sequence_index",
@@ -264,10 +300,17 @@ OUTPUTS: tuple[Output, ...] = (
         "logprobs",
         "STRING",
         -1,
-        "JSON: per token {id: {logprob, rank, decoded_token}}; rank is null where no engine knows it, see below",
+        "JSON: per token {id: {logprob, rank, decoded_token, bytes}}; rank is null where no engine knows it, see below",
         "return_log_probs, return_logprobs, or logprobs",
     ),
     Output("num_input_tokens", "UINT32", -1, "prompt tokens", "return_num_input_tokens"),
+    Output(
+        "num_cached_tokens",
+        "UINT32",
+        -1,
+        "prompt tokens that were in the cache, where the engine tells: not OpenVINO",
+        "return_num_input_tokens, last response",
+    ),
     Output(
         "num_output_tokens",
         "UINT32",

@@ -17,7 +17,7 @@ from inflight.errors import ErrorCode, RequestError, invalid
 from inflight.identity import Identity
 from inflight.model.parameters import ModelConfig
 from inflight.request import fields
-from inflight.request.chat import ChatOptions, parse_chat
+from inflight.request.chat import ChatOptions, ToolChoice, parse_chat
 from inflight.request.defaults import BOUNDS, LEAST_TOP_K, GenerationDefaults
 from inflight.request.limits import (
     MAX_GUIDE_BYTES,
@@ -73,15 +73,16 @@ class PromptLimits:
 class GenerationRequest:
     """One request, checked. Exactly one of `text`, `messages` (JSON) and `input_ids` is set.
 
-    `max_tokens` is what was asked for, before the context's room is known. `top_logprobs` is -1 when no
-    log-probabilities are wanted, 0 for those of the chosen tokens. `deadline_ms` 0 is none. `spelt` is what
-    the client called each parameter.
+    `max_tokens` is what was asked for, before the context's room is known; 0 asks for the prompt's tokens alone.
+    `top_logprobs` is -1 when no log-probabilities are wanted, 0 for those of the chosen tokens. `deadline_ms` 0 is
+    none. `spelt` is what the client called each parameter.
     """
 
     text: str | None
     messages: bytes | None
     input_ids: tuple[int, ...] | None
     chat: ChatOptions
+    reasoning: bool
     stream: bool
     max_tokens: int
     min_tokens: int
@@ -98,6 +99,7 @@ class GenerationRequest:
     length_penalty: float
     seed: int
     stops: tuple[str, ...]
+    include_stop: bool
     bad_words: tuple[str, ...]
     num_sequences: int
     best_of: int
@@ -132,6 +134,11 @@ class GenerationRequest:
             return "text_input" if self.text is not None else "messages" if self.messages is not None else parameter
         if parameter == "num_return_sequences" and self.best_of > self.num_sequences:
             return "best_of"  # how many are generated
+        if parameter.startswith("guided_decoding_guide") and self.chat.tool_choice in (
+            ToolChoice.REQUIRED,
+            ToolChoice.NAMED,
+        ):
+            return "tools"
         if parameter.startswith("guided_decoding_guide") and "structured_outputs" in self.spelt:
             parameter = "structured_outputs"
         return self.spelt.get(parameter, parameter)
@@ -158,7 +165,7 @@ def parse_request(
     """Raises `RequestError` (INVALID_ARG) that names the parameter at fault. `limits` are the context's."""
     values = Values(raw.tensors, raw.parameters)
     text, messages, input_ids = _prompt(values, config, limits or PromptLimits())
-    max_tokens = values.integer("max_tokens", config.default_max_tokens, 1)
+    max_tokens = values.integer("max_tokens", config.default_max_tokens, 0)
     if config.max_tokens_limit:
         max_tokens = min(max_tokens, config.max_tokens_limit)
     min_tokens = values.integer("min_tokens", 0, 0)
@@ -189,6 +196,7 @@ def parse_request(
         messages=messages,
         input_ids=input_ids,
         chat=parse_chat(values, messages is not None),
+        reasoning=values.boolean("reasoning", config.default_reasoning),
         stream=stream,
         max_tokens=max_tokens,
         min_tokens=min_tokens,
@@ -207,6 +215,7 @@ def parse_request(
         length_penalty=length_penalty,
         seed=values.integer("seed", secrets.randbits(63), -(2**63), 2**64 - 1) % 2**64,  # negative: two's complement
         stops=_words(values, "stop_words"),
+        include_stop=values.boolean("include_stop_str_in_output", False),
         bad_words=_words(values, "bad_words"),
         num_sequences=num_sequences,
         best_of=best_of,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from inflight.engines.base import Capability, EngineInfo, EngineRequest, SamplingParams
 from inflight.errors import invalid, unsupported
-from inflight.request.messages import parse_messages
+from inflight.request.messages import last_text, parse_messages
 from inflight.request.parse import GenerationRequest, PromptLimits, too_long
 from inflight.request.stop_words import Stops
 from inflight.request.template_files import ChatTemplates
@@ -15,6 +15,7 @@ from inflight.request.tokenizer import TextTokenizer
 
 _GUIDES = {
     "json": Capability.GUIDED_JSON,
+    "tools": Capability.GUIDED_JSON,
     "json_schema": Capability.GUIDED_JSON,
     "regex": Capability.GUIDED_REGEX,
     "ebnf_grammar": Capability.GUIDED_EBNF,
@@ -26,15 +27,20 @@ _GUIDES = {
 # tokenized, piece by piece, until it certainly does not fit; a token cut by a border counts twice, at most a few times.
 COUNTED_BYTES = 4
 PIECE_CHARACTERS = 16 << 10
+END = 16  # tokens at a prompt's end that are looked at for the beginning of a thought
 CERTAINLY = 2  # times the tokens that fit
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt's token ids, and its text where the request wants it echoed (else empty)."""
+    """A prompt's token ids, its text where the request wants it echoed (else empty), the `end` of its text, and what of
+    that the client had written as the beginning of the answer.
+    """
 
     token_ids: list[int]
     echo: str
+    end: str = ""
+    prefill: str = ""
 
 
 def _nothing() -> None:
@@ -65,8 +71,9 @@ class PromptBuilder:
             _check_length("input_ids", len(request.input_ids), info)
             ids = list(request.input_ids)
             self.tokenizer.check_ids(ids, info.vocab_size)
-            return Prompt(ids, self.tokenizer.decode(ids, request.skip_special_tokens) if request.echo_prompt else "")
-        text, name = self._text(request, info, go_on)
+            echo = self.tokenizer.decode(ids, request.skip_special_tokens) if request.echo_prompt else ""
+            return Prompt(ids, echo, self.tokenizer.decode(ids[-END:], False))
+        text, name, prefill = self._text(request, info, go_on)
         go_on()
         self._count(name, text, info, go_on)
         ids = self.tokenizer.encode(text, request.add_special_tokens and request.messages is None)
@@ -74,7 +81,7 @@ class PromptBuilder:
             raise invalid(name, "makes no tokens; a prompt needs at least one")
         _check_length(name, len(ids), info)
         self.tokenizer.check_text_ids(name, ids, info.vocab_size)
-        return Prompt(ids, text if request.echo_prompt else "")
+        return Prompt(ids, text if request.echo_prompt else "", text[-4 * END :], prefill)
 
     def _count(self, name: str, text: str, info: EngineInfo, go_on: Callable[[], None]) -> None:
         """Refuse what certainly has more tokens than fit, at a cost that does not grow with the text."""
@@ -91,16 +98,18 @@ class PromptBuilder:
                 )
             go_on()
 
-    def _text(self, request: GenerationRequest, info: EngineInfo, go_on: Callable[[], None]) -> tuple[str, str]:
+    def _text(self, request: GenerationRequest, info: EngineInfo, go_on: Callable[[], None]) -> tuple[str, str, str]:
+        """(the prompt, which input it is made of, the last message's text where the answer goes on with it)."""
         if request.messages is None:
-            return request.text or "", "text_input"
+            return request.text or "", "text_input", ""
         if self._templates is None:
             raise invalid(
                 "messages", "need a chat template, and this model has none; send the whole prompt as text_input"
             )
         template = self._templates.choose(request.chat)
         messages = parse_messages(request.messages, template.features)
-        return template.render(messages, self.limits(info).size, go_on=go_on, chat=request.chat), "messages"
+        text = template.render(messages, self.limits(info).size, go_on=go_on, chat=request.chat)
+        return text, "messages", last_text(messages) if request.chat.continue_final_message else ""
 
 
 def reading_cost(request: GenerationRequest) -> int:

@@ -19,13 +19,18 @@ from inflight.request.tokenizer import TextTokenizer
 @dataclasses.dataclass(frozen=True, slots=True)
 class Stops:
     """`strings` are found in the text of tokens after the first `min_tokens`, in which each token of `marks` leaves its
-    mark: surrogates, which no decoded text has. `token_ids` are sorted.
+    mark: surrogates, which no decoded text has. `words` says what the client wrote for a string with marks. `token_ids`
+    are sorted; `reasons` says what the client gave for one: a word, or the id itself; nothing for the model's own.
+    `included`: what ends the answer stays in it.
     """
 
     token_ids: tuple[int, ...]
     strings: tuple[str, ...] = ()
     marks: Mapping[int, str] = dataclasses.field(default_factory=dict)
     min_tokens: int = 0
+    words: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    reasons: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    included: bool = False
 
 
 def stops_of(request: GenerationRequest, info: EngineInfo, tokenizer: TextTokenizer) -> Stops:
@@ -33,6 +38,10 @@ def stops_of(request: GenerationRequest, info: EngineInfo, tokenizer: TextTokeni
     ids = _stop_token_ids(request, info)
     strings = list(request.stops)
     marks: dict[int, str] = {}
+    words: dict[str, str] = {}
+    reasons = {token_id: str(token_id) for token_id in request.stop_token_ids}
+    if request.end_id is not None:
+        reasons[request.end_id] = str(request.end_id)
     for word in request.stops:
         found = [
             place for place in tokenizer.special_tokens_in(word) if place.token_id < info.vocab_size
@@ -41,6 +50,7 @@ def stops_of(request: GenerationRequest, info: EngineInfo, tokenizer: TextTokeni
             continue
         if len(found) == 1 and (found[0].start, found[0].end) == (0, len(word)):
             ids.add(found[0].token_id)
+            reasons[found[0].token_id] = word
         elif request.skip_special_tokens:
             marked, end = "", 0
             for place in found:
@@ -48,7 +58,8 @@ def stops_of(request: GenerationRequest, info: EngineInfo, tokenizer: TextTokeni
                 marked += word[end : place.start] + marks[place.token_id]
                 end = place.end
             strings.append(marked + word[end:])
-    return Stops(tuple(sorted(ids)), tuple(strings), marks, request.min_tokens)
+            words[strings[-1]] = word
+    return Stops(tuple(sorted(ids)), tuple(strings), marks, request.min_tokens, words, reasons, request.include_stop)
 
 
 def _mark(token_id: int) -> str:

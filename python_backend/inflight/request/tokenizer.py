@@ -57,6 +57,11 @@ class TextTokenizer:
         added = self.library.encode("", add_special_tokens=True).ids
         self._added_bos: int | None = added[0] if added and bos_id in (None, added[0]) else None
 
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """Special tokens: their ids by their text."""
+        return {content: token_id for token_id, content in self._special.items()}
+
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """Token ids of `text`. A text that begins with the BOS that would be added does not get a second one."""
         (encoding,) = self.library.encode_batch_fast([text], add_special_tokens=add_special_tokens)

@@ -188,6 +188,10 @@ class Delivery:
         """End a running stream with the text it has."""
         self._end(live, Stream.end_by_deadline)
 
+    def end_counted(self, live: LiveStream) -> None:
+        """Answer a request for the prompt's tokens alone."""
+        self._end(live, Stream.end_counted)
+
     def _end(self, live: LiveStream, how: Callable[[Stream], None]) -> None:
         with live.lock:
             try:

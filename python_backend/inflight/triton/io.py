@@ -111,6 +111,11 @@ class TritonResponder:
         tensors = [pb_utils.Tensor("text_output", texts)]
         if request.return_finish_reason:
             tensors.append(self._strings("finish_reason", reply.finishes))
+            tensors.append(self._strings("stop_reason", reply.stops))
+        if request.reasoning:
+            tensors.append(self._strings("reasoning_output", reply.thoughts))
+        if request.chat.tools:
+            tensors.append(self._strings("tool_calls", reply.calls))
         if request.num_sequences > 1 or request.beam_width > 1:
             tensors.append(self._array("sequence_index", reply.indices, np.int32))
         if request.return_token_ids or request.return_log_probs:
@@ -125,6 +130,9 @@ class TritonResponder:
             tensors.append(self._strings("logprobs", reply.top_logprobs))
         if request.return_num_input_tokens:
             tensors.append(self._array("num_input_tokens", [stream.num_input_tokens], np.uint32))
+            if reply.timing is not None and reply.timing.reused_blocks is not None and stream.block_size:
+                cached = min(reply.timing.reused_blocks * stream.block_size, stream.num_input_tokens)
+                tensors.append(self._array("num_cached_tokens", [cached], np.uint32))
         has_borders = len(reply.texts) > 1 and (request.return_token_ids or request.return_log_probs)
         if request.return_num_output_tokens or has_borders:
             tensors.append(self._array("num_output_tokens", reply.num_output_tokens, np.uint32))

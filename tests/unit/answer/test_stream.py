@@ -249,8 +249,8 @@ def test_log_probabilities_follow_their_tokens_in_vllms_form() -> None:
     (reply,) = stream.take().replies
     first, second = json.loads(reply.top_logprobs[0])
     assert first == {
-        str(a): {"logprob": -0.5, "rank": 1, "decoded_token": "a"},
-        str(b): {"logprob": -1.0, "rank": 2, "decoded_token": "b"},
+        str(a): {"logprob": -0.5, "rank": 1, "decoded_token": "a", "bytes": [97]},
+        str(b): {"logprob": -1.0, "rank": 2, "decoded_token": "b", "bytes": [98]},
     }
     assert list(second) == [str(b), str(a), "9"], "the chosen token first, then the likeliest"
     assert second[str(b)]["rank"] is None

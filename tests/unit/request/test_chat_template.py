@@ -12,6 +12,7 @@ import jinja2.sandbox
 import pytest
 
 from inflight.errors import ErrorCode, LoadError, RequestError
+from inflight.request.chat import ChatOptions
 from inflight.request.chat_template import ChatTemplate
 from inflight.request.limits import MAX_MESSAGES
 from inflight.request.messages import parse_messages
@@ -95,7 +96,7 @@ def test_what_hugging_face_templates_use_is_there() -> None:
     assert render("  {% if true %}\n  a\n  {% endif %}\n") == "  a\n", (
         "trim_blocks and lstrip_blocks, as transformers renders"
     )
-    assert render("{{ tools is defined }}") == "False"
+    assert render("{{ tools is none }}{{ documents is none }}{{ other is defined }}") == "TrueTrueFalse"
 
 
 EXPRESSIONS = (
@@ -454,14 +455,14 @@ def test_an_endless_range_is_refused() -> None:
 
 def test_parts_of_text_are_joined() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}, "c", {"text": "d"}]
-    assert parse_messages(json.dumps([{"role": "user", "content": parts}]).encode())[0]["content"] == "abcd"
+    messages = parse_messages(json.dumps([{"role": "user", "content": parts}]).encode())
+    assert render("{{ messages[0].content }}", messages) == "abcd"
 
 
 def test_further_keys_reach_the_template() -> None:
-    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
-    (message,) = parse_messages(json.dumps([call]).encode())
-    assert message["tool_calls"] == [{"id": "1"}]
-    assert message["content"] == ""
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "function": {"name": "f"}}], "more": [1]}
+    assert parse_messages(json.dumps([call]).encode()) == [call]
+    assert parse_messages(json.dumps([{"role": "assistant", "content": None}]).encode())[0]["content"] == ""
 
 
 @pytest.mark.parametrize(
@@ -511,16 +512,27 @@ def test_where_a_template_comes_from(tmp_path: Path) -> None:
     named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "named"}]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
     assert rendered(tmp_path, None) == "named"
+    assert rendered(tmp_path, None, TOOLS) == "tools"
     (tmp_path / "chat_template.jinja").write_text("file")
+    assert rendered(tmp_path, None) == rendered(tmp_path, None, TOOLS) == "file"
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("file of tools", encoding="utf-8")
+    (tmp_path / "additional_chat_templates" / "rag.jinja").write_text("rag {{ documents }}", encoding="utf-8")
     assert rendered(tmp_path, None) == "file"
+    assert rendered(tmp_path, None, TOOLS) == "file of tools"
+    assert rendered(tmp_path, None, ChatOptions(documents=({"text": "t"},))) == "rag [{'text': 't'}]"
     (tmp_path / "mine.jinja").write_text("operator's")
     assert rendered(tmp_path, tmp_path / "mine.jinja") == "operator's"
 
 
-def rendered(folder: Path, override: Path | None) -> str:
-    template = load_chat_templates(folder, override, {})
-    assert template is not None
-    return template.render(USER, 1000)
+TOOLS = ChatOptions(tools=({"type": "function", "function": {"name": "f"}},))
+
+
+def rendered(folder: Path, override: Path | None, chat: ChatOptions | None = None) -> str:
+    templates = load_chat_templates(folder, override, {})
+    assert templates is not None
+    chat = chat or ChatOptions()
+    return templates.choose(chat).render(USER, 1000, chat=chat)
 
 
 def test_a_file_that_cannot_be_read_or_compiled_fails_the_load(tmp_path: Path) -> None:

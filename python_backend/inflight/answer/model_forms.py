@@ -1,0 +1,88 @@
+"""How one model writes calls and thoughts, and what that makes of a request: its guide, and the parts of its text."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+
+from inflight.answer.parts import PartsForm
+from inflight.answer.reasoning import TAGS, ReasoningForm, is_open
+from inflight.answer.reasoning import form_of_template as reasoning_of
+from inflight.answer.tools.forms import MARKERS, ToolForm
+from inflight.answer.tools.forms import form_of_template as tools_of
+from inflight.engines.base import Guide
+from inflight.errors import invalid, unsupported
+from inflight.grammar.tools import FORMS
+from inflight.model.parameters import ModelConfig
+from inflight.request.chat import ToolChoice
+from inflight.request.parse import GenerationRequest
+from inflight.request.prompt import Prompt
+
+_FORCED = (ToolChoice.REQUIRED, ToolChoice.NAMED)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ModelForms:
+    """`shows_tools`: the chat template tells the model which tools there are. `markers`: special tokens that calls and
+    thoughts are told by, which therefore stay in the text that is read.
+    """
+
+    tools: ToolForm
+    reasoning: ReasoningForm
+    shows_tools: bool
+    markers: frozenset[int]
+
+    def guided(self, request: GenerationRequest) -> GenerationRequest:
+        """The request with the guide that keeps what its tool_choice promises. Raises `RequestError`."""
+        chat = request.chat
+        if not chat.tools or chat.tool_choice is ToolChoice.NONE:
+            return request
+        if chat.tool_choice not in _FORCED:
+            if self.tools is ToolForm.NONE and not (request.messages is not None and self.shows_tools):
+                raise unsupported(
+                    "tools",
+                    "have no effect on this model, whose chat template shows it none; set tool_choice to required or a "
+                    "tool's name, or the model parameter tool_format",
+                )
+            return request
+        if request.guide is not None:
+            raise invalid("tool_choice", "asks for a call, and a guide for something else; leave one of them out")
+        tools = [tool for tool in chat.tools if chat.tool_name in (None, tool["function"]["name"])]
+        several = chat.parallel_tool_calls and chat.tool_choice is ToolChoice.REQUIRED
+        text = json.dumps({"form": self.forced.value, "tools": tools, "parallel": several}, sort_keys=True)
+        return dataclasses.replace(request, guide=Guide("tools", text))
+
+    @property
+    def forced(self) -> ToolForm:
+        """The form of calls that a guide makes."""
+        return self.tools if self.tools.value in FORMS else ToolForm.JSON_LIST
+
+    def parts_of(self, request: GenerationRequest, prompt: Prompt) -> PartsForm:
+        """What the text of the request's sequences is taken apart by."""
+        chat = request.chat
+        tools = ToolForm.NONE
+        if chat.tools and chat.tool_choice is not ToolChoice.NONE:
+            tools = self.forced if chat.tool_choice in _FORCED else self.tools
+        if tools is ToolForm.NONE and not request.reasoning:
+            return PartsForm()
+        forced = chat.tool_choice in _FORCED
+        single = not chat.parallel_tool_calls or chat.tool_choice is ToolChoice.NAMED
+        return PartsForm(
+            reasoning=ReasoningForm.NONE if forced else self.reasoning,
+            opened=is_open(prompt.end, self.reasoning, prompt.prefill),
+            splits=request.reasoning,
+            tools=tools,
+            schemas=chat.tools,
+            max_calls=1 if single else None,
+        )
+
+
+def model_forms(config: ModelConfig, template: str, shows_tools: bool, special: Mapping[str, int]) -> ModelForms:
+    """By the model's parameters, or by what its chat template shows (empty: it has none). `special` are the special
+    tokens by their text.
+    """
+    tools = tools_of(template) if config.tool_format == "auto" else ToolForm(config.tool_format)
+    reasoning = reasoning_of(template) if config.reasoning_format == "auto" else ReasoningForm(config.reasoning_format)
+    texts = [*MARKERS.get(tools, ()), *TAGS.get(reasoning, ())]
+    return ModelForms(tools, reasoning, shows_tools, frozenset(special[text] for text in texts if text in special))

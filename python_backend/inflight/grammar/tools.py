@@ -1,0 +1,93 @@
+"""Calls of tools → `nodes`: the tools' schemas inside the envelope that the model's family writes calls in.
+
+The guide's text is JSON: {"form": one of `FORMS`, "tools": OpenAI's list, "parallel": bool}. At least one of the tools
+is called; `parallel` lets further calls follow.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from inflight.grammar import json_values as values
+from inflight.grammar.json_schema import Converter
+from inflight.grammar.loosen import loosen
+from inflight.grammar.nodes import Grammar, GrammarError, Node, Repeat, alt, literal, seq
+
+# form → (before the first call, before each, the key of arguments, after each, between two, after the last)
+_ENVELOPES: Final[Mapping[str, tuple[str, str, str, str, str, str]]] = {
+    "hermes": ("", "<tool_call>\n", "arguments", "\n</tool_call>", "\n", ""),
+    "llama3_json": ("", "", "parameters", "", "; ", ""),
+    "mistral": ("[TOOL_CALLS][", "", "arguments", "", ", ", "]"),
+    "json_list": ("[", "", "arguments", "", ", ", "]"),
+}
+FORMS: Final = frozenset(_ENVELOPES)
+
+
+def tools_grammar(guide: object, share: bool = True) -> Grammar:
+    """The grammar of at least one call. Raises `GrammarError` for a strict tool whose schema cannot be kept exactly."""
+    if not isinstance(guide, Mapping) or guide.get("form") not in FORMS or not guide.get("tools"):
+        raise GrammarError("is no guide of tools")
+    functions = [tool["function"] for tool in guide["tools"]]
+    document = {"tools": [_parameters(place, function) for place, function in enumerate(functions)]}
+    converter = Converter(document, share)
+    first, before, key, after, between, last = _ENVELOPES[guide["form"]]
+    calls = []
+    for place, function in enumerate(functions):
+        head = f'{before}{{"name": {json.dumps(function["name"])}, "{key}": '
+        calls.append(
+            seq(literal(head), _arguments(converter, document["tools"][place], function), literal("}" + after))
+        )
+    call = alt(calls)
+    more: Node = Repeat(seq(literal(between), call), 0, None) if guide.get("parallel", True) else seq()
+    root = seq(literal(first), call, more, literal(last))
+    return Grammar({**values.RULES, **converter.rules, "root": root}, frozenset(converter.opaque))
+
+
+def _arguments(converter: Converter, schema: object, function: Mapping[str, Any]) -> Node:
+    try:
+        return converter.convert(schema, False, 1)
+    except GrammarError as error:
+        if function.get("strict") is True:
+            raise GrammarError(f"of {function['name']} {error}") from None
+        return values.OBJECT
+
+
+def relaxations(tools: list[Mapping[str, Any]]) -> list[str]:
+    """What is not kept of the schemas of tools that are not strict, each as `tool/path: keyword`."""
+    notes = []
+    for tool in tools:
+        function = tool["function"]
+        if function.get("strict") is not True and function.get("parameters"):
+            notes += [f"{function['name']}{note}" for note in loosen(function["parameters"])[1]]
+    return notes
+
+
+def _parameters(place: int, function: Mapping[str, Any]) -> object:
+    """A tool's schema as a part of the document of all tools."""
+    schema = function.get("parameters")
+    if not schema:
+        return {"type": "object", "additionalProperties": False}
+    if function.get("strict") is not True:
+        schema = loosen(schema)[0]
+    if schema is True:
+        schema = {"type": "object"}
+    return _moved(schema, f"#/tools/{place}")
+
+
+def _moved(value: Any, base: str) -> Any:
+    """The same schema with its local references leading to where it stands now."""
+    if isinstance(value, list):
+        return [_moved(item, base) for item in value]
+    if not isinstance(value, dict):
+        return value
+    moved = {}
+    for key, inner in value.items():
+        if key == "$ref" and isinstance(inner, str) and inner.startswith("#"):
+            moved[key] = base + inner[1:]
+        elif key in ("enum", "const"):
+            moved[key] = inner
+        else:
+            moved[key] = _moved(inner, base)
+    return moved
