@@ -30,6 +30,7 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+TEMPLATE_FOLDER = "additional_chat_templates"  # named ones beside chat_template.jinja
 CONFIG_FILES = ("config.json", "generation_config.json")
 QUANT_FILES = ("hf_quant_config.json", "quantize_config.json")
 _CACHED = re.compile(r"models--(.+)\Z")
@@ -48,7 +49,8 @@ class Source:
     def files(self) -> list[Path]:
         """Every file an engine depends on, sorted by name."""
         named = [self.directory / name for name in (*CONFIG_FILES, *TOKENIZER_FILES, *QUANT_FILES)]
-        return sorted({path for path in named if path.is_file()} | set(weight_files(self.directory)))
+        templates = set((self.directory / TEMPLATE_FOLDER).glob("*.jinja"))
+        return sorted({path for path in named if path.is_file()} | templates | set(weight_files(self.directory)))
 
     def sha256(self) -> str:
         """One hash over names and contents of `files`."""
@@ -126,7 +128,13 @@ def _fetch(name: str, *, need_weights: bool) -> Path:
             f"{name} is not a directory, and fetching it needs huggingface_hub: "
             'pip install "inflight[build]", or give a local checkpoint'
         )
-    patterns = [*CONFIG_FILES, *TOKENIZER_FILES, *QUANT_FILES, *(WEIGHT_PATTERNS if need_weights else ())]
+    patterns = [
+        *CONFIG_FILES,
+        *TOKENIZER_FILES,
+        f"{TEMPLATE_FOLDER}/*.jinja",
+        *QUANT_FILES,
+        *(WEIGHT_PATTERNS if need_weights else ()),
+    ]
     return Path(fetch(name, patterns))
 
 
@@ -138,7 +146,9 @@ def stage(source: Source, directory: Path) -> Path:
     directory.mkdir(parents=True)
     for path in source.files():
         if path.name != hf_config.CONFIG_NAME:
-            (directory / path.name).symlink_to(path.resolve())
+            link = directory / path.relative_to(source.directory)
+            link.parent.mkdir(exist_ok=True)
+            link.symlink_to(path.resolve())
     config = hf_config.to_transformers_4(source.config.raw)
     config.pop("auto_map", None)
     (directory / hf_config.CONFIG_NAME).write_text(json.dumps(config, indent=2), encoding="utf-8")
@@ -154,6 +164,9 @@ def copy_tokenizer(origin: Source, directory: Path, *, with_config: bool) -> Non
         path = origin.directory / name
         if path.is_file():
             shutil.copyfile(path, directory / name)
+    for path in sorted((origin.directory / TEMPLATE_FOLDER).glob("*.jinja")):
+        (directory / TEMPLATE_FOLDER).mkdir(exist_ok=True)
+        shutil.copyfile(path, directory / TEMPLATE_FOLDER / path.name)
     if not (directory / "tokenizer.json").is_file():
         raise UserMistake(
             f"{origin.name} has no tokenizer.json: save its tokenizer once with "

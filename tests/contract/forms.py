@@ -11,7 +11,8 @@ FORMS = ("tensor", "json", "parameter")
 SHAPES = {"llm": False, "llm_batched": True}  # model → whether its tensors are [1, n]
 PROMPT = "The lazy dog"
 CHAT_TEMPLATE = (
-    "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for document in documents or [] %}{{ document.text }}{% endfor %}"
+    "{{ style | default('') }}{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 PROMPTS = {"text_input", "messages", "input_ids"}

@@ -130,7 +130,7 @@ def test_the_client_cancels_while_it_is_queued(stream: bool, holder: GrpcClient,
 
 @BOTH
 def test_a_bad_value(stream: bool, grpc: GrpcClient) -> None:
-    assert failure(start(grpc, {"max_tokens": 0, "stream": stream})).startswith("max_tokens ")
+    assert failure(start(grpc, {"max_tokens": -1, "stream": stream})).startswith("max_tokens ")
 
 
 @BOTH
@@ -155,7 +155,7 @@ def test_a_full_queue(stream: bool, holder: GrpcClient, server: Server, grpc: Gr
 
 @pytest.mark.parametrize(
     ("status", "values"),
-    [(400, {"max_tokens": 0}), (400, {"top_p": 7.0}), (200, {"max_tokens": 1})],
+    [(400, {"max_tokens": -1}), (400, {"top_p": 7.0}), (200, {"max_tokens": 1})],
 )
 def test_the_status_of_http(status: int, values: dict[str, Any], http: HttpClient) -> None:
     assert http.generate(text_input="a", **values)[0] == status
@@ -163,7 +163,7 @@ def test_the_status_of_http(status: int, values: dict[str, Any], http: HttpClien
 
 @pytest.mark.parametrize(
     ("code", "values"),
-    [("INVALID_ARGUMENT", {"max_tokens": 0}), ("UNIMPLEMENTED", {"lora_name": "x"})],
+    [("INVALID_ARGUMENT", {"max_tokens": -1}), ("UNIMPLEMENTED", {"lora_name": "x"})],
 )
 def test_the_status_of_grpc(code: str, values: dict[str, Any], server: Server) -> None:
     with GrpcClient(server.grpc_url, status_errors=True) as client:

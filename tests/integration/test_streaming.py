@@ -167,7 +167,7 @@ def test_exactly_one_response_is_final_and_it_is_the_last(
 
 
 def test_an_error_is_final_too(grpc: GrpcClient) -> None:
-    pending = grpc.start("x", max_tokens=0)
+    pending = grpc.start("x", max_tokens=-1)
     with pytest.raises(Exception, match="max_tokens"):
         pending.result()
     time.sleep(0.3)

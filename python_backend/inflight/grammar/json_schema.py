@@ -85,7 +85,7 @@ class Converter:
         self._document = document
         self._share = share
         self.rules: dict[str, Node] = {}
-        self.opaque = {"white", "value", "object"} | ({"string"} if share else set())
+        self.opaque = {"white", "value", "object"} | ({"string", "integer", "number"} if share else set())
 
     def convert(self, schema: object, copy: bool, depth: int) -> Node:
         """`copy` asks for the nodes themselves instead of a call, so that alternatives can be compared."""
@@ -189,7 +189,7 @@ class Converter:
         if kind == "string":
             return self._string(schema)
         if kind in ("integer", "number"):
-            return _number(schema, kind)
+            return _number(schema, kind) if _OF_TYPE[kind] & set(schema) else Call(kind)
         if kind == "boolean":
             return alt([literal("true"), literal("false")])
         if kind == "null":

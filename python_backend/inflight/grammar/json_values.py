@@ -74,6 +74,8 @@ RULES: Mapping[str, Node] = {
     "string": seq(_QUOTE, Repeat(_ANY_CHAR, 0, None), _QUOTE),
     "value": alt([STRING, NUMBER, literal("true"), literal("false"), literal("null"), _ARRAY, OBJECT]),
     "object": ANY_OBJECT,
+    "integer": INTEGER,
+    "number": NUMBER,
 }
 
 

@@ -192,7 +192,7 @@ def engine_request(
         lora_name=request.lora_name,
         cache_salt=request.cache_salt,
         priority=request.priority,
-        perf_metrics=request.return_perf_metrics,
+        perf_metrics=request.return_perf_metrics or request.return_num_input_tokens,
     )
 
 

@@ -19,7 +19,10 @@ from inflight.serving.metrics import Metrics, Sink
 
 log = logging.getLogger("inflight.metrics")
 
-_OUTCOMES = {code.value: code.value for code in ErrorCode} | {ErrorCode.INVALID_ARG.value: "invalid"}
+_OUTCOMES = {code.value: code.value for code in ErrorCode} | {
+    ErrorCode.INVALID_ARG.value: "invalid",
+    "tool_calls": "stop",  # the model came to its end, whatever it wrote
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -35,4 +35,4 @@ def test_ours_is_shown_by_a_test_or_said_to_be_lacking() -> None:
 
 def test_what_is_lacking_is_there() -> None:
     lacking = {feature for feature, ours, *_ in rows() if "**" in ours}
-    assert {"OpenAI's HTTP API", "tools", "runs on GPUs", "traces"} <= lacking
+    assert {"OpenAI's HTTP API", "runs on GPUs", "traces"} <= lacking
