@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from inflight import __version__
-from inflight.answer.model_forms import model_forms
+from inflight.backend.forms import model_forms
 from inflight.backend.listeners import listeners
 from inflight.backend.reader import Reader
 from inflight.backend.served import ServedEngine

@@ -14,8 +14,8 @@ import logging
 from collections.abc import Callable, MutableMapping
 
 from inflight.answer.detokenizer import DetokenizerFactory
-from inflight.answer.model_forms import ModelForms
 from inflight.answer.stream import Stream
+from inflight.backend.forms import ModelForms
 from inflight.engines.base import EngineInfo, Guide
 from inflight.errors import RequestError, internal
 from inflight.guides.beforehand import check_combination

@@ -11,7 +11,7 @@ from inflight.errors import ErrorCode
 from inflight.identity import Identity
 
 OK = "ok"
-_FINISHES = frozenset({reason.value for reason in FinishReason} - {FinishReason.CANCELLED.value})
+_FINISHES = frozenset({reason.value for reason in FinishReason} - {FinishReason.CANCELLED.value}) | {"tool_calls"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
