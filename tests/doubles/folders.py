@@ -112,10 +112,10 @@ def write_manifest(
     manifest.write(folder, manifest.Manifest(**values))
 
 
-def write_checkpoint(folder: Path, tokenizer: Path, vocab_size: int = 49_152) -> Path:
+def write_checkpoint(folder: Path, tokenizer: Path, vocab_size: int = 49_152, context: int = 2048) -> Path:
     """A Hugging Face-style FP8 checkpoint for the PyTorch flow, with empty weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"architectures": ["LlamaForCausalLM"], "vocab_size": vocab_size, "max_position_embeddings": 2048}
+    config = {"architectures": ["LlamaForCausalLM"], "vocab_size": vocab_size, "max_position_embeddings": context}
     (folder / "config.json").write_text(json.dumps({**config, "torch_dtype": "bfloat16", "model_type": "llama"}))
     (folder / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "FP8"}}))
     (folder / "model.safetensors").write_bytes(b"")

@@ -11,17 +11,23 @@ import pytest
 
 from inflight_tools.server.server import Server, ServerConfig
 from tests.contract.forms import CHAT_TEMPLATE
-from tests.doubles.folders import environment, write_engine
+from tests.doubles.folders import environment, write_checkpoint, write_engine
 from tests.harness.repository import write_model
 from tests.unit.machines.tokenizer_kinds import write_folder
 
 HERE = Path(__file__).parent
 
 
-@pytest.fixture(scope="package", params=[1, 4], ids=["one rank", "four ranks"])
+KINDS = {"one rank": ("1.2", 1), "four ranks": ("1.2", 4), "checkpoint 1.2": ("1.2", 0), "checkpoint 1.3": ("1.3", 0)}
+
+
+@pytest.fixture(scope="package", params=KINDS.values(), ids=KINDS)
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The same models as in tests/contract/conftest.py, each engine on one rank, or on four under a real mpirun."""
-    if request.param > 1 and shutil.which("mpirun") is None:
+    """The same models as in tests/contract/conftest.py: each an engine on one rank, or on four under a real mpirun, or
+    a checkpoint on the PyTorch flow, whose sampler is TRTLLMSampler in 1.2 and TorchSampler in 1.3.
+    """
+    profile, world = request.param
+    if world > 1 and shutil.which("mpirun") is None:
         pytest.skip("mpirun is missing: apt-get install openmpi-bin")
     root = tmp_path_factory.mktemp("contract-trtllm")
     tokenizer = write_folder(root / "tokenizer", "byte_level", CHAT_TEMPLATE)
@@ -35,7 +41,10 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         ("slow", {"step_ms": 20.0}, {}, {"max_running": 1, "max_queue_size": 2}),
     ):
         limits = {"max_seq_len": 512, "max_input_len": 511, "max_batch_size": 256, "vocab_size": 403, **build}
-        engine = write_engine(root / name, tokenizer, with_manifest=False, world=request.param, **limits)
+        if world:
+            engine = write_engine(root / name, tokenizer, profile, with_manifest=False, world=world, **limits)
+        else:
+            engine = write_checkpoint(root / name, tokenizer, 403, int(limits["max_seq_len"]))
         (engine / "double.json").write_text(json.dumps(double))
         (engine / "chat_template.jinja").write_text(CHAT_TEMPLATE)
         write_model(repository, name, parameters, max_batch_size=int(name == "llm_batched"), engine_dir=engine)
@@ -44,7 +53,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         models=("llm", "llm_batched", "ends", "narrow", "slow"),
         log=root / "tritonserver.log",
         drain_timeout_s=0.0,
-        environment=environment(root / "site"),
+        environment=environment(root / "site", profile),
     )
     with Server(config) as running:
         running.wait_ready(120.0)
@@ -67,12 +76,13 @@ OTHER_CAPABILITIES = (
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is about another engine's capabilities. On four ranks the tier ci asks how requests end, which is
-    where ranks differ, and the tier full everything.
+    """Leave out what is about another engine's capabilities. On four ranks and on checkpoints the tier ci asks how
+    requests end, which is where they differ, and the tier full everything.
     """
     ours = [item for item in items if item.path.parent == HERE]
     for item in ours:
-        if "four ranks" in item.name and not getattr(item, "function", item).__module__.endswith("test_ends"):
+        asks_for_ends = getattr(item, "function", item).__module__.endswith("test_ends")
+        if not asks_for_ends and any(kind in item.name for kind in KINDS if kind != "one rank"):
             item.add_marker(pytest.mark.full)
     out = [item for item in ours if any(part in item.name for part in OTHER_CAPABILITIES)]
     if out:

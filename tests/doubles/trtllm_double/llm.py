@@ -20,7 +20,7 @@ from trtllm_double.llm_adapters import load_adapter
 from trtllm_double.llm_results import IterationResult, RequestOutput, Response, nothing
 from trtllm_double.llm_samplers import Sampler, Sequence, responses
 from trtllm_double.llm_types import ARGUMENTS, GuidedDecodingParams, LoRARequest, SamplingParams
-from trtllm_double.llm_worker import Executor, Request, check_arguments, end_token, sampler_of
+from trtllm_double.llm_worker import Executor, Request, check_arguments, end_token, greedy_only, sampler_of
 from trtllm_double.options import options, profile
 
 BLOCK = 32  # tokens of a KV block
@@ -32,15 +32,16 @@ class _TorchLLM:
     """Takes checkpoints in Hugging Face's form."""
 
     def __init__(self, model: Any, tokenizer: Any = None, **kwargs: Any) -> None:
+        folder = Path(model)
+        self._options = options(folder)
         for name in kwargs:
             if name not in ARGUMENTS:
                 raise ValueError(f"LLM got invalid argument: {name}")
         check_arguments(kwargs)
-        if options().spawn_hangs or any(name in os.environ for name in SPAWN_FAILS_WITH):
+        if self._options.spawn_hangs or any(name in os.environ for name in SPAWN_FAILS_WITH):
             time.sleep(HANG_S)  # even one worker is spawned, and MPI has no place for it; nobody is told
-        if options().oom_at_load:
+        if self._options.oom_at_load:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        folder = Path(model)
         config = json.loads((folder / "config.json").read_text())
         if "pretrained_config" in config:
             raise ValueError("TensorRT engines are not supported by the PyTorch backend")
@@ -53,8 +54,8 @@ class _TorchLLM:
         self._sampler = Sampler(
             sampler_of(kwargs),
             self._vocabulary,
-            options().eos_token if options().eos_token >= 0 else end_token(folder),
-            options().eos_every,
+            self._options.eos_token if self._options.eos_token >= 0 else end_token(folder),
+            self._options.eos_every,
             profile().get("llm_names_chosen", False),
         )
         self._ids = iter(range(1, 1 << 62))
@@ -105,7 +106,7 @@ class _TorchLLM:
         assert self._executor is not None
         beams = params.best_of or 1 if params.use_beam_search else 1
         count = beams if params.use_beam_search else params.n
-        sampled = None if params.greedy else params.seed
+        sampled = None if params.greedy or greedy_only(self._kwargs) else params.seed
         seeds = [(index or None) if params.use_beam_search else sampled for index in range(count)]
         output = RequestOutput(next(self._ids), params, lambda: request.cancel())
         room = self._context - len(prompt)
@@ -171,7 +172,7 @@ class _TorchLLM:
     async def _work(self) -> None:
         """The worker's iterations, as long as there is something to do."""
         while self._requests:
-            await asyncio.sleep(options().step_ms / 1000)
+            await asyncio.sleep(self._options.step_ms / 1000)
             executor = self._executor
             if executor is None or executor.background_error is not None:
                 return  # dead; whoever waits for it waits for ever
@@ -184,7 +185,7 @@ class _TorchLLM:
                     return
             if self._kwargs.get("enable_iter_perf_stats") and executor.stats is not None:
                 executor.stats.put(json.dumps(self._statistics()))
-            if options().stall_at and self._made >= options().stall_at:
+            if self._options.stall_at and self._made >= self._options.stall_at:
                 await asyncio.sleep(HANG_S)
 
     def _beside_each_other(self) -> bool:
@@ -200,17 +201,21 @@ class _TorchLLM:
             if request.cancelled:
                 sequence.reason = "CANCELLED" if not sequence.ended else sequence.reason
             elif not sequence.ended:
-                self._sampler.step(sequence, params, request.forced, request.limit)
+                try:
+                    self._sampler.step(sequence, params, request.forced, request.limit)
+                except AssertionError as error:  # nothing in the worker catches it
+                    self._executor.background_error = error
+                    return
                 self._made += 1
-        if self._made >= options().error_at > 0 and (not self._failing or options().error_stays):
+        if self._made >= self._options.error_at > 0 and (not self._failing or self._options.error_stays):
             self._failing = True
-            output.aqueue.put_nowait(Response(error=options().error_words, final=True))
+            output.aqueue.put_nowait(Response(error=self._options.error_words, final=True))
             self._requests.remove(request)
             return
-        if self._made >= options().die_at > 0:
+        if self._made >= self._options.die_at > 0:
             self._executor.background_error = RuntimeError("MPI worker 0 died: exit status 137")
             return
-        if self._made >= options().break_at > 0:
+        if self._made >= self._options.break_at > 0:
             self._executor.shutdown()  # by whoever reads first
             output.aqueue.put_nowait(RuntimeError("the dispatch thread failed"))
             return
@@ -227,7 +232,12 @@ class _TorchLLM:
 
     def _statistics(self) -> dict[str, Any]:
         used = sum(1 + len(request.sequences[0].tokens) // BLOCK for request in self._requests if request.sequences)
-        cache = {"maxNumBlocks": options().blocks, "usedNumBlocks": used, "reusedBlocks": 3, "tokensPerBlock": BLOCK}
+        cache = {
+            "maxNumBlocks": self._options.blocks,
+            "usedNumBlocks": used,
+            "reusedBlocks": 3,
+            "tokensPerBlock": BLOCK,
+        }
         return {"iter": self._made, "numActiveRequests": len(self._requests), "kvCacheStats": cache}
 
     def get_stats(self, timeout: float | None = 2) -> list[dict[str, Any]]:

@@ -5,6 +5,8 @@ TRTLLMSampler (stored copy 440197692, near 1.2): the C++ decoder. The end token 
 log-probabilities there is the chosen token's alone; beams with log-probabilities raise for the whole batch.
 TorchSampler (the same copy; 4516135568 for 1.3): the end token is in the sequence; the N likeliest tokens, the chosen
 one among them only from 1.3 on; end_id, length, stop words are looked at in that order.
+Of speculation inside the model (1114563172, 36492788660): like it, but log-probabilities are an assertion that ends the
+worker.
 """
 
 from __future__ import annotations
@@ -55,6 +57,7 @@ class Sampler:
             sequence.reason = "END_ID"
             return
         sequence.tokens.append(token)
+        assert not (params.logprobs and self.kind == "OneModelSampler"), "not implemented for speculative sampler"
         if params.logprobs:
             sequence.logprobs.append(self._entry(sequence, token, params))
         sequence.state = tokens.advance(sequence.state, token)

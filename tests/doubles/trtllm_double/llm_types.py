@@ -175,6 +175,7 @@ class _Config:
         self.__dict__.update(dict.fromkeys(self.FIELDS) | self.DEFAULTS | values)
 
     FIELDS: tuple[str, ...] = ()
+    model_fields: dict[str, Any] = {}  # noqa: RUF012
     DEFAULTS: dict[str, Any] = {}  # noqa: RUF012
 
 
@@ -201,9 +202,13 @@ class NGramDecodingConfig(_Config):
 
 
 class EagleDecodingConfig(_Config):
-    """EAGLE-3 on the PyTorch flow."""
+    """EAGLE-3 on the PyTorch flow: drafts inside the model unless told otherwise (llm_args.py, copy 7019226376)."""
 
-    FIELDS = ("max_draft_len", "speculative_model_dir", "eagle3_one_model")
+    FIELDS = ("max_draft_len", "speculative_model_dir", "eagle3_one_model", *profile().get("eagle_fields", ()))
+    DEFAULTS = {"eagle3_one_model": True}  # noqa: RUF012
+
+
+EagleDecodingConfig.model_fields = dict.fromkeys(EagleDecodingConfig.FIELDS)
 
 
 @dataclasses.dataclass

@@ -71,11 +71,19 @@ def check_arguments(kwargs: dict[str, Any]) -> None:
 
 def sampler_of(kwargs: dict[str, Any]) -> str:
     """The sampler that create_py_executor makes (`instantiate_sampler`): with speculation always its own one."""
-    if kwargs.get("speculative_config") is not None:
-        return "TorchSampler"
+    speculation = kwargs.get("speculative_config")
+    if speculation is not None:
+        return "OneModelSampler" if getattr(speculation, "eagle3_one_model", False) else "TorchSampler"
     if kwargs.get("enable_trtllm_sampler") or kwargs.get("sampler_type") == "TRTLLMSampler":
         return "TRTLLMSampler"
     return "TorchSampler"
+
+
+def greedy_only(kwargs: dict[str, Any]) -> bool:
+    """Drafts inside the model are compared with the likeliest tokens, unless it is told to sample."""
+    speculation = kwargs.get("speculative_config")
+    one_model = getattr(speculation, "eagle3_one_model", False)
+    return bool(one_model and not getattr(speculation, "allow_advanced_sampling", False))
 
 
 def end_token(folder: Path | None) -> int:

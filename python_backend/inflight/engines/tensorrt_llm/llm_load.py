@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from inflight.engines.base import GUIDED, Capability
 from inflight.engines.tensorrt_llm.llm_adapters import AdapterShape, limits_of
 from inflight.engines.tensorrt_llm.llm_output import Sampler
 from inflight.engines.tensorrt_llm.options import TensorRtLlmOptions
@@ -109,8 +111,13 @@ def _speculation(options: TensorRtLlmOptions, api: Any) -> dict[str, Any]:
         )
         return {"speculative_config": config}
     if options.speculative == "eagle3":
-        config = api.EagleDecodingConfig(
-            max_draft_len=options.num_draft_tokens, speculative_model_dir=options.speculative_model_dir
+        kind = getattr(api, "Eagle3DecodingConfig", api.EagleDecodingConfig)
+        # One model is faster. Releases that cannot sample in it take the likeliest tokens whatever a request says.
+        samples = "allow_advanced_sampling" in kind.model_fields
+        config = kind(
+            max_draft_len=options.num_draft_tokens,
+            speculative_model_dir=options.speculative_model_dir,
+            **({"allow_advanced_sampling": True} if samples else {"eagle3_one_model": False}),
         )
         return {"speculative_config": config}
     return {}
@@ -133,8 +140,9 @@ def _sampling(options: TensorRtLlmOptions, known: frozenset[str], old_sampler: b
 
 def sampler_of(arguments: Mapping[str, Any]) -> Sampler:
     """The sampler that LLM runs when it is made with `arguments`."""
-    if arguments.get("speculative_config") is not None:
-        return Sampler.TORCH
+    speculation = arguments.get("speculative_config")
+    if speculation is not None:
+        return Sampler.ONE_MODEL if getattr(speculation, "eagle3_one_model", False) else Sampler.TORCH
     if "enable_trtllm_sampler" in arguments:
         return Sampler.TRTLLM if arguments["enable_trtllm_sampler"] else Sampler.TORCH
     named = str(getattr(arguments.get("sampler_type"), "value", arguments.get("sampler_type", "")))
@@ -147,6 +155,8 @@ def features_of(sampler: Sampler) -> SamplerFeatures:
     """The C++ decoder has penalties and seeds from the beginning, TorchSampler got them one by one: by its modules."""
     if sampler is Sampler.TRTLLM:
         return SamplerFeatures(penalties=True, min_p=False, seeds=True)
+    if sampler is Sampler.ONE_MODEL:
+        return SamplerFeatures(penalties=False, min_p=False, seeds=False)
     handler = getattr(_module("sampler"), "_OccurrencePenaltyHandler", None)
     values = [getattr(_module(name), "UtilsSamplingParams", None) for name in ("sampler_common", "sampling_utils")]
     names = {field.name for kind in values if dataclasses.is_dataclass(kind) for field in dataclasses.fields(kind)}
@@ -163,6 +173,25 @@ def _module(name: str) -> Any:
         return importlib.import_module(f"{SAMPLERS}.{name}")
     except ImportError:
         return None
+
+
+def capabilities_of(loaded: LoadedLlm, options: TensorRtLlmOptions) -> frozenset[Capability]:
+    """What this model, in this release, with its sampler and with these options, can do."""
+    wanted = {
+        Capability.STREAMING: True,
+        Capability.PARALLEL_SAMPLING: True,
+        Capability.LOGPROBS: options.max_beam_width == 1 and loaded.sampler is not Sampler.ONE_MODEL,
+        Capability.TOP_LOGPROBS: options.max_beam_width == 1 and loaded.sampler is Sampler.TORCH,
+        Capability.BEAM_SEARCH: options.max_beam_width > 1,
+        Capability.PREFIX_CACHE: options.enable_kv_cache_reuse is not False,
+        Capability.CACHE_SALT: "cache_salt" in inspect.signature(loaded.llm.generate_async).parameters,
+        Capability.LORA: bool(options.lora_dir),
+        Capability.SPECULATIVE: bool(options.speculative),
+        Capability.MIN_P: loaded.features.min_p,
+        Capability.NEVER_PREEMPTS: options.batch_scheduler_policy == "guaranteed_no_evict",
+    }
+    found = frozenset(capability for capability, has in wanted.items() if has)
+    return found | GUIDED if loaded.guided else found
 
 
 def _construct(llm: Any, folder: Path, arguments: dict[str, Any]) -> Any:

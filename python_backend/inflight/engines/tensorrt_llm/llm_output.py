@@ -26,11 +26,13 @@ class Sampler(enum.Enum):
     """Which sampler a model of the PyTorch flow runs; the value is TensorRT-LLM's name for it.
 
     TRTLLM is the C++ decoder: all penalties, of log-probabilities the chosen token's alone, and `end_id` itself is not
-    in the output. TORCH gives the likeliest tokens as well, and the end token.
+    in the output. TORCH gives the likeliest tokens as well, and the end token. ONE_MODEL is that of drafts made inside
+    the model: the end token, no penalties, and a log-probability that is asked for ends the worker.
     """
 
     TRTLLM = "TRTLLMSampler"
     TORCH = "TorchSampler"
+    ONE_MODEL = "one-model speculation"
 
 
 class Piece(NamedTuple):

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import logging
 import os
 import queue
@@ -19,8 +18,6 @@ from typing import Any
 
 from inflight.engines.adapters import adapter_folder
 from inflight.engines.base import (
-    GUIDED,
-    Capability,
     EngineBroken,
     EngineInfo,
     EngineOutput,
@@ -32,7 +29,7 @@ from inflight.engines.base import (
 from inflight.engines.faults import concerns_one_request
 from inflight.engines.refusals import in_our_words
 from inflight.engines.tensorrt_llm.llm_adapters import check_adapter
-from inflight.engines.tensorrt_llm.llm_load import LoadedLlm, load_llm, number_of
+from inflight.engines.tensorrt_llm.llm_load import capabilities_of, load_llm, number_of
 from inflight.engines.tensorrt_llm.llm_loop import LlmLoop
 from inflight.engines.tensorrt_llm.llm_output import LiveRequest, NoLogprobError, Piece, Sampler
 from inflight.engines.tensorrt_llm.options import TensorRtLlmOptions
@@ -81,10 +78,13 @@ class LlmEngine:
             capabilities=capabilities_of(loaded, options),
             max_beam_width=options.max_beam_width,
         )
+        limit = getattr(getattr(self._llm, "args", None), "max_num_tokens", None)
+        self._max_prompt = limit if isinstance(limit, int) and not options.enable_chunked_context else None
         self._live: dict[int, LiveRequest] = {}
         self._stats = EngineStats()
         self._stall_timeout = options.stall_timeout_ms / 1000
         self._progress = time.monotonic()
+        self._has_executor = getattr(self._llm, "_executor", None) is not None
         self._late_since: float | None = None  # since when LLM has taken no request in time
         self._loop = LlmLoop(self._llm)
 
@@ -98,10 +98,11 @@ class LlmEngine:
 
     def add(self, request: EngineRequest) -> None:
         self._check_alive()
+        self._check_prompt(len(request.token_ids))
         self._check_beams(request.sampling.beam_width)
         self._check_sampler(request.sampling)
         stops = split_llm_stops(
-            request.sampling, self.info.stop_token_ids, end_in_output=self._sampler is Sampler.TORCH
+            request.sampling, self.info.stop_token_ids, end_in_output=self._sampler is not Sampler.TRTLLM
         )
         live = LiveRequest(request, stops)
         try:
@@ -168,7 +169,7 @@ class LlmEngine:
     def _check_alive(self) -> None:
         """LLM shuts itself down when its worker has died, and refuses everybody from then on. Raises `EngineBroken`."""
         executor = getattr(self._llm, "_executor", None)
-        if executor is None or getattr(executor, "doing_shutdown", False):
+        if (executor is None and self._has_executor) or getattr(executor, "doing_shutdown", False):
             raise EngineBroken("tensorrt_llm.LLM has shut itself down; its worker's error is in the log above")
 
     def _late(self) -> None:
@@ -181,6 +182,15 @@ class LlmEngine:
             raise EngineBroken(f"tensorrt_llm.LLM has taken no request for {self._stall_timeout:g} s") from None
 
     # -- requests ----------------------------------------------------------------------------------------------------
+
+    def _check_prompt(self, tokens: int) -> None:
+        """Without chunks a prompt is read in one iteration. Raises `EngineRefusal`."""
+        if self._max_prompt is not None and tokens > self._max_prompt:
+            raise EngineRefusal(
+                f"has {tokens} tokens and the engine takes {self._max_prompt} at most in one prompt (max_num_tokens, "
+                "without enable_chunked_context); shorten it",
+                "input_ids",
+            )
 
     def _check_beams(self, width: int) -> None:
         """The PyTorch flow has one beam width for all requests; it would fail a request of another one late, in
@@ -265,23 +275,3 @@ class LlmEngine:
             request = importlib.import_module("tensorrt_llm.executor.request")
             self._adapters[name] = request.LoRARequest(name, len(self._adapters) + 1, str(folder))
         return self._adapters[name]
-
-
-def capabilities_of(loaded: LoadedLlm, options: TensorRtLlmOptions) -> frozenset[Capability]:
-    """What this model, in this release, with its sampler and with these options, can do."""
-    torch = loaded.sampler is Sampler.TORCH
-    wanted = {
-        Capability.STREAMING: True,
-        Capability.PARALLEL_SAMPLING: True,
-        Capability.LOGPROBS: options.max_beam_width == 1,
-        Capability.TOP_LOGPROBS: torch and options.max_beam_width == 1,
-        Capability.BEAM_SEARCH: options.max_beam_width > 1,
-        Capability.PREFIX_CACHE: options.enable_kv_cache_reuse is not False,
-        Capability.CACHE_SALT: "cache_salt" in inspect.signature(loaded.llm.generate_async).parameters,
-        Capability.LORA: bool(options.lora_dir),
-        Capability.SPECULATIVE: bool(options.speculative),
-        Capability.MIN_P: loaded.features.min_p,
-        Capability.NEVER_PREEMPTS: options.batch_scheduler_policy == "guaranteed_no_evict",
-    }
-    found = frozenset(capability for capability, has in wanted.items() if has)
-    return found | GUIDED if loaded.guided else found

@@ -13,7 +13,8 @@ OF_SLURM = ("SLURM_JOBID", "SLURM_JOB_ID", "SLURM_NODELIST")
 
 ADVICE = (
     "TensorRT-LLM starts this checkpoint's workers through MPI, and waits for ever where MPI cannot spawn: look in the "
-    "log above for MPI_ERR_SPAWN (OpenMPI 5 cannot at all, and a job step of Slurm's has no place for more processes)"
+    "log above for MPI_ERR_SPAWN (OpenMPI 5 cannot at all, and a job step of Slurm's has no place for more processes); "
+    "with one GPU TLLM_WORKER_USE_SINGLE_PROCESS=1 in the server's environment does without it"
 )
 
 

@@ -277,6 +277,20 @@ def test_prompt_lookup_loads(checkpoint: Checkpoint, profile: str) -> None:
     assert run(engine, request(1, PROMPT))
 
 
+@pytest.mark.parametrize("profile", ["1.0", "1.2"])
+def test_eagle_answers_as_it_is_asked(checkpoint: Checkpoint, profile: str) -> None:
+    """Drafts inside the model: some releases can be told to sample there, others take the likeliest token always; a
+    log-probability ends the worker in both.
+    """
+    engine = checkpoint(profile, speculative="eagle3", speculative_model_dir="/draft")
+    inside = profile == "1.2"
+    assert engine._llm._kwargs["speculative_config"].eagle3_one_model is inside
+    (outputs,) = run(engine, request(1, PROMPT, temperature=1.0, seed=3)).values()
+    assert ids(outputs) == expected(PROMPT, 8, seed=3)
+    assert (Capability.LOGPROBS in engine.info.capabilities) is not inside
+    assert (Capability.TOP_LOGPROBS in engine.info.capabilities) is not inside
+
+
 @pytest.mark.parametrize("profile", RELEASES)
 def test_guides_load(checkpoint: Checkpoint, profile: str) -> None:
     """1.0 refuses them beside its overlap scheduler, at load."""
