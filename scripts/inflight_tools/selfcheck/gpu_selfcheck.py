@@ -20,7 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from build_engine.arguments import Parser
+from build_engine.errors import UserMistake
+from build_engine.inspection.machine import compute_capabilities
 from build_engine.loading import dtype_word
+from build_engine.tensorrt.gpu_kinds import check_gpus
 from build_engine.verification import corpus
 from inflight_tools.common.layout import CACHE, MODELS, SCRIPTS
 from inflight_tools.common.report import Failure, run_main
@@ -35,6 +38,7 @@ from inflight_tools.server.server import Server, ServerConfig
 KINDS: dict[str, Kind] = {"tensorrt_llm": trtllm, "vllm": vllm}
 VLLM_PYTHON = CACHE / "vllm" / "bin" / "python"  # of scripts/install_vllm.sh
 LOAD_S, READY_S = 1800, 900.0
+RECIPES = ("none", "fp8", "int8-sq")
 PARTS = {
     "facts": "what is relied on, against the installed package",
     "probes": "what only a running library shows (TensorRT-LLM)",
@@ -54,7 +58,7 @@ def parse(arguments: Sequence[str] | None = None, program: str | None = None) ->
     default = MODELS / "SmolLM2-135M-Instruct"
     parser.add_argument("--engine", choices=tuple(KINDS), default="tensorrt_llm", help="default: %(default)s")
     parser.add_argument("--model", type=Path, default=default, help="a Hugging Face checkpoint (default: SmolLM2)")
-    parser.add_argument("--recipes", default="none,fp8,int8-sq", help="what to build (default: %(default)s)")
+    parser.add_argument("--recipes", help=f"what to build (default: of {','.join(RECIPES)} what this GPU can have)")
     parser.add_argument(
         "--artifact", action="append", default=[], metavar="NAME=DIR", help="check this one instead of building"
     )
@@ -72,6 +76,21 @@ def parse(arguments: Sequence[str] | None = None, program: str | None = None) ->
         "--parts", type=_parts, default=set(PARTS), metavar="PART,PART", help=f"only these (default: all). {known}"
     )
     return parser.parse_args(arguments)
+
+
+def recipes_to_build(options: argparse.Namespace, report: Report) -> list[str]:
+    """Those that were asked for, else the usual ones; what no engine of this GPU can have is left out and said."""
+    if options.recipes is not None:
+        return [recipe for recipe in options.recipes.split(",") if recipe]
+    found = []
+    for recipe in RECIPES:
+        try:
+            if options.engine == "tensorrt_llm":
+                check_gpus(recipe, "none", None, compute_capabilities())
+            found.append(recipe)
+        except UserMistake as mistake:
+            report.machine[f"{recipe} left out"] = str(mistake)
+    return found
 
 
 def _options(text: str) -> dict[str, Any]:
@@ -224,7 +243,7 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
     if not all("=" in item for item in options.artifact):
         raise Failure("--artifact must be NAME=DIR.")
     given = dict(item.split("=", 1) for item in options.artifact)
-    names = list(given) or [recipe for recipe in options.recipes.split(",") if recipe]
+    names = list(given) or recipes_to_build(options, report)
     if not options.parts - {"facts"} or (options.parts <= {"facts", "probes"} and not given):
         names = []
     elif not given and not (options.model / "config.json").is_file():

@@ -9,13 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from inflight_tools.common.layout import BACKEND_SOURCE, REPOSITORY, SCRIPTS
+from inflight_tools.common.layout import SCRIPTS
 
 
 def child_environment() -> dict[str, str]:
-    """Of a child that runs a module of this package with this Python, in a checkout that nobody has installed too."""
-    paths = [str(path) for path in (SCRIPTS, BACKEND_SOURCE, REPOSITORY)]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])])}
+    """Of a child that runs a module of this package with this Python."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(SCRIPTS), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
 def run(command: Sequence[str], limit_s: float, environment: Mapping[str, str] | None = None) -> str:

@@ -15,6 +15,7 @@ from inflight_tools.selfcheck import gpu_selfcheck, serving
 from inflight_tools.selfcheck import trtllm as selfcheck_trtllm
 from inflight_tools.selfcheck.kind import Setup
 from inflight_tools.selfcheck.probes import ASKED_ELSEWHERE, PROBES
+from inflight_tools.selfcheck.report import Report
 from inflight_tools.selfcheck.serving import Check
 from tests.doubles import tables
 from tests.doubles.folders import environment, write_engine
@@ -91,6 +92,19 @@ def test_the_load_is_measured_by_a_script_that_is_there() -> None:
     source = Path(gpu_selfcheck.__file__).read_text(encoding="utf-8")
     assert 'SCRIPTS / "load_test.py"' in source
     assert (SCRIPTS / "load_test.py").is_file()
+
+
+@pytest.mark.fast
+def test_a_recipe_that_the_gpu_cannot_have_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for by name, it is tried, and its refusal is in the report."""
+    every = list(gpu_selfcheck.RECIPES)
+    for shown, wanted in ((["10.0"], ["none", "fp8"]), (["8.0"], ["none", "int8-sq"]), ([], every)):
+        monkeypatch.setattr(gpu_selfcheck, "compute_capabilities", lambda shown=shown: shown)
+        report = Report({})
+        assert gpu_selfcheck.recipes_to_build(gpu_selfcheck.parse([]), report) == wanted
+        assert len(report.machine) == 3 - len(wanted)
+        asked = gpu_selfcheck.parse(["--recipes", "int8-sq"])
+        assert gpu_selfcheck.recipes_to_build(asked, report) == ["int8-sq"]
 
 
 @pytest.mark.full
