@@ -24,6 +24,9 @@ that it can neither copy nor write (modeling_utils.py, 1189552800).
 FLAGS_FILE = "trtllm-build.json"
 """Beside the checkpoint's own files: the flags that the compile step is to use, and what the engine is told at load."""
 
+FORM = 2
+"""Raised when a checkpoint is written otherwise, so that none of a cache's older ones is taken."""
+
 WINDOWS = "max_attention_window"
 """In `FLAGS_FILE` and in the manifest's limits: the attention window of each layer, given to the engine at load."""
 

@@ -160,12 +160,16 @@ def export(model: Any, decoder: str, dtype: Any, output: Path, parallel: Paralle
 
 
 def correct_files(output: Path, config: hf_config.ModelConfig, parallel: Parallel, spec: dict[str, Any]) -> list[str]:
-    """Rewrite ``config.json`` from the source's configuration; drop the exporter's ``quant_cfg.json``."""
+    """Rewrite ``config.json`` from the source's configuration, with what it cannot say in a file beside it; drop the
+    exporter's ``quant_cfg.json``.
+    """
     path = output / "config.json"
     written = json.loads(path.read_text(encoding="utf-8"))
     algo, kv_algo = RECIPES[spec["recipe"]].algo, KV_ALGOS[spec["kv_cache"]]
     fixed, differences = checkpoint_config.correct(written, config, parallel, algo, kv_algo)
     path.write_text(json.dumps(fixed, indent=2) + "\n", encoding="utf-8")
+    beside = {checkpoint_config.WINDOWS: checkpoint_config.attention_windows(config)}
+    (output / checkpoint_config.FLAGS_FILE).write_text(json.dumps(beside) + "\n", encoding="utf-8")
     (output / "quant_cfg.json").unlink(missing_ok=True)  # only read for mixed precision, which no recipe here is
     ranks = {f"rank{rank}.safetensors" for rank in range(parallel.gpus)}
     found = {entry.name for entry in output.glob("rank*.safetensors")}

@@ -97,6 +97,7 @@ def build(job: Job, group: int | None, limits: CompileLimits) -> Outcome:
             "calibration_text": text.text,
             "calibration_tokens": options.calibration_tokens or DEFAULT_CALIBRATION_TOKENS,
             "max_seq_len": limits.max_seq_len,
+            "form": checkpoint_config.FORM,
             **devices.in_spec(options.device),
         },
         checkpoint,
@@ -105,7 +106,9 @@ def build(job: Job, group: int | None, limits: CompileLimits) -> Outcome:
     )
     flags = compiler.choose_flags(origin.config, job.recipe.name, job.kv_cache, options.parallel, limits)
     recorded = {"flags": flags, "limits": asdict(limits), checkpoint_config.WINDOWS: windows}
-    (checkpoint / checkpoint_config.FLAGS_FILE).write_text(json.dumps(recorded, indent=2) + "\n", encoding="utf-8")
+    beside = checkpoint / checkpoint_config.FLAGS_FILE
+    beside.unlink(missing_ok=True)  # it may be a link into the cache
+    beside.write_text(json.dumps(recorded, indent=2) + "\n", encoding="utf-8")
     quantization = describe(job, group, alpha, text.name, result["calibration_tokens"])
     figures = None
     if options.verify_tokens:
