@@ -248,7 +248,7 @@ class Backend:
         self._live.pop(live.request_id, None)
         self._forget()
         if live.counted:
-            self._observation.stream_ended(live.stream)
+            self._observation.stream_ended(live.stream, live.request_id)
 
     def _forget(self) -> None:
         with self._accepted_lock:

@@ -46,6 +46,7 @@ def line_of(model: str, ended: Ended) -> str:
         {
             "id": ended.identity.id,
             "trace": trace.trace_id if trace is not None else None,
+            "engine_id": ended.engine_number or None,
             "model": model,
             "status": ended.status,
             "finish": ended.finish or None,

@@ -18,6 +18,7 @@ _FINISHES = frozenset({reason.value for reason in FinishReason} - {FinishReason.
 class Ended:
     """One request. `outcome` is the finish reason of its first sequence or an `ErrorCode`'s value; times are monotonic,
     in ns. `asked` are a few of its parameters under gen_ai's names; never anything of its prompt or its answer.
+    `engine_number` is what the engine calls it; 0 where it was not read.
     """
 
     identity: Identity
@@ -28,6 +29,7 @@ class Ended:
     output_tokens: int = 0
     operation: str = ""  # chat, text_completion, or empty where it was not read
     asked: Mapping[str, bool | int | float] = dataclasses.field(default_factory=dict)
+    engine_number: int = 0
 
     @property
     def status(self) -> str:
@@ -40,7 +42,7 @@ class Ended:
         return self.outcome if self.status == OK else ""
 
 
-def ended_stream(stream: Stream, now_ns: int) -> Ended:
+def ended_stream(stream: Stream, engine_number: int, now_ns: int) -> Ended:
     """The end of a request that was read."""
     request = stream.request
     asked: dict[str, bool | int | float] = {
@@ -60,4 +62,5 @@ def ended_stream(stream: Stream, now_ns: int) -> Ended:
         stream.output_tokens,
         "chat" if request.messages is not None else "text_completion",
         asked,
+        engine_number,
     )

@@ -120,8 +120,8 @@ class Observation:
         if self.listeners:
             self._tell(Ended(identity, error.code.value, Timing(arrival_ns), time.monotonic_ns()))
 
-    def stream_ended(self, stream: Stream) -> None:
-        """A stream has had its terminal response."""
+    def stream_ended(self, stream: Stream, engine_number: int) -> None:
+        """A stream has had its terminal response; the engine calls it by that number."""
         metrics, timing, now_ns = self._metrics, stream.timing, time.monotonic_ns()
         metrics.add("inflight_requests_total", label=_OUTCOMES.get(stream.outcome, stream.outcome))
         metrics.observe("inflight_request_latency_seconds", (now_ns - timing.arrival_ns) / 1e9)
@@ -133,7 +133,7 @@ class Observation:
         with self._lock:
             self._tokens_of_ended += stream.output_tokens
         if self.listeners:
-            self._tell(ended_stream(stream, now_ns))
+            self._tell(ended_stream(stream, engine_number, now_ns))
 
     def _tell(self, ended: Ended) -> None:
         for listener in self.listeners:

@@ -64,6 +64,9 @@ def test_every_end_is_one_line(world: World, caplog: pytest.LogCaptureFixture) -
     found = lines(caplog)
     whole = found["whole"]
     assert (whole["trace"], whole["model"], whole["status"], whole["finish"]) == (TRACE.trace_id, "llm", "ok", "length")
+    numbers = {name: line["engine_id"] for name, line in found.items()}
+    assert (numbers["whole"], numbers["invalid"], numbers["draining"]) == (1, None, None)
+    assert len(set(numbers.values())) == 4, "the engine's log has these"
     assert (whole["tokens_in"], whole["tokens_out"]) == (world.streams[0].num_input_tokens, 3)
     assert 0 < whole["queue_ms"] <= whole["ttft_ms"] <= whole["duration_ms"]
     assert {name: line["status"] for name, line in found.items()} == {
