@@ -13,7 +13,7 @@ from build_engine.errors import UserMistake
 from build_engine.inspection.machine import compute_capabilities, gpu_memories
 from build_engine.preflight import DISK_MARGIN, existing_parent
 from build_engine.tensorrt import gpu_kinds
-from build_engine.tensorrt.compile import find_program
+from build_engine.tensorrt.compile import PROGRAM
 
 FOLDER, FLAGS = "checkpoint", "trtllm-build.json"
 ROOM = 1.1
@@ -46,10 +46,8 @@ def obstacles(directory: Path, described: manifest.Manifest) -> Iterator[str]:
             f"the engine takes about {format_bytes(sum(sizes))} of disk and {format_bytes(free)} are free in {place}: "
             "free some, or compile into --output on another disk"
         )
-    try:
-        find_program()
-    except UserMistake as mistake:
-        yield str(mistake)
+    if shutil.which(PROGRAM) is None:
+        yield f"{PROGRAM} is not on PATH: compile it in the image of TensorRT-LLM (up to 1.2) that will serve it"
 
 
 def _contents(folder: Path, ranks: int) -> Iterator[str]:

@@ -58,6 +58,7 @@ def probe(setup: Setup, engine: Path | None) -> list[Check]:
     target.unlink(missing_ok=True)
     command = [sys.executable, "-m", "inflight_tools.selfcheck.probes", str(target), *([str(engine)] if engine else [])]
     checks: list[Check] = []
+    assumed = {"end": "it shuts down"} | {each.name: each.assumed for each in PROBES}
     wanted = [each.name for each in PROBES if each.of_engine == (engine is not None)]
     for _ in range(len(wanted) + 1):  # each process answers one at least, or is blamed for one
         done = [check.name for check in checks]
@@ -68,7 +69,11 @@ def probe(setup: Setup, engine: Path | None) -> list[Check]:
         answered = {line["name"]: line for line in lines if "name" in line}
         begun = next((line["begun"] for line in reversed(lines) if "begun" in line), "start")
         checks = [
-            Check(name, not answered[name]["problem"], answered[name]["problem"] or answered[name].get("note", ""))
+            Check(
+                name,
+                not answered[name]["problem"],
+                answered[name]["problem"] or answered[name].get("note") or f"({assumed[name]})",
+            )
             for name in [*wanted, "end"]
             if name in answered
         ] + [check for check in checks if check.name not in answered]
