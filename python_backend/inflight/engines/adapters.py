@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from inflight.engines.base import EngineRefusal
+from inflight.model.files import is_folder
 
 SHOWN = 10  # adapters that an error names
 
@@ -17,5 +18,5 @@ def adapter_folder(lora_dir: Path | None, name: str) -> Path:
                 return lora_dir / name
         except (OSError, ValueError):  # longer than a file name may be, or none at all
             pass
-    known = sorted(path.name for path in lora_dir.glob("*") if path.is_dir())[:SHOWN] if lora_dir is not None else []
+    known = sorted(path.name for path in lora_dir.glob("*") if is_folder(path))[:SHOWN] if lora_dir is not None else []
     raise EngineRefusal(f"is {name!r}; the adapters of this model are {', '.join(known) or 'none'}", "lora_name")

@@ -4,6 +4,8 @@ that can be had here. vLLM's own part is a stand-in of a few lines.
 
 from __future__ import annotations
 
+import errno
+import os
 import types
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -102,6 +104,34 @@ def test_a_name_that_is_no_folder_is_an_adapter_that_is_not_there(
         with pytest.raises(EngineRefusal) as caught:
             engine.add(request(1, PROMPT, lora_name=name))
         assert caught.value.parameter == "lora_name"
+
+
+@pytest.mark.parametrize("kind", ["executor", "vllm"])
+def test_an_adapter_that_may_not_be_read_is_refused_by_its_name(
+    kind: str, stack: ExitStack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """And so is one whose name is not there, beside a folder that nobody may look into."""
+    engine = engine_with_adapters(kind, stack, monkeypatch, tmp_path)
+    for name in ("closed", "open"):
+        (tmp_path / "lora" / name).mkdir()
+    access, is_file, opens, is_dir = os.access, Path.is_file, os.open, Path.is_dir
+
+    def closed(path: Any) -> bool:
+        return "closed" in Path(path).parts
+
+    def refuse(path: Any) -> None:
+        if closed(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "access", lambda path, *mode: not closed(path) and access(path, *mode))
+    monkeypatch.setattr(Path, "is_file", lambda path: refuse(path) or is_file(path))
+    monkeypatch.setattr(os, "open", lambda path, *how: refuse(path) or opens(path, *how))
+    with pytest.raises(EngineRefusal, match="'closed' may not be read by the server") as caught:
+        engine.add(request(1, PROMPT, lora_name="closed"))
+    assert caught.value.parameter == "lora_name"
+    monkeypatch.setattr(Path, "is_dir", lambda path: refuse(path) or is_dir(path))
+    with pytest.raises(EngineRefusal, match=r"the adapters of this model are open$"):
+        engine.add(request(2, PROMPT, lora_name="red"))
 
 
 @pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"not numpy", b"PK\x03\x04broken", b"\x80\x04N."])

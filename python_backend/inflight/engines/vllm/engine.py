@@ -48,7 +48,7 @@ from inflight.engines.vllm.options import (
 )
 from inflight.engines.vllm.sampling import grammar_text, sampling_values, split_logprobs
 from inflight.errors import LoadError
-from inflight.model.files import stop_token_ids
+from inflight.model.files import is_folder, stop_token_ids
 
 log = logging.getLogger("inflight.engine_worker")
 
@@ -184,6 +184,8 @@ class VllmEngine:
         if name in self._adapters:
             return self._adapters[name]
         folder = adapter_folder(self._lora_dir, name)
+        if not is_folder(folder):
+            raise EngineRefusal(f"{name!r} may not be read by the server: mend its permissions", "lora_name")
         if not (folder / "adapter_model.safetensors").is_file():
             raise EngineRefusal(f"{name!r} has no adapter_model.safetensors; save it again with peft", "lora_name")
         lora = self._vllm.lora_request(name, next(self._numbers), str(folder))
