@@ -58,6 +58,8 @@ FAULTS = ("tests/unit/engine_process/test_faults.py", f"{MACHINES}/test_faults_m
 RUN_FOLDERS = ("tests/unit/engines/test_run_folder.py",)
 REGIONS = ("tests/unit/tools/test_server.py::test_a_region_goes_with_the_stub_that_marked_it",)
 CONTROL = ("tests/unit/control/test_control.py",)
+LEAVING = ("tests/unit/serving/test_drain.py", "tests/unit/serving/test_drain_of_a_backend.py")
+HEALTH = ("tests/unit/control/test_verdict.py", "tests/unit/control/test_health.py")
 LOADS = ("tests/unit/test_model.py", "tests/unit/engine_process/test_launch.py")
 
 MUTANTS = (
@@ -390,6 +392,71 @@ MUTANTS = (
         " or (only is not None and process not in only)",
         "",
         CONTROL,
+    ),
+    # -- a fleet
+    Mutant(
+        "a fleet",
+        "a drain refuses at once",
+        "serving/drain.py",
+        "return plan is not None and now >= plan.refuse_at",
+        "return plan is not None",
+        LEAVING,
+    ),
+    Mutant(
+        "a fleet",
+        "a second order gives notice once more",
+        "serving/drain.py",
+        "refuse_at = min(refuse_at, plan.refuse_at)",
+        "pass",
+        LEAVING,
+    ),
+    Mutant(
+        "a fleet",
+        "who waits ends a drain that was taken back",
+        "serving/drain.py",
+        "if plan is None or plan.number != number:",
+        "if plan is None:",
+        LEAVING,
+    ),
+    Mutant(
+        "a fleet",
+        "after the end of what was left nothing is served again",
+        "backend/model.py",
+        "            self._dispatcher.reopen()\n",
+        "",
+        LEAVING,
+    ),
+    Mutant(
+        "a fleet",
+        "what was heard long ago counts",
+        "control/verdict.py",
+        "if now - model.asked_at > PATIENCE_S:",
+        "if False:",
+        HEALTH,
+    ),
+    Mutant(
+        "a fleet",
+        "a model that Triton unloads is ready",
+        "control/verdict.py",
+        "if not triton.models.get(model.name):",
+        "if False:",
+        HEALTH,
+    ),
+    Mutant(
+        "a fleet",
+        "a model whose process is gone is not missed",
+        "control/watch.py",
+        "self._seen.add(facts.name)",
+        "pass",
+        HEALTH,
+    ),
+    Mutant(
+        "a fleet",
+        "a client that says nothing stays for ever",
+        "control/health.py",
+        "await asyncio.wait_for(self._converse(reader, writer), REQUEST_S)",
+        "await self._converse(reader, writer)",
+        HEALTH,
     ),
     # -- loads
     Mutant(

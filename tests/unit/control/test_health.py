@@ -60,14 +60,19 @@ class Triton:
         self.ready = {"llm"}
         self.silent = threading.Event()
         self.go_on = threading.Event()
-        self.connections = 0
+        self.connections = self.open = 0
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def setup(self) -> None:
                 triton.connections += 1
+                triton.open += 1
                 super().setup()
+
+            def finish(self) -> None:
+                super().finish()
+                triton.open -= 1
 
             def do_GET(self) -> None:
                 if triton.silent.is_set():
@@ -209,8 +214,12 @@ def test_a_model_that_does_not_answer_keeps_nobody_waiting(rig: Rig) -> None:
 def test_a_connection_to_triton_does_not_outlive_its_question(rig: Rig) -> None:
     """Triton's stop waits for open ones."""
     rig.becomes(200, within_s=3.0)
-    time.sleep(0.6)
-    assert rig.triton.connections >= 3
+    open_at = []
+    while rig.triton.connections < 8:
+        open_at.append(rig.triton.open)
+        time.sleep(0.02)
+    assert max(open_at) <= 1
+    assert sum(open_at) < len(open_at) / 2
 
 
 def test_clients_that_say_nothing_or_nonsense_cost_the_others_nothing(rig: Rig) -> None:
