@@ -71,6 +71,8 @@ def main(arguments: Sequence[str], program: str) -> int:
     """`status`, `drain` or `undrain`; 0 when there are models and every one answered."""
     options = parser(program).parse_args(arguments)
     request, wait_s = request_of(options)
+    if options.command == "drain" and sys.stderr.isatty():  # it takes its time
+        print("not ready from now on, and draining soon (inflight undrain takes it back)", file=sys.stderr)
     answers = control.ask_all(request, wait_s, options.models)
     for name, answer in answers.items():
         print(json.dumps({"model": name, **answer}) if options.json else as_text(name, answer))
