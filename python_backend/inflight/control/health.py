@@ -26,6 +26,7 @@ log = logging.getLogger("inflight.health")
 MAX_CONNECTIONS = 256
 MAX_HEAD_BYTES = 8192
 REQUEST_S = 2.0  # what a client may take to say what it wants, and to read the answer
+START_S = 5.0
 LIVE = ("/live", "/health/live")
 READY = ("/ready", "/health/ready")
 _PHRASES = {200: "OK", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable"}
@@ -52,35 +53,38 @@ class HealthServer:
         """Nothing is answered before `start`."""
         self.watch = watch
         self._listener = listener
-        self._loop = asyncio.new_event_loop()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
+        self._begun = threading.Event()
         self._thread = threading.Thread(target=self._run, name="inflight-health", daemon=True)
 
     def start(self) -> None:
         """Answer from now on."""
-        self._task = self._loop.create_task(serve_health(self._listener, self.watch))
         self._thread.start()
+        self._begun.wait(START_S)
 
     def stop(self, timeout_s: float = 5.0) -> None:
         """End the thread and close the port."""
-        if self._task is not None and self._thread.is_alive():
+        if self._loop is not None and self._task is not None:
             with contextlib.suppress(RuntimeError):  # it has ended in the meantime
                 self._loop.call_soon_threadsafe(self._task.cancel)
             self._thread.join(timeout_s)
         self._listener.close()
 
     def _run(self) -> None:
-        assert self._task is not None
-        asyncio.set_event_loop(self._loop)
-        try:
-            self._loop.run_until_complete(self._task)
-        except asyncio.CancelledError:
-            pass
-        except Exception:
-            log.exception("health is not answered any more")
-        finally:
-            self._listener.close()
-            self._loop.close()
+        with contextlib.suppress(asyncio.CancelledError):
+            try:
+                asyncio.run(self._serve())  # ends what is still asked, too
+            except Exception:
+                log.exception("health is not answered any more")
+            finally:
+                self._begun.set()
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._task = self._loop.create_task(serve_health(self._listener, self.watch))
+        self._begun.set()
+        await self._task
 
 
 class _Door:

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from inflight import control
 from inflight.control import folder as control_folder
 from inflight.control.health import MAX_CONNECTIONS, REQUEST_S, HealthServer, listen
 from inflight.control.watch import Watch
+from tests.harness.balancers import haproxy_program
 
 PACKAGES = str(Path(control.__file__).resolve().parents[2])
 SOON_S = 1.0
@@ -282,3 +284,44 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < give_up
         time.sleep(0.05)
+
+
+@pytest.mark.skipif(not haproxy_program(), reason="haproxy is missing: apt-get install haproxy")
+def test_a_real_haproxy_understands_the_agents_line(rig: Rig, tmp_path: Path) -> None:
+    rig.becomes(200, within_s=3.0)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        front = probe.getsockname()[1]
+    config = tmp_path / "haproxy.cfg"
+    folder = tempfile.TemporaryDirectory(prefix="ha-", dir="/tmp")  # a socket's path has 97 bytes at most there
+    admin = Path(folder.name) / "admin"
+    agent = f'agent-check agent-port {rig.port} agent-inter 200 agent-send "agent\\n"'
+    config.write_text(
+        f"global\n stats socket {admin}\ndefaults\n mode http\n timeout connect 2s\n timeout client 9s\n"
+        f" timeout server 9s\n timeout check 1s\nlisten all\n bind 127.0.0.1:{front}\n"
+        f" option httpchk GET /live\n server s0 127.0.0.1:{rig.triton.port} weight 100 check port {rig.port} {agent}\n"
+    )
+
+    def state() -> str:
+        with socket.socket(socket.AF_UNIX) as connection:
+            try:
+                connection.connect(str(admin))
+                connection.sendall(b"show stat\n")
+                lines = connection.makefile(encoding="utf-8").read().splitlines()
+            except OSError:
+                return ""
+        fields = next(line.split(",") for line in lines if line.startswith("all,s0,"))
+        return f"{fields[17].split()[0]} {fields[18]}"
+
+    with subprocess.Popen([haproxy_program(), "-db", "-f", config], stderr=subprocess.DEVNULL) as process:
+        try:
+            wait_until(lambda: state() == "UP 100")
+            rig.model.drain(None, None)
+            wait_until(lambda: state() == "DRAIN 100")
+            rig.model.said = {"ready": False, "health": "restarting", "reason": "lost", "phase": "serving"}
+            wait_until(lambda: state() == "DOWN 100")
+            rig.model.undrain()
+            wait_until(lambda: state() == "UP 100")
+        finally:
+            process.terminate()
+            folder.cleanup()
