@@ -96,8 +96,13 @@ def stop_token_ids(folder: Path, vocab_size: int) -> tuple[int, ...]:
             log.warning("eos_token_id of %s is %s, but the vocabulary ends before %d", name, eos, vocab_size)
         if known:
             return known
-    number = _added_tokens(folder).get(special_tokens(folder).get("eos_token", ""))
+    number = end_token_of_tokenizer(folder)
     return (number,) if number is not None and number < vocab_size else ()
+
+
+def end_token_of_tokenizer(folder: Path) -> int | None:
+    """The tokenizer's own end token, or None. Raises `LoadError` for broken files."""
+    return _added_tokens(folder).get(special_tokens(folder).get("eos_token", ""))
 
 
 def special_tokens(folder: Path) -> dict[str, str]:

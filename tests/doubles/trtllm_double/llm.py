@@ -43,6 +43,8 @@ class _TorchLLM:
         if self._options.oom_at_load:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
         config = json.loads((folder / "config.json").read_text())
+        if kwargs.get("guided_decoding_backend") and not _has_end_token(folder):
+            raise TypeError("GuidedDecodingConfig(): incompatible function arguments: stop_token_ids=[None]")
         if "pretrained_config" in config:
             raise ValueError("TensorRT engines are not supported by the PyTorch backend")
         self._vocabulary = int(config["vocab_size"])
@@ -268,6 +270,12 @@ class _TorchLLM:
         if self._executor is not None:
             self._executor.shutdown()
             self._executor = None
+
+
+def _has_end_token(folder: Path) -> bool:
+    """Whether the tokenizer has one; TensorRT-LLM asks it for one when it makes the guides' configuration."""
+    path = folder / "tokenizer_config.json"
+    return path.is_file() and bool(json.loads(path.read_text()).get("eos_token"))
 
 
 class EngineLLM:

@@ -10,12 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from inflight.engines.base import GUIDED, Capability
 from inflight.engines.tensorrt_llm.llm_adapters import AdapterShape, limits_of
 from inflight.engines.tensorrt_llm.llm_output import Sampler
 from inflight.engines.tensorrt_llm.options import TensorRtLlmOptions
 from inflight.engines.tensorrt_llm.probe import Installed, first_line
 from inflight.errors import LoadError
+from inflight.model.files import end_token_of_tokenizer
 
 log = logging.getLogger("inflight.engine_worker")
 
@@ -51,6 +54,9 @@ def load_llm(folder: Path, options: TensorRtLlmOptions, installed: Installed, ma
     types = importlib.import_module("tensorrt_llm.llmapi.llm_args")
     old_sampler = installed.executor is not None  # releases that still had engines: penalties need TRTLLMSampler
     adapters = limits_of(Path(options.lora_dir), options) if options.lora_dir else None
+    if end_token_of_tokenizer(folder) is None:
+        log.warning("guided decoding is off: the tokenizer has no end token, and LLM does not load with guides then")
+        options = msgspec.structs.replace(options, guided_decoding_backend="none")
     arguments = llm_arguments(options, api, types, adapters, old_sampler, max_running)
     llm = _construct(installed.llm, folder, arguments)
     sampler = sampler_of(arguments)

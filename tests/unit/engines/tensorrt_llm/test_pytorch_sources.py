@@ -277,6 +277,18 @@ def test_prompt_lookup_loads(checkpoint: Checkpoint, profile: str) -> None:
     assert run(engine, request(1, PROMPT))
 
 
+def test_a_tokenizer_without_an_end_token_costs_the_guides_and_not_the_load(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with stand_in(monkeypatch, tmp_path, "1.2") as double:
+        folder = write_checkpoint(tmp_path / "checkpoint", double.tokenizer)
+        (folder / "tokenizer_config.json").write_text("{}", encoding="utf-8")
+        (folder / "special_tokens_map.json").unlink(missing_ok=True)
+        engine = double.engine(folder)
+        assert not engine.info.capabilities & GUIDED
+        assert run(engine, request(1, PROMPT))
+
+
 @pytest.mark.parametrize("profile", ["1.0", "1.2"])
 def test_eagle_answers_as_it_is_asked(checkpoint: Checkpoint, profile: str) -> None:
     """Drafts inside the model: some releases can be told to sample there, others take the likeliest token always; a
