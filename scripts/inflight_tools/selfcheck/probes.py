@@ -26,6 +26,7 @@ from build_engine.planning.roofline import Parallel
 from build_engine.tensorrt import compile as compiler
 from inflight.engines.tensorrt_llm.create import make_executor
 from inflight_tools.common.tiny_models import LLAMA
+from inflight_tools.selfcheck.facts import TABLE, profile_for
 from inflight_tools.selfcheck.probes_of_engine import (
     after_cancel,
     beyond_the_context,
@@ -109,6 +110,9 @@ def runtime_defaults(library: Library) -> str:
 def none_and_numpy(library: Library) -> str:
     import numpy
 
+    profiles = json.loads((TABLE / "profiles.json").read_text(encoding="utf-8"))
+    if not profiles[profile_for(str(library.package.__version__), profiles)]["strict"]:
+        raise Absent("this release has pybind11, which takes both")
     make = library.bound("Request")
     return refused("streaming=None", lambda: make([1], 1, streaming=None)) or refused(
         "numpy's integer", lambda: make([1], numpy.int32(1))

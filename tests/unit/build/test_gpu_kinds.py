@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from build_engine import cli
+from build_engine.architectures import TENSORRT_LLM
 from build_engine.errors import UserMistake
+from build_engine.quantization import BY_TARGET
 from build_engine.tensorrt import compile as compiler
 from build_engine.tensorrt import gpu_kinds
 from inflight_tools.common.tiny_models import write_config
@@ -105,15 +108,27 @@ def test_what_each_kind_compiles() -> None:
         "10.3": ("none", "fp8"),
         "12.0": every,
     }
-    for capability, able in wanted.items():
-        found = []
-        for recipe in every:
-            try:
-                gpu_kinds.check_gpu(recipe, "none", capability)
-                found.append(recipe)
-            except UserMistake:
-                pass
-        assert tuple(found) == able, capability
+    for capability, expected in wanted.items():
+        assert tuple(recipe for recipe in every if able(recipe, "none", capability)) == expected, capability
+
+
+def test_the_table_of_the_page() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "gpu.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| [\w, ]+ \| ([\d., ]+) \| ([^|]+) \|", page, re.MULTILINE)
+    assert len(rows) == 6
+    for capabilities, recipes in rows:
+        listed = set(recipes.partition(";")[0].split(", "))
+        for capability in capabilities.split(", "):
+            assert listed == {name for name in BY_TARGET[TENSORRT_LLM] if able(name, "none", capability)}, capability
+            assert able("fp8", "int8", capability) or "no INT8 KV cache" in recipes or "fp8" not in listed
+
+
+def able(recipe: str, kv_cache: str, capability: str) -> bool:
+    try:
+        gpu_kinds.check_gpu(recipe, kv_cache, capability)
+    except UserMistake:
+        return False
+    return True
 
 
 def test_the_compiler_is_not_started_for_a_checkpoint_that_this_gpu_cannot_have(

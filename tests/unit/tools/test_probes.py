@@ -178,6 +178,19 @@ def test_a_library_that_is_otherwise_is_told(installed: Setup, monkeypatch: pyte
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("profile", ["0.21", "1.0", "1.1", "1.3"])
+def test_every_release_is_as_assumed(
+    profile: str, installed: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a release has not is said, and is no fault."""
+    for name, value in environment(tmp_path / profile, profile).items():
+        monkeypatch.setenv(name, value)
+    spawns(tmp_path, monkeypatch, "return type('Child', (), {'Disconnect': lambda self: None})()")
+    checks = selfcheck_trtllm.probe(installed, None)
+    assert names(checks, ok=False) == [], checks
+
+
+@pytest.mark.full
 def test_mpi_really_spawns(installed: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the real mpi4py and OpenMPI 4."""
     if shutil.which("mpirun") is None:
