@@ -140,6 +140,11 @@ def _add_build(commands: argparse._SubParsersAction[Parser]) -> None:
         help=f"compare the engine with its source on {BUILD_TOKENS} tokens (default: yes)",
     )
     parser.add_argument(
+        "--accept-accuracy",
+        action="store_true",
+        help="keep an engine that is further from its source than its recipe may be; engine.json says so",
+    )
+    parser.add_argument(
         "--cache",
         type=Path,
         metavar="DIR",
@@ -174,6 +179,7 @@ def _run_build(options: argparse.Namespace, arguments: list[str]) -> int:
         calibration_tokens=options.calibration_tokens,
         force=options.force,
         verify_tokens=BUILD_TOKENS if options.verify else 0,
+        accept_accuracy=options.accept_accuracy,
         cache=None if options.no_cache else options.cache or default_directory(),
         command=_command_line(arguments),
     )

@@ -222,6 +222,16 @@ def switching_length(config: ModelConfig) -> int | None:
 PHI3_ORIGINAL_LENGTH = 4096
 
 
+def borders(config: ModelConfig) -> tuple[int, ...]:
+    """Lengths, in tokens, beyond which a sequence is computed in another way than before: where a sliding window has
+    slid off the first token, and where the length ends that a rope scaling starts from.
+    """
+    scaling = config.rope_scaling or {}
+    named = [config.sliding_window if config.sliding_layers else None, switching_length(config)]
+    named += [each["original_max_position_embeddings"] for each in (scaling, config.raw) if _has_original(each)]
+    return tuple(sorted({length for length in named if length is not None}))
+
+
 def _has_original(settings: Mapping[str, Any]) -> bool:
     return isinstance(settings.get("original_max_position_embeddings"), int)
 

@@ -44,6 +44,7 @@ class BuildOptions:
     force: bool = False
     verify_tokens: int = 0
     enforce_thresholds: bool = True
+    accept_accuracy: bool = False
     cache: Path | None = None
     command: str = ""
 

@@ -14,7 +14,7 @@ from build_engine.openvino.recipes import Compression
 from build_engine.quantization import Recipe
 from build_engine.source import Source
 from build_engine.verification import corpus
-from build_engine.verification.verify import Artifact, measure, require
+from build_engine.verification.verify import Artifact, prove
 
 DEFAULT_CALIBRATION_TOKENS = 4096
 EXPORT_BASE_S, EXPORT_S_PER_GB = 9.0, 60.0
@@ -111,9 +111,7 @@ def build(job: Job, compression: Compression | None) -> Outcome:
     figures = None
     if job.options.verify_tokens:
         artifact = Artifact(job.output, job.output, "openvino", quantization, job.max_seq_len)
-        text = corpus.evaluation()
-        figures, _ = measure(artifact, job.origin, job.staged, text, job.options.verify_tokens, job.console, job.log)
-        require("openvino", job.recipe.name, figures, job.origin, enforce=job.options.enforce_thresholds)
+        figures = prove(artifact, job)
     return Outcome(
         target="openvino",
         quantization=quantization,

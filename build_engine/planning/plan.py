@@ -10,7 +10,7 @@ from build_engine import svg
 from build_engine.architectures import TARGETS, planned
 from build_engine.console import format_bytes
 from build_engine.errors import UserMistake
-from build_engine.hf_config import ModelConfig
+from build_engine.hf_config import ModelConfig, switching_length
 from build_engine.planning import model_size, roofline
 from build_engine.planning.gpus import Gpu
 from build_engine.planning.model_size import Parameters
@@ -123,6 +123,7 @@ def check_parallel(config: ModelConfig, parallel: Parallel) -> None:
 def as_json(plan: Plan) -> dict[str, Any]:
     """The plan as plain data; bytes, tokens and seconds are numbers."""
     config = plan.config
+    longest = config.max_position_embeddings
     bits = KV_BITS[plan.kv_cache]
     return {
         "model": {
@@ -137,6 +138,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
             "max_position_embeddings": config.max_position_embeddings,
             "rope_base": config.rope_base,
             "rope_scaling": dict(config.rope_scaling) if config.rope_scaling else None,
+            "openvino_max_seq_len": min(switching_length(config) or longest, longest),
         },
         "parameters": {**asdict(plan.parameters), "total": plan.parameters.total, "active": plan.parameters.active},
         "kv_cache": {
@@ -186,6 +188,13 @@ def as_text(plan: Plan) -> str:
         f"(full multi-head would take {format_bytes(full)} a token, multi-query {format_bytes(one)})",
         "",
     ]
+    border = switching_length(config)
+    if border is not None and border < config.max_position_embeddings:
+        lines[-1:] = [
+            f"LongRoPE: engines for OpenVINO end sequences at {border} tokens instead of "
+            f"{config.max_position_embeddings}",
+            "",
+        ]
     if plan.gpu is None:
         lines.append("recipe     " + "".join(f"{target:>14}" for target in TARGETS) + f"{'read a step':>14}")
         for each in plan.recipes:

@@ -107,6 +107,22 @@ def expected(config: ModelConfig, parallel: Parallel, dtype: str) -> dict[str, A
     return wanted
 
 
+def disagreements(written: Mapping[str, Any], config: ModelConfig) -> list[str]:
+    """One phrase for each key of a checkpoint's ``config.json`` that does not say what the source does."""
+    mapping = written["mapping"]
+    parallel = Parallel(int(mapping["tp_size"]), int(mapping["pp_size"]))
+    wanted = expected(config, parallel, str(written["dtype"]))
+    qwen = config.model_type.startswith("qwen")
+    found = []
+    for key, value in wanted.items():
+        has = written.get(key, DEFAULTS.get((qwen, key)))
+        if key == "vocab_size" and int(has or 0) > config.vocab_size:
+            continue  # padded, as the tensors are
+        if not _same(has, value):
+            found.append(f"config.json has {key} {has} where the source makes it {value}")
+    return found
+
+
 def rotary_scaling(config: ModelConfig) -> dict[str, Any] | None:
     """Rope scaling under both names of its kind: releases of TensorRT-LLM read ``type`` or ``rope_type``.
 

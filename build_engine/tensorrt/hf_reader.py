@@ -80,9 +80,9 @@ class HfCandidate:
 
         self.model.get_submodule(module).register_forward_pre_hook(before)
 
-    def logits(self, ids: torch.Tensor) -> torch.Tensor:
-        """Logits [n, vocabulary] of the tokens ``ids`` [n]."""
-        result: torch.Tensor = self.model(ids[None]).logits[0]
+    def logits(self, ids: torch.Tensor, last: int = 0) -> torch.Tensor:
+        """Logits [n, vocabulary] of the tokens ``ids`` [n], or of the ``last`` ones only."""
+        result: torch.Tensor = self.model(ids[None], use_cache=False, logits_to_keep=last).logits[0]
         return result
 
 

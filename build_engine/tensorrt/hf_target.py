@@ -19,7 +19,7 @@ from build_engine.tensorrt.target import (
     QUANTIZE_S_PER_GB,
 )
 from build_engine.verification import corpus
-from build_engine.verification.verify import Artifact, measure, require
+from build_engine.verification.verify import Artifact, prove
 
 ALGORITHMS = {"fp8": "FP8", "nvfp4": "NVFP4", "int4-awq": "W4A16_AWQ", "w4a8-awq": "W4A8_AWQ", "int8-sq": "W8A8_INT8"}
 """ModelOpt's names, but for the last: that is the compressed-tensors format (`hf_int8`)."""
@@ -146,11 +146,7 @@ def finish(job: Job, quantization: manifest.Quantization, details: Details) -> O
     figures = None
     if options.verify_tokens:
         artifact = Artifact(job.output, job.output, "hf_quantized", quantization, job.max_seq_len)
-        evaluation = corpus.evaluation()
-        figures, _ = measure(
-            artifact, job.origin, job.staged, evaluation, options.verify_tokens, job.console, job.log, options.device
-        )
-        require("hf_quantized", job.recipe.name, figures, job.origin, enforce=options.enforce_thresholds)
+        figures = prove(artifact, job)
     return Outcome(
         target="hf_quantized",
         quantization=quantization,

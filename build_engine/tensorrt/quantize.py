@@ -31,6 +31,7 @@ DECODER_TYPES = {
 
 WINDOW = 512
 BATCH = 4
+RANGES_FILE = "calibration.json"
 
 
 class Report(Protocol):
@@ -59,8 +60,10 @@ def run(spec: dict[str, Any], report: Report) -> dict[str, Any]:
     tokens = 0
     if recipe.preset is not None or spec["kv_cache"] != "none":
         tokens = calibrate(model, spec, report)
+    ranges = calibrated_ranges(model)
     report(None, "writing the checkpoint")
     export(model, DECODER_TYPES[config.model_type], dtype, output, parallel)
+    (output / RANGES_FILE).write_text(json.dumps(ranges, indent=1) + "\n", encoding="utf-8")
     del model
     gc.collect()
     corrections = correct_files(output, config, parallel, spec)
@@ -89,6 +92,33 @@ def calibrate(model: Any, spec: dict[str, Any], report: Report) -> int:
         mtq.quantize(model, settings, forward)
     model.to("cpu")  # where the exporter has been tried
     return sum(window.numel() for window in windows)
+
+
+def calibrated_ranges(model: Any) -> dict[str, float]:
+    """The largest absolute input of each quantized layer, and of keys and values, as the calibration saw them.
+
+    They are kept beside the checkpoint, so that its scales can be compared with them.
+    """
+    found = {}
+    for name, module in model.named_modules():
+        parent, _, kind = name.rpartition(".")
+        if (
+            kind in ("input_quantizer", "k_bmm_quantizer", "v_bmm_quantizer")
+            and getattr(module, "amax", None) is not None
+        ):
+            found[parent if kind == "input_quantizer" else f"{parent}.{kind[0]}_bmm"] = float(module.amax.max())
+    return found
+
+
+def read_ranges(directory: Path) -> dict[str, float] | None:
+    """What `calibrated_ranges` found when this checkpoint was made; None for those of before."""
+    try:
+        found: dict[str, float] = json.loads((directory / RANGES_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise StageFailure(f"{RANGES_FILE} of the checkpoint cannot be read ({error}): build it again") from None
+    return found
 
 
 def calibration_windows(spec: dict[str, Any]) -> list[Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,40 @@ from build_engine.errors import StageFailure
 
 FP8_MAX = 448.0
 BESIDE = "trtllm-build.json"  # what the engine is to be told, beside the checkpoint's own files
+INT8_MAX = 127.0
+FP8_RELATIVE, FP8_STEP = 2.0**-4, 2.0**-10
+"""Half of e4m3's distance between neighbours: as a share of the value, and below its smallest normal number."""
+
+CAST = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+"""What rounding to a type changes at most, as a share of the value."""
+
+FOLDED = 2.0**-7
+"""What smoothing changes: it is multiplied into weights of 16 bits, and taken out again."""
+
+NO_STEP = torch.zeros(())
+
+
+def cast_of(tensor: torch.Tensor) -> float:
+    """What storing a tensor in its type may have changed, as a share of each value."""
+    return CAST.get(tensor.dtype, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A linear layer's part on one rank, weights dequantized: ``weight`` [out, in] (or [experts, out, in])."""
+    """A linear layer's part on one rank, weights dequantized: ``weight`` [out, in] (or [experts, out, in]).
+
+    An element of an honest ``weight`` is at most ``step`` (which broadcasts to it) and the share ``relative`` of itself
+    from the source's. ``peak`` is the largest quantized input so far, for comparison with the scale.
+    """
 
     weight: torch.Tensor
     bias: torch.Tensor | None = None
     prequant: torch.Tensor | None = None
     activation_scale: torch.Tensor | None = None
     activation_kind: str | None = None
+    step: torch.Tensor = NO_STEP
+    relative: float = 0.0
+    peak: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
 
     def quantize_input(self, x: torch.Tensor) -> torch.Tensor:
         """``x`` after the layer's smoothing and the rounding of its quantized activation."""
@@ -38,6 +61,8 @@ class Shard:
             x = x * self.prequant
         if self.activation_scale is None:
             return x
+        if x.numel():
+            torch.maximum(self.peak, x.abs().max(), out=self.peak)
         scaled = x / self.activation_scale
         if self.activation_kind == "int8":
             return scaled.round().clamp(-128, 127) * self.activation_scale
@@ -62,11 +87,14 @@ def unpack_int4(packed: torch.Tensor) -> torch.Tensor:
     return signed.reshape(*packed.shape[:-2], packed.shape[-2] * 2, packed.shape[-1]).float()
 
 
-def round_at_load(weight: torch.Tensor, bits: int) -> torch.Tensor:
-    """What TensorRT-LLM's weight-only quantization makes of plain weights: symmetric, one scale an output channel."""
+def round_at_load(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What TensorRT-LLM's weight-only quantization makes of plain weights: symmetric, one scale an output channel.
+
+    Returns the weights and the scales.
+    """
     top = 2 ** (bits - 1)
     scale = weight.abs().amax(dim=-1, keepdim=True).clamp_min(1e-12) / (top - 1)
-    return (weight / scale).round().clamp(-top, top - 1) * scale
+    return (weight / scale).round().clamp(-top, top - 1) * scale, scale
 
 
 class Checkpoint:
@@ -141,11 +169,13 @@ class Checkpoint:
         shape = (*stack, out_features, in_features)
         vector = self.take(rank, f"{module}.bias", (out_features,)).float() if bias else None
         if not self.is_quantized(module):
-            return Shard(self.take(rank, f"{module}.weight", shape).float(), vector)
+            stored = self.take(rank, f"{module}.weight", shape)
+            return Shard(stored.float(), vector, relative=cast_of(stored))
         algo = str(self.algo)
         if algo in ("W8A16", "W4A16"):
-            plain = self.take(rank, f"{module}.weight", shape).float()
-            return Shard(round_at_load(plain, 8 if algo == "W8A16" else 4), vector)
+            stored, bits = self.take(rank, f"{module}.weight", shape), 8 if algo == "W8A16" else 4
+            rounded, scale = round_at_load(stored.float(), bits)
+            return Shard(rounded, vector, step=scale / 2, relative=cast_of(stored))
         if algo == "FP8":
             return self._fp8(rank, module, shape, vector)
         if algo == "W8A8_SQ_PER_CHANNEL":
@@ -157,6 +187,8 @@ class Checkpoint:
                 self.positive(rank, f"{module}.prequant_scaling_factor", (in_features,)),
                 self.positive(rank, f"{module}.activation_scaling_factor", (1,)),
                 "int8",
+                step=scale[:, None] / 2,
+                relative=FOLDED,
             )
         if algo in ("W4A16_AWQ", "W4A8_AWQ"):
             return self._awq(rank, module, shape, vector, algo)
@@ -169,7 +201,8 @@ class Checkpoint:
         else:
             scale = self.positive(rank, f"{module}.weights_scaling_factor", (1,))
         activation = self.positive(rank, f"{module}.activation_scaling_factor", (1,))
-        return Shard(weight * scale, bias, None, activation, "fp8")
+        relative = FP8_RELATIVE + CAST[torch.bfloat16]
+        return Shard(weight * scale, bias, None, activation, "fp8", step=scale * FP8_STEP, relative=relative)
 
     def _awq(self, rank: int, module: str, shape: tuple[int, ...], bias: torch.Tensor | None, algo: str) -> Shard:
         group = int(self.quantization["group_size"])
@@ -177,13 +210,16 @@ class Checkpoint:
         packed = self._typed(rank, f"{module}.weight", (*stack, out_features // 2, in_features), torch.int8)
         grouped = (*stack, out_features, in_features // group)
         scale = self.positive(rank, f"{module}.weights_scaling_factor", grouped)
-        weight = unpack_int4(packed) * scale.repeat_interleave(group, dim=-1)
+        wide = scale.repeat_interleave(group, dim=-1)
+        weight = unpack_int4(packed) * wide
         prequant = self.positive(rank, f"{module}.prequant_scaling_factor", (in_features,))
         if algo == "W4A16_AWQ":
-            return Shard(weight, bias, prequant)
+            return Shard(weight, bias, prequant, step=wide / 2, relative=FOLDED)
         second = self.positive(rank, f"{module}.weights_scaling_factor_2", (1,))
         activation = self.positive(rank, f"{module}.activation_scaling_factor", (1,))
-        return Shard(fp8(weight / second) * second, bias, prequant, activation, "fp8")
+        twice = fp8(weight / second) * second
+        relative = FOLDED + 2 * FP8_RELATIVE
+        return Shard(twice, bias, prequant, activation, "fp8", step=wide / 2 + second * FP8_STEP, relative=relative)
 
     def _typed(self, rank: int, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         found = self.take(rank, name, shape)

@@ -31,6 +31,15 @@ class Experts:
 
 
 @dataclass(frozen=True, slots=True)
+class KvScales:
+    """Scales of cached keys and values, and the one for both that readers of either age may take instead."""
+
+    key: torch.Tensor
+    value: torch.Tensor
+    both: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
     """Lists have one entry a tensor-parallel rank."""
 
@@ -44,7 +53,7 @@ class Layer:
     up: list[Shard]
     down: list[Shard]
     experts: Experts | None
-    kv_scales: list[tuple[torch.Tensor, torch.Tensor]]
+    kv_scales: list[KvScales]
     window: int | None
 
 
@@ -138,8 +147,8 @@ class CheckpointCandidate:
             shared_switch=switch,
         )
 
-    def logits(self, ids: torch.Tensor) -> torch.Tensor:
-        """Logits [n, vocabulary] of the tokens ``ids`` [n]."""
+    def logits(self, ids: torch.Tensor, last: int = 0) -> torch.Tensor:
+        """Logits [n, vocabulary] of the tokens ``ids`` [n], or of the ``last`` ones only."""
         x = self.embedding[ids]
         positions = torch.arange(len(ids)).float()
         angles = torch.outer(positions, self.inverse_frequencies)
@@ -149,7 +158,7 @@ class CheckpointCandidate:
             x = x + self._attention(layer, normed, rotation)
             normed = self._norm(x, layer.post_norm)
             x = x + (self._mixture(layer.experts, normed) if layer.experts else self._mlp(layer, normed))
-        x = self._norm(x, self.final_norm)
+        x = self._norm(x[-last:], self.final_norm)
         return torch.cat([part(x) for part in self.head], dim=-1)[:, : self.config["vocab_size"]]
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -171,9 +180,8 @@ class CheckpointCandidate:
                 query, key = self._norm(query, layer.query_norm), self._norm(key, layer.key_norm)
             query, key = rotate(query, rotation), rotate(key, rotation)
             if self.kv_algo:
-                key, value = (
-                    self._round_kv(part, scale) for part, scale in zip((key, value), layer.kv_scales[rank], strict=True)
-                )
+                scales = layer.kv_scales[rank]
+                key, value = self._round_kv(key, scales.key), self._round_kv(value, scales.value)
             repeat = self.heads // self.kv_heads
             mixed = functional.scaled_dot_product_attention(
                 query.transpose(0, 1),
@@ -221,13 +229,14 @@ class CheckpointCandidate:
         return total
 
 
-def kv_scales(checkpoint: Checkpoint, rank: int, attention: str) -> tuple[torch.Tensor, torch.Tensor]:
+def kv_scales(checkpoint: Checkpoint, rank: int, attention: str) -> KvScales:
     """The scales of cached keys and values: one for both, and where newer exporters write them one for each."""
     both = checkpoint.positive(rank, f"{attention}.kv_cache_scaling_factor", (1,))
     names = (f"{attention}.k_cache_scaling_factor", f"{attention}.v_cache_scaling_factor")
     if not all(checkpoint.has(rank, name) for name in names):
-        return both, both
-    return checkpoint.positive(rank, names[0], (1,)), checkpoint.positive(rank, names[1], (1,))
+        return KvScales(both, both, both)
+    key, value = (checkpoint.positive(rank, name, (1,)) for name in names)
+    return KvScales(key, value, both)
 
 
 def rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:

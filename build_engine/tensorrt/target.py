@@ -23,7 +23,7 @@ from build_engine.tensorrt import config as checkpoint_config
 from build_engine.tensorrt import gpu_kinds, recipes
 from build_engine.tensorrt.compile import CompileLimits
 from build_engine.verification import corpus
-from build_engine.verification.verify import Artifact, measure, require
+from build_engine.verification.verify import Artifact, prove
 
 CHECKPOINT = "checkpoint"
 
@@ -113,11 +113,7 @@ def build(job: Job, group: int | None, limits: CompileLimits) -> Outcome:
     figures = None
     if options.verify_tokens:
         artifact = Artifact(job.output, checkpoint, "tensorrt_llm", quantization, limits.max_seq_len)
-        evaluation = corpus.evaluation()
-        figures, _ = measure(
-            artifact, origin, job.staged, evaluation, options.verify_tokens, job.console, job.log, options.device
-        )
-        require("tensorrt_llm", job.recipe.name, figures, job.origin, enforce=options.enforce_thresholds)
+        figures = prove(artifact, job)
     details: Details = {**result["packages"], "peak_memory_bytes": result["peak_bytes"]}
     details["corrections"] = "; ".join(result["corrections"])
     outcome = Outcome(

@@ -7,14 +7,21 @@ from dataclasses import dataclass, field
 
 import torch
 
+from build_engine.verification.confidence import Part
+
 SLICE = 128
 """Positions whose full distributions are in memory at once; a vocabulary of 256k takes 128 MB each."""
 
 
 @dataclass(slots=True)
 class Accumulator:
-    """Sums over predicted tokens, in float64. Perplexity is exp of the mean negative log-likelihood in nats."""
+    """Sums over predicted tokens, in float64. Perplexity is exp of the mean negative log-likelihood in nats.
 
+    ``parts`` are the same sums, ``span`` tokens each: how much they differ says how far to trust their mean.
+    """
+
+    span: int = SLICE
+    parts: list[Part] = field(default_factory=list)
     tokens: int = 0
     loss: float = 0.0
     reference_loss: float = 0.0
@@ -28,16 +35,20 @@ class Accumulator:
         if reference.shape[0] != ids.shape[0] or candidate.shape[0] != ids.shape[0]:
             raise ValueError(f"{reference.shape[0]} and {candidate.shape[0]} rows of logits for {ids.shape[0]} tokens")
         width = min(reference.shape[1], candidate.shape[1])  # a split vocabulary may be padded
-        for start in range(0, ids.shape[0] - 1, SLICE):
-            stop = min(start + SLICE, ids.shape[0] - 1)
+        for start in range(0, ids.shape[0] - 1, self.span):
+            stop = min(start + self.span, ids.shape[0] - 1)
             target = ids[start + 1 : stop + 1, None]
             p = torch.log_softmax(reference[start:stop, :width].float(), dim=-1)
             q = torch.log_softmax(candidate[start:stop, :width].float(), dim=-1)
             each = (p.exp() * (p - q)).sum(dim=-1).double()
-            self.tokens += stop - start
-            self.reference_loss -= float(p.gather(1, target).double().sum())
-            self.loss -= float(q.gather(1, target).double().sum())
-            self.divergence += float(each.sum())
+            reference_loss = -float(p.gather(1, target).double().sum())
+            loss = -float(q.gather(1, target).double().sum())
+            part = Part(stop - start, loss, reference_loss, float(each.sum()))
+            self.parts.append(part)
+            self.tokens += part.tokens
+            self.reference_loss += part.reference_loss
+            self.loss += part.loss
+            self.divergence += part.divergence
             self.agreed += int((p.argmax(dim=-1) == q.argmax(dim=-1)).sum())
             worst = float(each.max())
             if not worst <= self.worst_divergence:

@@ -37,8 +37,8 @@ class OpenVinoCandidate:
         self.names = {name for port in self.compiled.inputs for name in port.get_names()}
         self.request = self.compiled.create_infer_request()
 
-    def logits(self, ids: torch.Tensor) -> torch.Tensor:
-        """Logits [n, vocabulary] of the tokens ``ids`` [n]."""
+    def logits(self, ids: torch.Tensor, last: int = 0) -> torch.Tensor:
+        """Logits [n, vocabulary] of the tokens ``ids`` [n], or of the ``last`` ones only; all are fed in chunks."""
         self.request.reset_state()
         tokens = ids.numpy().astype(np.int64)[None]
         rows = []
@@ -52,7 +52,8 @@ class OpenVinoCandidate:
                 "beam_idx": np.zeros(1, dtype=np.int32),
             }
             answer = self.request.infer({name: value for name, value in inputs.items() if name in self.names})
-            rows.append(np.array(answer["logits"][0]))
+            if not last or stop > tokens.shape[1] - last:
+                rows.append(np.array(answer["logits"][0]))
         import torch
 
-        return torch.from_numpy(np.concatenate(rows))
+        return torch.from_numpy(np.concatenate(rows)[-last:])

@@ -19,10 +19,10 @@ class Reference:
         self.model = load_model(staged, torch.float32 if wide else "auto")
         self.dtype = next(self.model.parameters()).dtype
 
-    def logits(self, ids: torch.Tensor) -> torch.Tensor:
-        """Logits [n, vocabulary] of the tokens ``ids`` [n]."""
+    def logits(self, ids: torch.Tensor, last: int = 0) -> torch.Tensor:
+        """Logits [n, vocabulary] of the tokens ``ids`` [n], or of the ``last`` ones only."""
         with torch.inference_mode():
-            result: torch.Tensor = self.model(ids[None]).logits[0]
+            result: torch.Tensor = self.model(ids[None], use_cache=False, logits_to_keep=last).logits[0]
         return result
 
 

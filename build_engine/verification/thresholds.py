@@ -39,6 +39,33 @@ STRICTER: dict[tuple[str, str], Threshold] = {
 """By target and recipe, where a target rounds less than the recipe allows."""
 
 
+MEASURED: dict[tuple[str, str, str], str] = {}
+"""What a recipe cost on a real model of a type, by target, recipe and model type."""
+
+NEXT = {
+    "openvino": {"int4": "int4-awq", "int4-awq": "int8", "int4-gptq": "int8", "int8-sq": "int8", "int8": "none"},
+    "tensorrt_llm": {
+        "int4": "int4-awq",
+        "int4-awq": "fp8",
+        "w4a8-awq": "fp8",
+        "int8-sq": "fp8",
+        "fp8": "int8",
+        "int8": "none",
+    },
+    "hf_quantized": {"int4-awq": "fp8", "w4a8-awq": "fp8", "nvfp4": "fp8", "int8-sq": "fp8", "fp8": "none"},
+}
+"""By target, the recipe to try where one is too far from its source."""
+
+
+def way_out(target: str, recipe: str, model_type: str) -> str:
+    """The next recipe, and what it was measured to cost on a model of this type where it was; ends with "; "."""
+    following = NEXT.get(target, {}).get(recipe)
+    if following is None:
+        return ""
+    known = MEASURED.get((target, following, model_type))
+    return f"--quantization {following} is the next nearer one{f' ({known})' if known else ''}; "
+
+
 NOISE = 0.5
 """From this share of the vocabulary on a source's perplexity is that of chance: guessing evenly has all of it."""
 
@@ -55,16 +82,37 @@ def no_better_than_chance(measured: Verification, vocab_size: int) -> str | None
 
 
 def too_far(target: str, recipe: str, measured: Verification) -> str | None:
-    """One phrase that says which threshold is passed, or None."""
+    """One phrase that says which threshold is passed, or None.
+
+    A figure passes a threshold when it surely does: where the figure's confidence interval reaches back to the
+    threshold, the text was too short to tell.
+    """
+    if measured.faults:
+        more = f" (and {len(measured.faults) - 1} more)" if len(measured.faults) > 1 else ""
+        return f"{measured.faults[0]}{more}"
     limit = STRICTER.get((target, recipe), THRESHOLDS[recipe])
     ratio = measured.perplexity / measured.reference_perplexity
-    if not ratio <= limit.perplexity_ratio:  # also true for NaN
+    at_least = ratio if measured.perplexity_change is None else 1 + measured.perplexity_change[0]
+    if not at_least <= limit.perplexity_ratio:  # also true for NaN
+        sure = "" if measured.perplexity_change is None else f" (surely {100 * (at_least - 1):+.1f} %)"
         return (
             f"perplexity {measured.perplexity:.3f} is {100 * (ratio - 1):+.1f} % from the source's "
-            f"{measured.reference_perplexity:.3f}, and {recipe} may be {100 * (limit.perplexity_ratio - 1):+.1f} %"
+            f"{measured.reference_perplexity:.3f} on {measured.tokens} tokens{sure}, and {recipe} may be "
+            f"{100 * (limit.perplexity_ratio - 1):+.1f} %"
         )
-    if not measured.mean_kl <= limit.mean_kl:
-        return f"mean KL divergence {measured.mean_kl:.4f} is above the {limit.mean_kl} that {recipe} may have"
+    least_kl = measured.mean_kl if measured.mean_kl_low is None else measured.mean_kl_low
+    if not least_kl <= limit.mean_kl:
+        return (
+            f"mean KL divergence {measured.mean_kl:.4f} on {measured.tokens} tokens is above the {limit.mean_kl} that "
+            f"{recipe} may have"
+        )
+    for each in measured.beyond:
+        if not each.mean_kl_low <= limit.mean_kl:
+            return (
+                f"beyond {each.border} tokens the mean KL divergence is {each.mean_kl:.4f} on {each.tokens} tokens, "
+                f"above the {limit.mean_kl} that {recipe} may have: sequences of up to {each.border} tokens are right "
+                f"(--max-seq-len {each.border})"
+            )
     if measured.weight_error is not None and not measured.weight_error <= limit.weight_error:
         return (
             f"the weights of {measured.worst_weight} are {100 * measured.weight_error:.1f} % from the source's, "

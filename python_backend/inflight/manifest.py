@@ -80,11 +80,25 @@ class Requires(msgspec.Struct, frozen=True, kw_only=True):
     compute_capability: str | None = None
 
 
+class Beyond(msgspec.Struct, frozen=True, kw_only=True):
+    """Accuracy on ``tokens`` tokens behind ``border``, a length beyond which the model computes in another way."""
+
+    border: int
+    tokens: int
+    mean_kl: float
+    mean_kl_low: float
+    greedy_agreement: float
+
+
 class Verification(msgspec.Struct, frozen=True, kw_only=True):
     """Accuracy against the source on ``tokens`` tokens of ``text``: perplexities, mean KL divergence in nats per
     token, and the share of positions where both choose the same greedy token.
 
-    ``weight_error`` is the largest ``‖W − S‖ / ‖S‖`` of a layer, where the weights were read back.
+    ``perplexity_change`` is what the perplexity is above the source's, as a share, at least and at most, and
+    ``mean_kl_low`` what the mean KL divergence is at least (each with 95 % confidence, from paired windows).
+    ``weight_error`` is the largest ``‖W − S‖ / ‖S‖`` of a layer, where the weights were read back. ``beyond`` has one
+    entry a border that the configuration names, ``faults`` one phrase a tensor unlike the source's. ``accepted`` is
+    the limit that was passed, where the user took it.
     """
 
     perplexity: float
@@ -96,6 +110,11 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
     size_ratio: float | None = None
     weight_error: float | None = None
     worst_weight: str = ""
+    perplexity_change: tuple[float, float] | None = None
+    mean_kl_low: float | None = None
+    beyond: list[Beyond] = msgspec.field(default_factory=list)
+    faults: list[str] = msgspec.field(default_factory=list)
+    accepted: str = ""
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True):

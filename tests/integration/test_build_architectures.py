@@ -92,3 +92,53 @@ def test_plan_build_verify(tmp_path: Path, model_type: str, target: str, recipe:
     # Random weights are the worst case for FP8; that nothing is swapped shows all the same.
     assert figures["mean_kl"] < (0.02 if recipe == "none" else 1.0), figures
     assert figures["greedy_agreement"] > (0.9 if recipe == "none" else 0.4), figures
+
+
+def scaled(kind: str, **more: float) -> dict[str, Any]:
+    return {"rope_scaling": {"rope_type": kind, "factor": 4.0, **more}}
+
+
+LONG = {"max_position_embeddings": 768}
+KINDS: dict[str, tuple[str, dict[str, Any], list[int]]] = {
+    "linear": ("llama", scaled("linear"), []),
+    "dynamic": ("llama", scaled("dynamic"), []),  # transformers begins to stretch where these sequences end
+    "yarn": ("llama", scaled("yarn", original_max_position_embeddings=192), [192]),
+    "llama3": (
+        "llama",
+        scaled("llama3", low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=192),
+        [192],
+    ),
+    "window mistral": ("mistral", {"sliding_window": 520}, [520]),
+    "window phi3": ("phi3", {"pad_token_id": 0, "sliding_window": 520}, [520]),
+    "window qwen2": ("qwen2", {"use_sliding_window": True, "sliding_window": 520, "max_window_layers": 0}, [520]),
+    "window qwen3": ("qwen3", {"use_sliding_window": True, "sliding_window": 520, "max_window_layers": 1}, [520]),
+    "window gemma2": ("gemma2", {**MODELS["gemma2"], "sliding_window": 520}, [520]),
+    "window gemma3": (
+        "gemma3_text",
+        {
+            **MODELS["gemma3_text"],
+            "sliding_window": 520,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "rope_local_base_freq": 1e3,
+        },
+        [520],
+    ),
+}
+"""Models whose positions or windows change with length: class, configuration, and the borders that it names."""
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_every_border_is_looked_beyond(tmp_path: Path, kind: str) -> None:
+    """Fed in chunks, as it is served, an engine is as near to its source beyond each border as before it."""
+    model_type, changes, borders = KINDS[kind]
+    model = write_checkpoint(tmp_path / "model", model_type, **{**SHAPE, **LONG, **changes})
+    output = tmp_path / "built"
+    arguments = [model, "--target", "openvino", "--quantization", "none", "--output", output, "--no-cache"]
+    built = tool("build", *arguments, "--no-verify", "--kv-cache", "none")
+    assert built.returncode == 0, built.stderr
+    found = json.loads(tool("verify", output, "--reference", model, "--tokens", "512", "--json").stdout)
+    assert [each["border"] for each in found["beyond"]] == borders
+    for each in found["beyond"]:
+        assert each["mean_kl"] < 0.005, (kind, found)
+        assert each["tokens"] >= 200

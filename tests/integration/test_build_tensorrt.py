@@ -14,16 +14,20 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 from build_engine import hf_config, source
 from build_engine.errors import BuilderError
+from build_engine.loading import load_model
 from build_engine.planning.roofline import Parallel
 from build_engine.quantization import RECIPES as VOCABULARY
 from build_engine.tensorrt import hf_int8, hf_quantize, hf_target, quantize, recipes
+from build_engine.tensorrt.config import disagreements
 from build_engine.tensorrt.hf_reader import algorithm, round_e2m1, round_tokens, unpack_e2m1
 from build_engine.tensorrt.reader import Checkpoint, unpack_int4
 from build_engine.tensorrt.runner import CheckpointCandidate
-from build_engine.tensorrt.weights import worst_weight
+from build_engine.tensorrt.weights import compare as compare_tensors
+from build_engine.tensorrt.weights import scale_faults, worst_weight
 from build_engine.verification import stage as verification
 from build_engine.verification.thresholds import too_far
 from inflight.manifest import Verification
@@ -119,6 +123,7 @@ def compare(trained: Trained, directory: Path, tokens: int = 1024, target: str =
         "weight_bytes": 0,
         "text": trained.text,
         "tokens": tokens,
+        "borders": [],
     }
     found = verification.run(spec, Silent())
     names = (
@@ -129,6 +134,7 @@ def compare(trained: Trained, directory: Path, tokens: int = 1024, target: str =
         "tokens",
         "weight_error",
         "worst_weight",
+        "faults",
     )
     return Verification(text="training text", **{name: found[name] for name in names})
 
@@ -359,6 +365,141 @@ def test_planted_faults_are_caught(
         problem = str(error)
     assert problem is not None
     assert "\n" not in problem
+
+
+# The least faults, which perplexity does not see: every tensor has a rule of its own.
+
+
+def change(**factors: float) -> Callable[[dict[str, torch.Tensor]], None]:
+    """Multiply tensors of layer 1, by their names' ends with dots as double underscores."""
+
+    def apply(tensors: dict[str, torch.Tensor]) -> None:
+        for end, factor in factors.items():
+            tensors[LAYER + end.replace("__", ".")] *= factor
+
+    return apply
+
+
+def double_row(tensors: dict[str, torch.Tensor]) -> None:
+    stored = tensors[f"{LAYER}mlp.proj.weight"].view(torch.float8_e4m3fn)
+    row = stored[17].float() * 2
+    stored[17] = row.clamp(-448, 448).to(torch.float8_e4m3fn)
+
+
+def zero_channel(tensors: dict[str, torch.Tensor]) -> None:
+    tensors[f"{LAYER}input_layernorm.weight"][5] = 0
+
+
+def zero_head_rows(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["lm_head.weight"][20:30] = 0
+
+
+def without_separate_scales(tensors: dict[str, torch.Tensor]) -> None:
+    for part in "kv":
+        del tensors[f"{LAYER}attention.{part}_cache_scaling_factor"]
+    tensors[f"{LAYER}attention.kv_cache_scaling_factor"] *= 64
+
+
+def setting(key: str, value: Any) -> Callable[[Path], None]:
+    def apply(directory: Path) -> None:
+        config = json.loads((directory / "config.json").read_text())
+        (directory / "config.json").write_text(json.dumps({**config, key: value}))
+
+    return apply
+
+
+def on_every_rank(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
+    def apply(directory: Path) -> None:
+        for path in sorted(directory.glob("rank*.safetensors")):
+            edit(path.name, change)(directory)
+
+    return apply
+
+
+LEAST_FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "one row of an MLP's output doubled": (edit("rank1.safetensors", double_row), "row 17 of layer 1 down is"),
+    "one layer's norm times 1.1": (on_every_rank(change(post_layernorm__weight=1.1)), "layer 1 post norm has"),
+    "one norm channel zeroed": (on_every_rank(zero_channel), "layer 1 input norm has 0 where the source has"),
+    "an activation scale times 0.25": (
+        on_every_rank(change(mlp__fc__activation_scaling_factor=0.25)),
+        "layer 1 gate has an activation scale of",
+    ),
+    "ten lm_head rows zeroed": (edit("rank0.safetensors", zero_head_rows), "(and 9 more) is"),
+    "the scale of the KV cache times 64": (
+        on_every_rank(change(attention__kv_cache_scaling_factor=64)),
+        "layer 1 has a scale of 64 for the KV cache on rank 0, where the larger of those for keys and values is 1",
+    ),
+    "the scale of the KV cache over 4096": (
+        on_every_rank(change(attention__kv_cache_scaling_factor=1 / 4096)),
+        "for the KV cache on rank 0",
+    ),
+    "both scales of the KV cache times 64": (on_every_rank(without_separate_scales), "layer 1 has a scale of 64"),
+    "the norms' epsilon": (setting("norm_epsilon", 1e-4), "config.json has norm_epsilon 0.0001 where the source"),
+    "the activation": (setting("hidden_act", "gelu"), "config.json has hidden_act gelu where the source makes it silu"),
+}
+
+
+@pytest.fixture(scope="module")
+def state(trained: Trained) -> dict[str, torch.Tensor]:
+    """The source's tensors."""
+    found: dict[str, torch.Tensor] = load_model(trained.staged, torch.float32).state_dict()
+    return found
+
+
+def faults_of(trained: Trained, state: dict[str, torch.Tensor], directory: Path, tokens: int = 0) -> list[str]:
+    """What the comparison says of the tensors, and, after a window of ``tokens``, of the activations' scales."""
+    candidate = CheckpointCandidate(directory)
+    found = compare_tensors(candidate, state, quantize.read_ranges(directory)).faults
+    found += disagreements(candidate.config, hf_config.load(trained.staged))
+    if tokens:
+        ids = Tokenizer.from_file(str(trained.staged / "tokenizer.json")).encode(trained.text).ids
+        with torch.inference_mode():
+            candidate.logits(torch.tensor(ids[:tokens]))
+        found += scale_faults(candidate)
+    return found
+
+
+@pytest.fixture(scope="module")
+def split_fp8(trained: Trained) -> Path:
+    """FP8 weights, activations and KV cache on two ranks."""
+    directory = trained.work / "least-faults"
+    export(trained.staged, directory, "fp8", "2x1", "fp8", trained.text)
+    assert compare(trained, directory, tokens=256).faults == []
+    return directory
+
+
+@pytest.mark.parametrize("fault", LEAST_FAULTS)
+def test_the_least_faults_are_named(
+    trained: Trained, state: dict[str, torch.Tensor], split_fp8: Path, tmp_path: Path, fault: str
+) -> None:
+    directory = tmp_path / "checkpoint"
+    shutil.copytree(split_fp8, directory)
+    plant, says = LEAST_FAULTS[fault]
+    plant(directory)
+    assert says in faults_of(trained, state, directory)[0]
+
+
+def test_an_activation_scale_of_an_older_checkpoint_is_judged_by_what_the_layer_is_given(
+    trained: Trained, state: dict[str, torch.Tensor], split_fp8: Path, tmp_path: Path
+) -> None:
+    directory = tmp_path / "checkpoint"
+    shutil.copytree(split_fp8, directory)
+    (directory / quantize.RANGES_FILE).unlink()
+    assert faults_of(trained, state, directory, tokens=128) == []
+    on_every_rank(change(mlp__fc__activation_scaling_factor=1 / 16))(directory)
+    assert "layer 1 gate was given inputs of" in faults_of(trained, state, directory, tokens=128)[0]
+
+
+@pytest.mark.parametrize("recipe", ["none", "int8", "int4", "fp8", "int8-sq", "int4-awq", "w4a8-awq"])
+@pytest.mark.parametrize("split", ["", pytest.param("/2x2", marks=pytest.mark.full)])
+def test_no_honest_checkpoint_has_a_fault(
+    trained: Trained, state: dict[str, torch.Tensor], checkpoints: Callable[[str], Path], recipe: str, split: str
+) -> None:
+    """Every row takes less than two thirds of what its recipe's rounding may make."""
+    directory = checkpoints(f"{recipe}{split}")
+    assert faults_of(trained, state, directory, tokens=128) == []
+    found = compare_tensors(CheckpointCandidate(directory), state, quantize.read_ranges(directory))
+    assert found.nearest < 0.66
 
 
 def test_nibbles_by_hand() -> None:

@@ -14,6 +14,7 @@ from build_engine.console import Console
 from build_engine.errors import UserMistake
 from build_engine.openvino.recipes import compression_for
 from build_engine.quantization import KV_CACHES, RECIPES, group_size_for, kv_cache_for, recipe_for
+from inflight.engines.openvino import rope
 from inflight_tools.common.tiny_models import LLAMA, write_config
 
 pytestmark = pytest.mark.fast
@@ -196,7 +197,35 @@ LONG = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0]
     ],
 )
 def test_where_longrope_changes_its_factors(changes: dict[str, Any], border: int | None) -> None:
+    """Builder and engine say the same, and an engine that was built before has its limit lowered when it is loaded."""
     assert hf_config.switching_length(hf_config.parse({**BASE, **changes})) == border
+    assert rope.switching_length({**BASE, **changes}) == border
+
+
+@pytest.mark.parametrize(
+    ("changes", "borders"),
+    [
+        ({}, ()),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, ()),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}}, (64,)),
+        ({"rope_scaling": LONG, "original_max_position_embeddings": 64}, (64,)),
+        ({"model_type": "mistral", "sliding_window": 48}, (48,)),
+        ({"model_type": "qwen2", "sliding_window": 48, "use_sliding_window": False}, ()),
+        (
+            {
+                "model_type": "gemma3_text",
+                "sliding_window": 48,
+                "layer_types": ["sliding_attention", "full_attention"],
+                "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+            },
+            (48, 64),
+        ),
+    ],
+)
+def test_lengths_beyond_which_a_model_computes_in_another_way(
+    changes: dict[str, Any], borders: tuple[int, ...]
+) -> None:
+    assert hf_config.borders(hf_config.parse({**BASE, **changes})) == borders
 
 
 def test_sequences_on_openvino_end_where_longrope_changes(tmp_path: Path) -> None:

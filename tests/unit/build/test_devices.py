@@ -12,7 +12,7 @@ import torch
 from build_engine import cli, devices
 from build_engine.errors import UserMistake
 from build_engine.tensorrt.reader import Shard
-from build_engine.tensorrt.runner import CheckpointCandidate, Layer
+from build_engine.tensorrt.runner import CheckpointCandidate, KvScales, Layer
 from inflight_tools.common.tiny_models import write_config
 
 GB = 10**9
@@ -75,7 +75,7 @@ def candidate() -> CheckpointCandidate:
 
     made.config = {"vocab_size": 24, "norm_epsilon": 1e-5}
     made.ranks, made.heads, made.kv_heads, made.head_size, made.kv_algo = 2, 2, 1, size, "FP8"
-    scales = [(torch.tensor([0.1]), torch.tensor([0.1]))] * 2
+    scales = [KvScales(*(torch.tensor([0.1]) for _ in range(3)))] * 2
     layer = Layer(
         input_norm=torch.ones(hidden),
         post_norm=torch.ones(hidden),

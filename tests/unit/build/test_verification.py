@@ -2,18 +2,23 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from build_engine import prequantized, source
+from build_engine.architectures import HF_QUANTIZED, TENSORRT_LLM
 from build_engine.errors import AccuracyFailure, UserMistake
-from build_engine.quantization import RECIPES
+from build_engine.quantization import BY_TARGET, RECIPES
 from build_engine.verification import corpus
-from build_engine.verification.thresholds import THRESHOLDS, no_better_than_chance, too_far
+from build_engine.verification.confidence import Interval, interval, span_for
+from build_engine.verification.thresholds import NEXT, THRESHOLDS, no_better_than_chance, too_far
 from build_engine.verification.verify import require
-from inflight.manifest import Verification
+from inflight.manifest import Beyond, Verification
 from inflight_tools.common.tiny_models import write_config
 from tests.tiny_weights import write_weights
 
@@ -78,6 +83,70 @@ def test_a_source_of_noise_verifies_nothing(tmp_path: Path, perplexity: float, v
     for enforce in (True, False):
         with pytest.raises(AccuracyFailure, match="no better than chance"):
             require("openvino", "int8", near, origin, enforce=enforce)
+
+
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        ({"perplexity": 10.18, "perplexity_change": (-0.01, 0.05)}, False),  # Gemma 3 270M, on too few tokens to tell
+        ({"perplexity": 10.18, "perplexity_change": (0.011, 0.026)}, True),
+        ({"perplexity": 10.18, "perplexity_change": (0.009, 0.028)}, False),
+        ({"mean_kl": 0.021, "mean_kl_low": 0.018}, False),
+        ({"mean_kl": 0.024, "mean_kl_low": 0.021}, True),
+        ({"perplexity": math.nan, "perplexity_change": None}, True),
+    ],
+)
+def test_no_refusal_inside_the_noise(changes: dict[str, Any], refused: bool) -> None:
+    assert (too_far("openvino", "int8", figures(**changes)) is not None) == refused
+
+
+def test_what_is_wrong_beyond_a_border_is_refused_with_the_length_up_to_which_it_is_right() -> None:
+    beyond = Beyond(border=4096, tokens=255, mean_kl=0.9, mean_kl_low=0.7, greedy_agreement=0.0)
+    assert "--max-seq-len 4096" in (too_far("openvino", "int8", figures(beyond=[beyond])) or "")
+    near = Beyond(border=4096, tokens=255, mean_kl=0.021, mean_kl_low=0.018, greedy_agreement=1.0)
+    assert too_far("openvino", "int8", figures(beyond=[near])) is None
+
+
+def test_a_refusal_names_the_next_recipe_and_the_way_to_take_it_all_the_same(tmp_path: Path) -> None:
+    origin = checkpoint(tmp_path / "m")
+    far = figures(perplexity=10.2)
+    with pytest.raises(AccuracyFailure, match=r"\+2\.0 % .* on 100 tokens.*; --quantization none .*--accept-accuracy"):
+        require("openvino", "int8", far, origin, enforce=True)
+    taken = require("openvino", "int8", far, origin, enforce=True, accept=True)
+    assert taken.accepted.startswith("perplexity 10.200 is +2.0 % from the source's")
+    assert require("openvino", "int8", figures(), origin, enforce=True, accept=True).accepted == ""
+
+
+def test_every_next_recipe_is_one_that_the_target_builds_and_the_last_has_none() -> None:
+    for target, following in NEXT.items():
+        able = BY_TARGET[target.replace("tensorrt_llm", TENSORRT_LLM).replace("hf_quantized", HF_QUANTIZED)]
+        assert set(following) | {"none"} == set(able)
+        for recipe in following:
+            seen = [recipe]
+            while seen[-1] in following:
+                seen.append(following[seen[-1]])
+                assert len(seen) == len(set(seen)), "no circle"
+            assert seen[-1] == "none"
+
+
+@pytest.mark.parametrize("tokens", [200, 1024, 20_000])
+@settings(max_examples=20)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_intervals_hold_what_they_promise(tokens: int, seed: int) -> None:
+    """The true mean lies below the lower end in 5 % of all texts, whatever their length."""
+    random_ = random.Random(seed)
+    span = span_for(tokens)
+    below = 0
+    for _ in range(400):
+        values = [0.01 + random_.gauss(0.0, 0.1) for _ in range(tokens // span)]
+        below += interval(values, [span] * len(values)).low > 0.01
+    assert below < 400 * 0.12
+
+
+def test_a_single_part_bounds_nothing_and_no_number_is_no_number() -> None:
+    assert interval([0.5], [16]).low == -math.inf
+    assert math.isnan(interval([math.nan, 0.5], [16, 16]).low)
+    assert interval([1.0, 1.0, 1.0], [16, 16, 8]) == Interval(1.0, 1.0, 1.0)
 
 
 def test_openvinos_int8_sq_is_held_to_what_int8_is() -> None:

@@ -16,7 +16,8 @@ OURS = ("py", "sh", "md", "toml", "json", "svg", "csv", "txt", "pbtxt", "yaml", 
 # Files that a page may name although this repository has none of that name: those of checkpoints and engines, and what
 # commands write.
 ELSEWHERE = re.compile(
-    r"(tokenizer|config|generation_config|adapter_config|quant_cfg|engine|trtllm-build|results|report|model\.lora_config)"
+    r"(tokenizer|config|generation_config|adapter_config|quant_cfg|calibration|engine|trtllm-build|results|report|"
+    r"model\.lora_config)"
     r"\.(json|csv|html|md)|results\.csv|end_to_end_grpc_client\.py|requirements\.txt"
 )
 

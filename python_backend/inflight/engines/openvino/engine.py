@@ -10,6 +10,7 @@ Options (model parameter `engine_options`, JSON): see `OpenVinoOptions`.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +34,7 @@ from inflight.engines.base import (
 from inflight.engines.faults import concerns_one_request
 from inflight.engines.openvino.guides import CompiledGrammars, can_be_guided
 from inflight.engines.openvino.lookup import Payoff, ask_for_guesses, can_be_guessed_at, load_lookup
+from inflight.engines.openvino.rope import switching_length
 from inflight.engines.openvino.sequence import (
     LEAST_TOKENS,
     Sequence,
@@ -46,6 +48,8 @@ from inflight.engines.refusals import in_our_words
 from inflight.errors import LoadError, last_line, quoted
 from inflight.manifest import Manifest, ManifestError, check
 from inflight.model.files import count_of, read_json_object, stop_token_ids
+
+log = logging.getLogger("inflight.engine_worker")
 
 BLOCK_SIZE = 32  # tokens per KV block of OpenVINO's CPU plugin
 DEFAULT_MAX_RUNNING = 64
@@ -117,6 +121,15 @@ class OpenVinoEngine:
     def _plan(self, folder: Path, manifest: Manifest, config: Mapping[str, Any], max_running: int) -> EngineInfo:
         """Sizes and capabilities, before anything heavy is loaded."""
         max_seq_len = manifest.limits.max_seq_len
+        border = switching_length(config)
+        if border is not None and 0 < border < max_seq_len:
+            log.warning(
+                "sequences end at %d tokens instead of %d: this model's LongRoPE changes every position beyond, which "
+                "OpenVINO's graph does not follow; an engine that is built again says so itself",
+                border,
+                max_seq_len,
+            )
+            max_seq_len = border
         if self._options.max_seq_len:
             max_seq_len = min(max_seq_len, self._options.max_seq_len)
         block_bytes = BLOCK_SIZE * _kv_bytes_per_token(config, self._precision)
