@@ -91,7 +91,7 @@ class Backend:
             templates is not None and templates.show_tools,
             tokenizer.special_ids,
         )
-        builder = PromptBuilder(tokenizer, templates, config.max_prompt_bytes)
+        builder = PromptBuilder(tokenizer, templates, config.max_prompt_bytes, config.special_tokens_in_messages)
         defaults = read_generation_defaults(folder)
         self._built_from = _built_from(folder)
         self._info: EngineInfo | None = None

@@ -126,6 +126,13 @@ class ModelConfig(Struct, frozen=True):
         Literal["auto", "think", "none"],
         _note("how the model marks its thoughts: auto (what the chat template shows), think (<think>) or none"),
     ] = "auto"
+    special_tokens_in_messages: Annotated[
+        bool,
+        _note(
+            "control tokens such as <|im_end|> in what a message says act as such, as in transformers and vLLM; else "
+            "they are text"
+        ),
+    ] = False
     default_reasoning: Annotated[bool, _note("default of the input reasoning")] = False
     metrics_interval_ms: Annotated[int, _whole(10, 60_000, "how often metrics are handed to Triton")] = 500
     sender_threads: Annotated[int, _whole(1, 64, "threads that send responses")] = 2

@@ -9,6 +9,7 @@ from inflight.engines.base import Capability, EngineInfo, EngineRequest, Samplin
 from inflight.errors import invalid, unsupported
 from inflight.request.messages import last_text, parse_messages
 from inflight.request.parse import GenerationRequest, PromptLimits, too_long
+from inflight.request.special_text import ControlTokens, Marks
 from inflight.request.stop_words import Stops
 from inflight.request.template_files import ChatTemplates
 from inflight.request.tokenizer import TextTokenizer
@@ -50,8 +51,21 @@ def _nothing() -> None:
 class PromptBuilder:
     """Knows the model's tokenizer, template and limits. Thread-safe."""
 
-    def __init__(self, tokenizer: TextTokenizer, templates: ChatTemplates | None, max_prompt_bytes: int) -> None:
-        """`max_prompt_bytes` 0: what the context can hold."""
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        templates: ChatTemplates | None,
+        max_prompt_bytes: int,
+        special_tokens_in_messages: bool = False,
+    ) -> None:
+        """`max_prompt_bytes` 0: what the context can hold. Control tokens in messages are text, unless
+        `special_tokens_in_messages`.
+        """
+        self._as_tokens = special_tokens_in_messages
+        compiled = {} if templates is None or special_tokens_in_messages else templates.compiled
+        self._control = {
+            name: ControlTokens(tokenizer.library, template.features.words) for name, template in compiled.items()
+        }
         self.tokenizer = tokenizer
         self._templates = templates
         self._max_bytes = max_prompt_bytes
@@ -73,10 +87,13 @@ class PromptBuilder:
             self.tokenizer.check_ids(ids, info.vocab_size)
             echo = self.tokenizer.decode(ids, request.skip_special_tokens) if request.echo_prompt else ""
             return Prompt(ids, echo, self.tokenizer.decode(ids[-END:], False))
-        text, name, prefill = self._text(request, info, go_on)
+        text, name, prefill, marks = self._text(request, info, go_on)
         go_on()
         self._count(name, text, info, go_on)
-        ids = self.tokenizer.encode(text, request.add_special_tokens and request.messages is None)
+        if marks is not None:
+            text, ids = self._control_of(request).encode(text, marks)
+        else:
+            ids = self.tokenizer.encode(text, request.add_special_tokens and request.messages is None)
         if not ids:
             raise invalid(name, "makes no tokens; a prompt needs at least one")
         _check_length(name, len(ids), info)
@@ -98,18 +115,30 @@ class PromptBuilder:
                 )
             go_on()
 
-    def _text(self, request: GenerationRequest, info: EngineInfo, go_on: Callable[[], None]) -> tuple[str, str, str]:
-        """(the prompt, which input it is made of, the last message's text where the answer goes on with it)."""
+    def _control_of(self, request: GenerationRequest) -> ControlTokens:
+        assert self._templates is not None
+        return self._control[self._templates.name_for(request.chat)]
+
+    def _text(
+        self, request: GenerationRequest, info: EngineInfo, go_on: Callable[[], None]
+    ) -> tuple[str, str, str, Marks | None]:
+        """(the prompt, which input it is made of, the last message's text where the answer goes on with it, the marks
+        around control tokens that the client wrote).
+        """
         if request.messages is None:
-            return request.text or "", "text_input", ""
+            return request.text or "", "text_input", "", None
         if self._templates is None:
             raise invalid(
                 "messages", "need a chat template, and this model has none; send the whole prompt as text_input"
             )
         template = self._templates.choose(request.chat)
         messages = parse_messages(request.messages, template.features)
-        text = template.render(messages, self.limits(info).size, go_on=go_on, chat=request.chat)
-        return text, "messages", last_text(messages) if request.chat.continue_final_message else ""
+        prefill = last_text(messages) if request.chat.continue_final_message else ""
+        chat, marks = request.chat, None
+        if not self._as_tokens:
+            messages, chat, marks = self._control_of(request).mark(messages, chat)
+        text = template.render(messages, self.limits(info).size, go_on=go_on, chat=chat)
+        return text, "messages", prefill, marks
 
 
 def reading_cost(request: GenerationRequest) -> int:

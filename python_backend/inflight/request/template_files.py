@@ -28,11 +28,13 @@ class ChatTemplates:
 
     def choose(self, chat: ChatOptions) -> ChatTemplate:
         """The one for tools or for documents where there is one, as transformers chooses."""
+        return self.compiled[self.name_for(chat)]
+
+    def name_for(self, chat: ChatOptions) -> str:
+        """Its name."""
         if chat.tools and "tool_use" in self.compiled:
-            return self.compiled["tool_use"]
-        if chat.documents and "rag" in self.compiled:
-            return self.compiled["rag"]
-        return self.compiled[DEFAULT]
+            return "tool_use"
+        return "rag" if chat.documents and "rag" in self.compiled else DEFAULT
 
     @classmethod
     def of(cls, source: str, special_tokens: Mapping[str, str]) -> ChatTemplates:
