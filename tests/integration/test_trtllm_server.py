@@ -108,10 +108,15 @@ def test_one_rank_serves_the_contract(serve: Serve, tmp_path: Path) -> None:
 
 
 @pytest.mark.full
-def test_an_engine_that_stops_iterating_is_started_again(serve: Serve, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("write", "fault"), [(write_engine, "stall_at"), (write_checkpoint, "die_at")])
+def test_an_engine_that_stops_iterating_is_started_again(
+    serve: Serve, tmp_path: Path, write: Callable[[Path, Path], Path], fault: str
+) -> None:
+    """A compiled engine, and a checkpoint whose worker dies without a word."""
     server = serve(
-        write_engine(tmp_path / "engine", ENGINE),
-        double={"stall_at": 30},
+        write(tmp_path / "engine", ENGINE),
+        engine="tensorrt_llm",
+        double={fault: 30},
         engine_options={"stall_timeout_ms": 1500},
     )
     with GrpcClient(server.grpc_url) as grpc:
@@ -152,6 +157,7 @@ def test_a_quantized_checkpoint_is_served_without_engines(serve: Serve, tmp_path
         streamed = grpc.generate("Tell me", max_tokens=16, return_finish_reason=True)
         assert streamed.text == grpc.generate("Tell me", stream=False, max_tokens=16).text
         assert finishes(streamed) == ["length"]
+    wait_for_metric(server.metrics_url, 512, "nv_trt_llm_kv_cache_block_metrics", kv_cache_block_type="max")
 
 
 # As the README and the documents of NVIDIA's backend, its clients, and guides of cloud providers write them.

@@ -64,6 +64,10 @@ def check_arguments(kwargs: dict[str, Any]) -> None:
     # py_executor_creator.py: stored copies 9841842691, 2869238873 (1.0), 1239867052 (1.1)
     if guided and speculative is not None and not profile().get("llm_guided_speculative", False):
         raise RuntimeError("Guided decoding is not supported with speculative decoding.")
+    # The sampling page of 1.0's documentation: with TRTLLMSampler there are no beams without these.
+    plain = kwargs.get("disable_overlap_scheduler") and kwargs.get("cuda_graph_config", ...) is None
+    if kwargs.get("max_beam_width", 1) > 1 and sampler_of(kwargs) == "TRTLLMSampler" and not plain:
+        raise RuntimeError("beams need disable_overlap_scheduler and no CUDA graphs")
     overlapped = not kwargs.get("disable_overlap_scheduler")
     if guided and overlapped and not profile().get("llm_guided_overlap", True):
         raise RuntimeError("Guided decoding is not supported with overlap scheduler.")

@@ -98,6 +98,8 @@ def llm_arguments(
         "enable_iter_perf_stats": True,
         "trust_remote_code": False,
     }
+    if options.max_beam_width > 1 and old_sampler:  # TRTLLMSampler's conditions for beams
+        arguments |= {"disable_overlap_scheduler": True, "cuda_graph_config": None}
     if options.max_num_tokens:
         arguments["max_num_tokens"] = options.max_num_tokens
     if options.max_seq_len:
