@@ -36,6 +36,7 @@ class LlmLoop:
         self._thread = threading.Thread(target=self._loop.run_forever, name="inflight-trtllm-loop", daemon=True)
         self._thread.start()
         self._reading: asyncio.Task[None] | None = None
+        self.closing = False  # what LLM says from now on interests nobody
 
     def start(self, live: LiveRequest, params: Any, extra: Mapping[str, Any], timeout_s: float) -> None:
         """Hand a request over. Raises what LLM says against it, and `TimeoutError`; then it is taken back."""
@@ -90,6 +91,8 @@ class LlmLoop:
                 await self._read_some()
                 await asyncio.sleep(STATS_INTERVAL_S)
             except Exception:  # noqa: BLE001 — another release may word them otherwise
+                if self.closing:
+                    return
                 sparingly.exception(
                     "stats", "TensorRT-LLM's statistics could not be read; metrics of this engine lack them"
                 )

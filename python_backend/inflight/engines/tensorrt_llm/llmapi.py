@@ -41,6 +41,7 @@ log = logging.getLogger("inflight.engine_worker")
 DEFAULT_MAX_RUNNING = 256
 CALL_S = 10.0
 CLOSE_S = 2.0
+FIRST_ANSWER_S = 300.0  # kernels may be compiled when the first request comes; nothing has stalled yet
 
 # Said of one request, but the GPU's context is lost for all: the worker would fail every request from then on.
 GPU_LOST = re.compile(r"CUDA error|cudaError|device-side assert|illegal memory access|launch failure|NCCL error", re.I)
@@ -85,6 +86,7 @@ class LlmEngine:
         self._stall_timeout = options.stall_timeout_ms / 1000
         self._progress = time.monotonic()
         self._has_executor = getattr(self._llm, "_executor", None) is not None
+        self._answered = False
         self._late_since: float | None = None  # since when LLM has taken no request in time
         self._loop = LlmLoop(self._llm)
 
@@ -135,7 +137,7 @@ class LlmEngine:
         try:
             request_id, said = self._loop.arrived.get(timeout=timeout_s)
             while True:
-                self._progress = time.monotonic()
+                self._progress, self._answered = time.monotonic(), True
                 if isinstance(said, EngineStats):
                     self._stats = said
                 elif request_id in self._live:
@@ -145,10 +147,9 @@ class LlmEngine:
             pass
         if self._live:
             self._check_alive()
-            if time.monotonic() - self._progress > self._stall_timeout:
-                raise EngineBroken(
-                    f"tensorrt_llm.LLM made no progress for {self._stall_timeout:g} s with requests under way"
-                )
+            limit = self._stall_timeout if self._answered else max(self._stall_timeout, FIRST_ANSWER_S)
+            if time.monotonic() - self._progress > limit:
+                raise EngineBroken(f"tensorrt_llm.LLM made no progress for {limit:g} s with requests under way")
         return outputs
 
     def stats(self) -> EngineStats:
@@ -157,6 +158,7 @@ class LlmEngine:
         return self._stats
 
     def close(self) -> None:
+        self._loop.closing = True
         for live in self._live.values():
             self._loop.abort(live)
         closing = threading.Thread(target=self._llm.shutdown, name="inflight-trtllm-shutdown", daemon=True)

@@ -100,6 +100,12 @@ def test_an_llm_that_says_nothing_any_more_is_broken(checkpoint: Checkpoint, fau
     breaks(engine)
 
 
+def test_a_first_answer_may_take_longer(checkpoint: Checkpoint) -> None:
+    """Kernels are compiled then; a restart would only begin anew."""
+    engine = checkpoint(double={"step_ms": 800}, stall_timeout_ms=300)
+    assert run(engine, request(1, PROMPT, max_tokens=1))
+
+
 def test_a_request_that_finds_the_worker_dead_ends_the_engine(checkpoint: Checkpoint) -> None:
     """It is told what the worker died of; LLM shuts down, and would refuse everybody from then on."""
     engine = checkpoint(double={"die_at": 3})
