@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import time
 from typing import Any
 
 import msgspec
@@ -17,7 +18,7 @@ import msgspec
 from inflight.engines.base import EngineInfo, EngineOutput, EngineRequest, EngineStats, FinishReason
 from inflight.engines.faults import concerns_one_request
 from inflight.engines.refusals import in_our_words
-from inflight.engines.tensorrt_llm.executor import ExecutorEngine
+from inflight.engines.tensorrt_llm.executor import ExecutorEngine, shut_down
 from inflight.engines.tensorrt_llm.sampling import executor_request, split_stops
 
 DRAFT_POLL_S = 0.001
@@ -53,6 +54,7 @@ class DraftedEngine:
         self._pairs: dict[int, _Pair] = {}  # by our request id
         self._drafting: dict[int, tuple[_Pair, list[int]]] = {}  # by the draft executor's id
         self._draft_tokens = self._accepted = 0
+        self._drafted = time.monotonic()  # when the small engine last had something to say, or nothing to do
 
     def add(self, request: EngineRequest) -> None:
         longest = len(request.token_ids) + request.sampling.max_tokens  # each round's prompt holds the answer so far
@@ -81,7 +83,9 @@ class DraftedEngine:
         outputs: list[EngineOutput] = []
         wait = DRAFT_POLL_S if self._pairs else timeout_s
         if self._drafting:
-            for response in self._draft.await_responses(timeout=datetime.timedelta(seconds=timeout_s)):
+            responses = self._draft.await_responses(timeout=datetime.timedelta(seconds=timeout_s))
+            self._watch(bool(responses))
+            for response in responses:
                 drafting = self._drafting.get(response.request_id)
                 if drafting is None:
                     continue
@@ -110,8 +114,15 @@ class DraftedEngine:
         for draft_id in self._drafting:
             with contextlib.suppress(RuntimeError):
                 self._draft.cancel_request(draft_id)
-        with contextlib.suppress(RuntimeError):
-            self._draft.shutdown()
+        shut_down(self._draft)
+
+    def _watch(self, progress: bool) -> None:
+        """Raises for a small engine that stands still: the large one, which has nothing to do then, notices nothing."""
+        now = time.monotonic()
+        if progress:
+            self._drafted = now
+        elif now - self._drafted > self._engine.stall_timeout_s:
+            raise RuntimeError(f"the draft engine said nothing for {self._engine.stall_timeout_s:g} s")
 
     def _start_draft(self, pair: _Pair) -> None:
         """Let the small engine go on from what is known; without room for a draft, verify nothing and finish."""
@@ -123,6 +134,8 @@ class DraftedEngine:
         request = msgspec.structs.replace(pair.request, token_ids=pair.known, sampling=sampling)
         trtllm = self._engine.bindings
         made = executor_request(trtllm, request, split_stops(sampling, ()), None, None)
+        if not self._drafting:
+            self._drafted = time.monotonic()
         self._drafting[self._draft.enqueue_request(made)] = (pair, [])
 
     def _take_draft(self, response: Any, outputs: list[EngineOutput]) -> None:

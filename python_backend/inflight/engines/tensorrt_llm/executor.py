@@ -103,7 +103,7 @@ class ExecutorEngine:
         self._adapters = adapters
         self._retention = retention
         self._restarts = restarts
-        self._stall_timeout = stall_timeout_s
+        self.stall_timeout_s = stall_timeout_s
         self._live: dict[int, _Live] = {}  # by TensorRT-LLM's id
         self._own_id: dict[int, int] = {}  # ours → TensorRT-LLM's, while any sequence goes on
         self._of_child: dict[int, int] = {}  # ids of sequences after the first, which only errors bear → the request's
@@ -184,15 +184,15 @@ class ExecutorEngine:
             self._progress = now
         if now - self._asked_stats >= STATS_INTERVAL_S or not self._live:  # nobody will ask once it is idle
             self._ask_stats(now)
-        if self._live and now - self._progress > self._stall_timeout:
-            raise RuntimeError(f"TensorRT-LLM made no progress for {self._stall_timeout:g} s with requests under way")
+        if self._live and now - self._progress > self.stall_timeout_s:
+            raise RuntimeError(f"TensorRT-LLM made no progress for {self.stall_timeout_s:g} s with requests under way")
         return outputs
 
     def stats(self) -> EngineStats:
         return self._stats if self._own_id else _idle(self._stats)
 
     def close(self) -> None:
-        """Cancel what is left and shut down; the shutdown waits for all requests, so it gets a limit."""
+        """Cancel what is left and shut down."""
         for live in self._live.values():
             with contextlib.suppress(RuntimeError):
                 self._executor.cancel_request(live.own_id)
@@ -200,9 +200,7 @@ class ExecutorEngine:
             deadline = time.monotonic() + CLOSE_S / 2
             while self._live and time.monotonic() < deadline:
                 self.step(0.02)
-        closing = threading.Thread(target=self._executor.shutdown, name="inflight-trtllm-shutdown", daemon=True)
-        closing.start()
-        closing.join(CLOSE_S)
+        shut_down(self._executor)
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
@@ -418,6 +416,13 @@ class ExecutorEngine:
             draft_tokens_total=self._draft_tokens,
             accepted_tokens_total=self._accepted_tokens,
         )
+
+
+def shut_down(executor: Any) -> None:
+    """Its shutdown waits for all requests, so it gets a limit."""
+    closing = threading.Thread(target=executor.shutdown, name="inflight-trtllm-shutdown", daemon=True)
+    closing.start()
+    closing.join(CLOSE_S)
 
 
 def _children(live: _Live) -> range:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -487,6 +488,21 @@ def test_a_pair_of_engines_gives_the_tokens_of_the_large_one(install: Install) -
         pass
     engine.cancel(4)
     assert collect(engine, {(4, 0)})[(4, 0)][-1].finish is FinishReason.CANCELLED
+
+
+def test_a_small_engine_that_stands_still_is_noticed(install: Install) -> None:
+    double = install()
+    large = double.folder("large", speculative_decoding_mode=2, max_draft_len=5)
+    small = double.folder("small")
+    (small / "double.json").write_text(json.dumps({"stall_at": 2}))
+    engine = double.engine(large, draft_engine_dir=str(small), stall_timeout_ms=300)
+    engine.add(request(1, PROMPT, max_tokens=40))
+    with pytest.raises(RuntimeError, match=r"the draft engine said nothing for 0\.3 s"):
+        collect(engine, {(1, 0)})
+    began = time.monotonic()
+    engine.close()
+    assert time.monotonic() - began < 8.0, "its shutdown would wait for ever"
+    double.made.clear()
 
 
 def test_close_with_work_under_way_returns(install: Install) -> None:
