@@ -114,6 +114,9 @@ Triton forwards headers as request parameters where its `--http-header-forward-p
 and would have no effect. **A trap:** a header that is spelt exactly like a parameter acts as one. With the pattern `.*`
 a proxy's header `stop` or `max_tokens` changes the answer. Forward what you need, such as `(?i)x-.*`. (Triton 24.10
 does all this for gRPC; its HTTP `generate` forwards no headers at all.)
+
+Two of them say who a request is, in the server's log and in traces: `x-request-id`, where the request has no `id` of
+its own, and `traceparent` ([operating.md](operating.md#finding-a-request)).
 """
 
 

@@ -34,6 +34,7 @@ def test_headers_that_look_like_parameters(make_server: MakeServer) -> None:
         with GrpcClient(server.grpc_url) as client:
             asked = client.build(text_input="The lazy dog", return_num_output_tokens=True, **values)
             del asked.parameters["triton_enable_empty_final_response"]
+            asked.id = ""
             (answer,) = client.stub.ModelStreamInfer(iter([asked]), metadata=headers, timeout=30)
         if answer.error_message:
             return str(answer.error_message)

@@ -46,14 +46,15 @@ def traced(triton: Triton, tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Starts a server with Triton's tracing and ours, both to a sink."""
     started: list[Server] = []
 
-    def start(sink: Sink, *settings: str) -> Server:
-        pairs = ("mode=opentelemetry", "level=TIMESTAMPS", f"opentelemetry,url={sink.url}", *settings)
+    def start(sink: Sink, *, by_triton: bool = True) -> Server:
+        pairs = ["mode=opentelemetry", "level=TIMESTAMPS", "rate=1", f"opentelemetry,url={sink.url}"]
+        pairs.append("opentelemetry,bsp_schedule_delay=200")
         write_model(tmp_path / "models", "llm", {"engine": "simulated", "engine_options": {"step_ms": 5}})
         config = ServerConfig(
             repository=tmp_path / "models",
             log=tmp_path / "tritonserver.log",
             arguments=(
-                *(f"--trace-config={pair}" for pair in (*pairs, "opentelemetry,bsp_schedule_delay=200")),
+                *(f"--trace-config={pair}" for pair in pairs if by_triton),
                 "--grpc-header-forward-pattern=(?i)(x-.*|traceparent)",
             ),
             environment={
@@ -111,7 +112,7 @@ def check(whole: Span, parts: list[Span], tokens: int) -> None:
 
 def test_one_tree_per_request(traced: Callable[..., Server]) -> None:
     with Sink() as sink:
-        server = traced(sink, "rate=1")
+        server = traced(sink)
         stream(server, (("traceparent", f"00-{TRACE}-{PARENT}-01"),), max_tokens=20)
         body = {"id": "over-http", "text_input": "Once upon a time", "max_tokens": 12}
         http = HttpClient(server.http_url)
@@ -135,9 +136,9 @@ def test_one_tree_per_request(traced: Callable[..., Server]) -> None:
     assert f"(trace {TRACE})" not in server.log_text(), "nothing went wrong"
 
 
-def test_where_triton_records_nothing_a_forwarded_header_is_followed(traced: Callable[..., Server]) -> None:
+def test_where_triton_does_not_trace_a_forwarded_header_is_followed(traced: Callable[..., Server]) -> None:
     with Sink() as sink:
-        server = traced(sink, "rate=0")
+        server = traced(sink, by_triton=False)
         for flags in ("00", "01"):
             trace = TRACE[:-2] + flags
             stream(server, (("traceparent", f"00-{trace}-{PARENT}-{flags}"),), max_tokens=4)
@@ -153,7 +154,7 @@ def test_where_triton_records_nothing_a_forwarded_header_is_followed(traced: Cal
 def test_a_collector_that_is_not_there_costs_its_spans_and_nothing_else(traced: Callable[..., Server]) -> None:
     with Sink() as sink:
         pass  # nobody listens there any more
-    server = traced(sink, "rate=1")
+    server = traced(sink)
     for _ in range(5):
         stream(server, max_tokens=4)
     server.stop()
