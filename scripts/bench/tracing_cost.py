@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import statistics
 import sys
 import tempfile
 import threading
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--requests", type=int, default=1600, help="of each setting (default: %(default)s)")
     parser.add_argument("--clients", type=int, default=8, help="default: %(default)s")
     parser.add_argument("--tokens", type=int, default=16, help="of each answer (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=2, help="in turns (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="in turns (default: %(default)s)")
     options = parser.parse_args(arguments)
     collector = ThreadingHTTPServer(("127.0.0.1", 0), Collector)
     threading.Thread(target=collector.serve_forever, daemon=True).start()
@@ -104,11 +105,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     folder = tempfile.TemporaryDirectory(prefix="inflight-bench-")
     with_sdk = server_with(options.sdk, Path(folder.name)) if options.sdk else None
-    print("| setting | run | tritonserver, ms per request | stub, ms per request |\n|---|---|---|---|")
-    for run in range(options.repeats):
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in settings}
+    for _ in range(options.repeats):
         for name, (environment, more) in settings.items():
-            server, stub = measure(options, with_sdk, environment, more)
-            print(f"| {name} | {run + 1} | {server * 1000:.2f} | {stub * 1000:.2f} |", flush=True)
+            found[name].append(measure(options, with_sdk, environment, more))
+    print("CPU time per request in ms: median (least to most) of the runs")
+    print("| setting | tritonserver | stub |\n|---|---|---|")
+    for name, runs in found.items():
+        columns = [sorted(1000 * value for value in column) for column in zip(*runs, strict=True)]
+        cells = [f"{statistics.median(each):.2f} ({each[0]:.2f} to {each[-1]:.2f})" for each in columns]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
     collector.shutdown()
     folder.cleanup()
     return 0
