@@ -47,6 +47,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             engine = write_checkpoint(root / name, tokenizer, 403, int(limits["max_seq_len"]))
         (engine / "double.json").write_text(json.dumps(double))
         (engine / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+        parameters = {"engine": "tensorrt_llm", **parameters}  # a checkpoint could be vLLM's as well
         write_model(repository, name, parameters, max_batch_size=int(name == "llm_batched"), engine_dir=engine)
     config = ServerConfig(
         repository=repository,

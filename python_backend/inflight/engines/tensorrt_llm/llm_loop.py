@@ -7,6 +7,7 @@ engine's owner thread reads the queue.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import queue
 import threading
@@ -55,7 +56,7 @@ class LlmLoop:
 
     def close(self) -> None:
         """End the thread, whatever it does."""
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, concurrent.futures.TimeoutError):
             asyncio.run_coroutine_threadsafe(_cancel_tasks(), self._loop).result(CLOSE_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(CLOSE_S)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import importlib
 import logging
 import os
@@ -115,12 +116,16 @@ class LlmEngine:
             if request.cache_salt is not None:
                 extra["cache_salt"] = request.cache_salt
             self._loop.start(live, params, extra, CALL_S)
-        except TimeoutError:
+        except (TimeoutError, concurrent.futures.TimeoutError):
             self._late()
             raise
-        except (ValueError, TypeError, RuntimeError) as error:
-            self._check_alive()
-            raise in_our_words(self.info.name, error, request) from None
+        except EngineRefusal:
+            raise
+        except Exception as error:
+            self._check_alive()  # it may be what the worker died of
+            if isinstance(error, (ValueError, TypeError, RuntimeError)):
+                raise in_our_words(self.info.name, error, request) from None
+            raise
         self._late_since = None
         if not self._live:
             self._progress = time.monotonic()  # an idle engine has not been standing still

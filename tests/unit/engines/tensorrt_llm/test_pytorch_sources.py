@@ -112,6 +112,7 @@ def test_a_request_that_finds_the_worker_dead_ends_the_engine(checkpoint: Checkp
     engine.add(request(1, PROMPT, max_tokens=500))
     while engine._llm._executor.background_error is None:
         engine.step(0.02)
+    engine._llm._executor.background_error = KeyError("of any kind")
     with pytest.raises(EngineBroken):
         engine.add(request(2, PROMPT))
 
