@@ -192,7 +192,7 @@ class Dispatcher:
         for deadline in (self._deadlines.next(), self._holds.next()):
             if deadline is not None:
                 wait = min(wait, max(0.0, deadline - now))
-        if self._queue is not None:
+        if self._queue is not None and self._link is not None and not self._link.is_lost:
             soon = self._queue.next_wakeup(now)
             wait = wait if soon is None else min(wait, soon)
         return wait

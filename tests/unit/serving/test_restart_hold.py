@@ -197,3 +197,19 @@ def test_nothing_is_given_to_a_link_that_is_lost(world: World) -> None:
     world.settle()
     assert outcomes(held) == {"length"}
     world.check_ends()
+
+
+@pytest.mark.parametrize("strategy", ["inflight", "dynamic", "static"])
+def test_nobody_is_busy_while_requests_are_held(strategy: str) -> None:
+    """A batch whose window is over wants to start at once, and cannot."""
+    world = World(restart_hold_ms=int(HOLD_S * 1000), batching_strategy=strategy)
+    try:
+        world.engine_is_lost()
+        handed_over(world)
+        world.clock.sleep(1.0)
+        assert world.dispatcher._wait_s() > 0.5
+        world.engine_comes_up()
+        world.settle()
+        world.check_ends()
+    finally:
+        world.close()
