@@ -48,7 +48,7 @@ class ExecutorDouble:
         self._waiting: list[LiveRequest] = []
         self._running: list[LiveRequest] = []
         self._ready: deque[Any] = deque()
-        self._delivered: set[int] = set()
+        self._terminated: set[int] = set()
         self._stats: deque[Any] = deque(maxlen=config.iter_stats_max_iterations or 1)
         prefetch = config.peft_cache_config.lora_prefetch_dir if config.peft_cache_config is not None else None
         self._adapters: dict[int, int] = rules.prefetched(Path(prefetch)) if prefetch else {}
@@ -107,7 +107,8 @@ class ExecutorDouble:
     def await_responses(self, *args: Any, **kwargs: Any) -> Any:
         """(timeout) → responses; (id, timeout) → its responses; (ids, timeout) → lists.
 
-        An int is an id, never a time. Waits for ever without a timeout.
+        An int is an id, never a time. Waits for ever without a timeout, but for an id that has had everything: an error
+        answers that (executorImpl.cpp at b35ac1b6, awaitResponses).
         """
         names = (
             ("id", "timeout")
@@ -125,11 +126,16 @@ class ExecutorDouble:
             until = time.monotonic() + (timeout if isinstance(timeout, float) else timeout.total_seconds())
         with self._changed:
             while True:
-                if self._broken:
-                    raise RuntimeError("[TensorRT-LLM][ERROR] Encountered an error in forwardAsync function")
+                if self._broken or self._stopping:
+                    raise RuntimeError("[TensorRT-LLM][ERROR] Assertion failed: Shutdown called")
+                if wanted in self._terminated:
+                    said = f"ReqId {wanted} has already been processed and was terminated."
+                    return [NAMES["Response"](wanted, said)]
                 found = [response for response in self._ready if wanted in (None, response.request_id)]
                 if found:
                     self._ready = deque(item for item in self._ready if item not in found)
+                    over = (item for item in found if item.has_error() or item.result.is_final)
+                    self._terminated.update(item.request_id for item in over)
                     return found
                 left = None if until is None else until - time.monotonic()
                 if left is not None and left <= 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import subprocess
@@ -160,11 +161,18 @@ def test_responses_are_awaited_with_a_timeout_only(install: Install, monkeypatch
 
 
 def test_the_stand_in_hangs_where_the_real_one_does(install: Install) -> None:
-    """A number is an id, and an id whose responses were all handed out never has another."""
+    """A number is an id: one that has had everything is answered with an error, one that never was waits."""
     double = install()
     engine: Any = double.engine()
     run(engine, request(1, PROMPT))
-    waiting = threading.Thread(target=engine._executor.await_responses, args=(1,), daemon=True)
+    (response,) = engine._executor.await_responses(1)
+    assert "has already been processed and was terminated" in response.error_msg
+
+    def wait() -> None:
+        with contextlib.suppress(RuntimeError):  # the shutdown's, at the end
+            engine._executor.await_responses(5)
+
+    waiting = threading.Thread(target=wait, daemon=True)
     waiting.start()
     waiting.join(0.5)
     assert waiting.is_alive()
