@@ -86,8 +86,7 @@ def sampling_config(trtllm: Any, sampling: SamplingParams, prompt_tokens: int) -
     values: dict[str, Any] = {"beam_width": int(sampling.beam_width)}
     if sampling.beam_width > 1:
         values["num_return_sequences"] = int(sampling.num_sequences)
-        if sampling.length_penalty != 1.0:
-            values["length_penalty"] = float(sampling.length_penalty)
+        values["length_penalty"] = float(sampling.length_penalty)  # TensorRT-LLM's own default is 0
     else:
         if sampling.num_sequences > 1:
             values["num_return_sequences"] = int(sampling.num_sequences)
@@ -223,8 +222,7 @@ def llm_sampling_params(api: Any, request: EngineRequest, stops: Stops) -> Any:
         values["stop_token_ids"] = [int(token) for token in stops.words]
     if sampling.beam_width > 1:
         values |= {"use_beam_search": True, "best_of": int(sampling.beam_width)}
-        if sampling.length_penalty != 1.0:
-            values["length_penalty"] = float(sampling.length_penalty)
+        values["length_penalty"] = float(sampling.length_penalty)  # TensorRT-LLM's own default is 0
     elif sampling.temperature > 0.0:
         values |= {
             "temperature": float(sampling.temperature),

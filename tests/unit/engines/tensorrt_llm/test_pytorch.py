@@ -79,7 +79,9 @@ def test_log_probabilities_of_the_likeliest(checkpoint: Checkpoint) -> None:
 @pytest.mark.parametrize("profile", ["1.0", "1.2", "1.3"])
 def test_beams_come_at_the_end(checkpoint: Checkpoint, profile: str) -> None:
     engine = checkpoint(profile, max_beam_width=3)
-    found = run(engine, request(1, PROMPT, beam_width=3, num_sequences=2))
+    engine.add(request(1, PROMPT, beam_width=3, num_sequences=2))
+    assert engine._live[1].output.sampling_params.length_penalty == 1.0, "the contract's; the library's is 0"
+    found = collect(engine, {(1, 0), (1, 1)})
     assert [len(found[(1, index)]) for index in (0, 1)] == [1, 1]
     assert [len(ids(found[(1, index)])) for index in (0, 1)] == [8, 8]
     for width in (1, 2):  # the PyTorch flow has one width for all

@@ -126,6 +126,7 @@ def test_beams_never_stream_increments(install: Install) -> None:
     with engine._executor._changed:
         sent = [*engine._executor._waiting, *engine._executor._running]
     assert all(item.request.streaming is False for item in sent)
+    assert [item.request.sampling_config.length_penalty for item in sent] == [1.0], "the contract's; the library's is 0"
     assert live.request.sampling.beam_width == 2
     found = collect(engine, {(1, 0), (1, 1)})
     assert [len(ids(outputs)) for outputs in found.values()] == [8, 8]
