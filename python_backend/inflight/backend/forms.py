@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from inflight.answer.parts import PartsForm
 from inflight.answer.reasoning import TAGS, ReasoningForm, is_open
@@ -33,8 +34,11 @@ class ModelForms:
     shows_tools: bool
     markers: frozenset[int]
 
-    def guided(self, request: GenerationRequest) -> GenerationRequest:
-        """The request with the guide that keeps what its tool_choice promises. Raises `RequestError`."""
+    def guided(self, request: GenerationRequest, opens: Callable[[GenerationRequest], bool]) -> GenerationRequest:
+        """The request with the guide that keeps what its tool_choice promises. Raises `RequestError`.
+
+        `opens` says whether the prompt will end within a thought.
+        """
         chat = request.chat
         if not chat.tools or chat.tool_choice is ToolChoice.NONE:
             return request
@@ -50,8 +54,10 @@ class ModelForms:
             raise invalid("tool_choice", "asks for a call, and a guide for something else; leave one of them out")
         tools = [tool for tool in chat.tools if chat.tool_name in (None, tool["function"]["name"])]
         several = chat.parallel_tool_calls and chat.tool_choice is ToolChoice.REQUIRED
-        text = json.dumps({"form": self.forced.value, "tools": tools, "parallel": several}, sort_keys=True)
-        return dataclasses.replace(request, guide=Guide("tools", text))
+        guide: dict[str, Any] = {"form": self.forced.value, "tools": tools, "parallel": several}
+        if self.reasoning is not ReasoningForm.NONE:
+            guide |= {"tags": TAGS[self.reasoning], "opened": opens(request)}
+        return dataclasses.replace(request, guide=Guide("tools", json.dumps(guide, sort_keys=True)))
 
     @property
     def forced(self) -> ToolForm:
@@ -66,10 +72,9 @@ class ModelForms:
             tools = self.forced if chat.tool_choice in _FORCED else self.tools
         if tools is ToolForm.NONE and not request.reasoning:
             return PartsForm()
-        forced = chat.tool_choice in _FORCED
         single = not chat.parallel_tool_calls or chat.tool_choice is ToolChoice.NAMED
         return PartsForm(
-            reasoning=ReasoningForm.NONE if forced else self.reasoning,
+            reasoning=self.reasoning,
             opened=is_open(prompt.end, self.reasoning, prompt.prefill),
             splits=request.reasoning,
             tools=tools,

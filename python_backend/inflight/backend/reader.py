@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, MutableMapping
 
 from inflight.answer.detokenizer import DetokenizerFactory
+from inflight.answer.reasoning import is_open
 from inflight.answer.stream import Stream
 from inflight.backend.forms import ModelForms
 from inflight.engines.base import EngineInfo, Guide
@@ -154,7 +155,8 @@ class Reader:
         """What a request asks for; then its prompt is read, unless a guide has to be checked first."""
         info = self._info
         assert info is not None
-        request = self._forms.guided(parse_request(raw, self._config, self._defaults, self._builder.limits(info)))
+        request = parse_request(raw, self._config, self._defaults, self._builder.limits(info))
+        request = self._forms.guided(request, self._opens_thought)
         with request.its_words():
             check_capabilities(request, info)
             if request.guide is not None:
@@ -174,6 +176,11 @@ class Reader:
             held=raw.bytes_held,
             priority=request.priority,
         )
+
+    def _opens_thought(self, request: GenerationRequest) -> bool:
+        """Whether the prompt will end within a thought, which is seen before it is made: the answer's guide says so."""
+        end, prefill = self._builder.ending(request)
+        return is_open(end, self._forms.reasoning, prefill)
 
     def _wait_for_guide(self, raw: RawRequest, arrival: Arrival, guide: Guide) -> None:
         """It comes back into the pool with its decision; if it ends before, it is let go at once."""

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 from inflight.engines.base import Capability, EngineInfo, EngineRequest, SamplingParams
-from inflight.errors import invalid, unsupported
+from inflight.errors import RequestError, invalid, unsupported
 from inflight.request.messages import last_text, parse_messages
 from inflight.request.parse import GenerationRequest, PromptLimits, too_long
 from inflight.request.special_text import ControlTokens, Marks
@@ -99,6 +99,24 @@ class PromptBuilder:
         _check_length(name, len(ids), info)
         self.tokenizer.check_text_ids(name, ids, info.vocab_size)
         return Prompt(ids, text if request.echo_prompt else "", text[-4 * END :], prefill)
+
+    def ending(self, request: GenerationRequest) -> tuple[str, str]:
+        """(how the prompt ends, the last message's text where the answer goes on with it), by a short conversation in
+        the place of the request's own.
+        """
+        if request.text is not None:
+            return request.text[-4 * END :], ""
+        if request.messages is None:
+            return self.tokenizer.decode(list((request.input_ids or ())[-END:]), False), ""
+        if self._templates is None:
+            return "", ""
+        template = self._templates.choose(request.chat)
+        if request.chat.continue_final_message:
+            return "", last_text(parse_messages(request.messages, template.features))
+        try:
+            return template.render([{"role": "user", "content": "Hi"}], 1 << 20, chat=request.chat)[-4 * END :], ""
+        except RequestError:  # the conversation itself will say what is wrong
+            return "", ""
 
     def _count(self, name: str, text: str, info: EngineInfo, go_on: Callable[[], None]) -> None:
         """Refuse what certainly has more tokens than fit, at a cost that does not grow with the text."""

@@ -1,0 +1,99 @@
+"""What a model's form of calls and thoughts makes of a request."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from inflight.answer.reasoning import ReasoningForm
+from inflight.answer.tools.forms import ToolForm
+from inflight.backend.forms import ModelForms, model_forms
+from inflight.errors import ErrorCode, RequestError
+from inflight.model.parameters import ModelConfig
+from inflight.request.prompt import Prompt
+from tests.unit.machines.strategies import request
+
+pytestmark = pytest.mark.fast
+
+TOOLS = json.dumps([{"type": "function", "function": {"name": name}} for name in ("f", "g")])
+CHAT = {"messages": "[]", "tools": TOOLS}
+HERMES = "<tool_call>{{ tools }}"
+
+
+def forms(template: str = HERMES, **parameters: Any) -> ModelForms:
+    return model_forms(ModelConfig(**parameters), template, "tools" in template, {"<think>": 7, "[TOOL_CALLS]": 9})
+
+
+def guide_of(model: ModelForms, opened: bool = False, **values: Any) -> dict[str, Any]:
+    guided = model.guided(request(**{**CHAT, **values}), lambda _: opened)
+    assert guided.guide is not None
+    assert guided.guide.kind == "tools"
+    guide: dict[str, Any] = json.loads(guided.guide.text)
+    return guide
+
+
+@pytest.mark.parametrize(
+    ("template", "form"),
+    [(HERMES, "hermes"), ("[TOOL_CALLS]", "mistral"), ("<tool_call><function=", "json_list"), ("", "json_list")],
+)
+def test_a_required_call_is_guided_in_the_models_own_form_where_a_guide_knows_it(template: str, form: str) -> None:
+    guide = guide_of(forms(template), tool_choice="required")
+    assert (guide["form"], guide["parallel"], len(guide["tools"])) == (form, True, 2)
+    assert "tags" not in guide
+
+
+def test_a_named_tool_alone_is_called_once() -> None:
+    guide = guide_of(forms(), tool_choice="g")
+    assert [tool["function"]["name"] for tool in guide["tools"]] == ["g"]
+    assert guide["parallel"] is False
+    assert guide_of(forms(), tool_choice="required", parallel_tool_calls=False)["parallel"] is False
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_the_guide_of_a_model_that_thinks_begins_behind_the_thought(opened: bool) -> None:
+    guide = guide_of(forms(HERMES + "</think>"), opened, tool_choice="required")
+    assert guide["tags"] == ["<think>", "</think>"]
+    assert guide["opened"] is opened
+
+
+def test_a_guide_and_a_call_exclude_each_other() -> None:
+    guide = {"guided_decoding_guide_type": "regex", "guided_decoding_guide": "a"}
+    with pytest.raises(RequestError, match="tool_choice asks for a call"):
+        forms().guided(request(**CHAT, tool_choice="required", **guide), lambda _: False)
+    assert forms().guided(request(**CHAT, **guide), lambda _: False).guide is not None
+
+
+def test_tools_that_the_model_cannot_be_told_of_are_refused() -> None:
+    with pytest.raises(RequestError) as caught:
+        forms("{{ messages }}").guided(request(**CHAT), lambda _: False)
+    assert caught.value.code is ErrorCode.UNSUPPORTED
+    shown = forms("{{ messages }}", tool_format="hermes")
+    assert shown.guided(request(**CHAT), lambda _: False).guide is None
+    assert forms("{{ messages }}").guided(request(**CHAT, tool_choice="none"), lambda _: False).guide is None
+
+
+@pytest.mark.parametrize(
+    ("values", "tools", "calls"),
+    [
+        ({}, ToolForm.HERMES, None),
+        ({"parallel_tool_calls": False}, ToolForm.HERMES, 1),
+        ({"tool_choice": "f"}, ToolForm.HERMES, 1),
+        ({"tool_choice": "none"}, ToolForm.NONE, None),
+    ],
+)
+def test_what_the_text_is_taken_apart_by(values: dict[str, Any], tools: ToolForm, calls: int | None) -> None:
+    parts = forms().parts_of(request(**CHAT, **values), Prompt([1], ""))
+    assert (parts.tools, parts.max_calls) == (tools, calls)
+
+
+def test_thoughts_are_split_where_asked_for() -> None:
+    thinking = forms("<think></think>")
+    assert thinking.markers == {7}
+    assert thinking.parts_of(request(), Prompt([1], "", "<think>\n")).plain
+    parts = thinking.parts_of(request(reasoning=True), Prompt([1], "", "<think>\n"))
+    assert (parts.reasoning, parts.opened, parts.splits) == (ReasoningForm.THINK, True, True)
+    assert (
+        forms("", default_reasoning=True).parts_of(request(ModelConfig(default_reasoning=True)), Prompt([1], "")).plain
+    )
