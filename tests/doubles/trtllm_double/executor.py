@@ -284,6 +284,11 @@ class ExecutorDouble:
         """
         drafts = live.request.external_draft_tokens_config
         step = len(drafts.tokens) if drafts is not None else self._loaded.draft_len
+        decoding = self._config.decoding_config
+        mode = decoding.decoding_mode.name if decoding is not None and decoding.decoding_mode is not None else "Auto"
+        top_k = live.request.sampling_config.top_k or 0
+        # Each layer leaves out what is the other's, and nothing is written then: samplingLayer.cpp (2750191263).
+        live.unsampled = (mode == "TopK" and top_k == 0) or (mode == "TopP" and top_k > 0)
         live.max_tokens = min(live.max_tokens, self._limits["max_seq_len"] - live.prefill_left - step)
         return live
 

@@ -38,6 +38,7 @@ class LiveRequest:
         self.cancelled = self.scheduled = False
         self.prefill_left = len(request.input_token_ids)
         self.max_tokens = request.max_tokens
+        self.unsampled = False  # the decoder has no layer for it
         sampling = request.sampling_config
         self.beam_width = sampling.beam_width
         greedy = sampling.top_k == 1 or (sampling.top_p in (None, 0.0) and sampling.top_k is None)
@@ -103,7 +104,9 @@ class LiveRequest:
                 if has_end and made < minimum:
                     words.append([request.end_id])
                 token = (
-                    self.forced[made]
+                    0
+                    if self.unsampled
+                    else self.forced[made]
                     if self.forced is not None
                     else tokens.next_token(sequence.state, self.vocabulary, sequence.tokens, words)
                 )

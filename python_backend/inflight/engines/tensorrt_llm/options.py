@@ -93,9 +93,11 @@ class TensorRtLlmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     llm_arguments: dict[str, Any] = {}
 
 
+# TopK and TopP alone would compute nothing for a request of the other kind (samplingLayer.cpp, stored copy 2750191263),
+# and greedy ones are of the first.
 DECODING_MODES = {
-    "top_k": "TopK",
-    "top_p": "TopP",
+    "top_k": "TopKTopP",
+    "top_p": "TopKTopP",
     "top_k_top_p": "TopKTopP",
     "beam_search": "BeamSearch",
     "medusa": "Medusa",

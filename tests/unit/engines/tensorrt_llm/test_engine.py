@@ -347,6 +347,15 @@ def test_limits_that_only_tensorrt_llm_knows(install: Install, how: str, caplog:
     assert run(engine, request(2, PROMPT))
 
 
+@pytest.mark.parametrize("mode", ["top_k", "top_p", "top_k_top_p"])
+def test_a_decoding_mode_leaves_no_request_without_tokens(install: Install, mode: str) -> None:
+    double = install()
+    engine = double.engine(decoding_mode=mode)
+    (greedy,) = run(engine, request(1, PROMPT)).values()
+    (sampled,) = run(engine, request(2, PROMPT, temperature=1.0, seed=3, top_p=0.9)).values()
+    assert (ids(greedy), ids(sampled)) == (double.expected(PROMPT, 8), double.expected(PROMPT, 8, seed=3))
+
+
 def test_the_library_would_clip_top_k(install: Install) -> None:
     engine: Any = install().engine()
     sent: list[Any] = []
