@@ -16,6 +16,7 @@ from build_engine import __version__, source
 from build_engine.architectures import HF_QUANTIZED, OPENVINO, TENSORRT_LLM, support_for
 from build_engine.console import Console, format_bytes, format_seconds
 from build_engine.errors import UserMistake
+from build_engine.gguf_files.checkpoint import checkpoint_of
 from build_engine.hf_config import switching_length
 from build_engine.inspection.machine import compute_capabilities
 from build_engine.job import BuildOptions, Job, Outcome
@@ -46,7 +47,7 @@ def build(options: BuildOptions, console: Console) -> manifest.Manifest:
     started = time.monotonic()
     check_free(options.output, force=options.force)
     warn_served(options.output, console)
-    origin = source.resolve(options.model)
+    origin = source.resolve(checkpoint_of(options.model, console))
     support_for(origin.config, options.target)
     recipe = recipe_for(options.quantization, options.target)
     kv_cache = kv_cache_for(options.kv_cache, options.target, recipe)

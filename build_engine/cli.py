@@ -109,7 +109,9 @@ def _run_plan(options: argparse.Namespace, arguments: list[str]) -> int:
 
 def _add_build(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser("build", help="build an engine from a checkpoint", allow_abbrev=False)
-    parser.add_argument("model", metavar="MODEL", help="directory of a Hugging Face checkpoint, or a hub name")
+    parser.add_argument(
+        "model", metavar="MODEL", help="directory of a Hugging Face checkpoint, a GGUF file, or a hub name"
+    )
     parser.add_argument("--target", choices=TARGETS, type=_target, required=True)
     parser.add_argument("--quantization", choices=tuple(RECIPES), default="int8", help="default: int8")
     parser.add_argument("--kv-cache", choices=KV_CACHES, default="auto", help="default: auto")

@@ -81,7 +81,7 @@ def resolve(model: str, *, need_weights: bool = True) -> Source:
     """A local directory, or a hub name fetched into the hub's own cache; `UserMistake` when it is neither."""
     directory = Path(model).expanduser()
     if directory.is_file():
-        raise UserMistake(f"{model} is a file: give the directory of the Hugging Face checkpoint")
+        raise UserMistake(f"{model} is a file: give the directory of a Hugging Face checkpoint, or build a GGUF file")
     name = _name(directory) if directory.is_dir() else model
     if not directory.is_dir():
         directory = _fetch(model, need_weights=need_weights)

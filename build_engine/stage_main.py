@@ -22,6 +22,7 @@ STAGES = {
     "tensorrt.checkpoint": "build_engine.tensorrt.quantize",
     "tensorrt.hf_checkpoint": "build_engine.tensorrt.hf_quantize",
     "tensorrt.hf_int8": "build_engine.tensorrt.hf_int8",
+    "gguf.expand": "build_engine.gguf_files.expand",
     "verify": "build_engine.verification.stage",
     "inspect.openvino": "build_engine.inspection.openvino_graph",
 }

@@ -13,6 +13,7 @@ import inflight.manifest as manifest
 from build_engine import devices, hf_config, source
 from build_engine.console import Console, format_seconds
 from build_engine.errors import AccuracyFailure, UserMistake
+from build_engine.gguf_files.checkpoint import checkpoint_of
 from build_engine.job import Job
 from build_engine.source import Source
 from build_engine.stages import run_stage
@@ -165,7 +166,7 @@ def verify(
         raise UserMistake(f"{directory} is compiled and runs on its GPU only: verify the checkpoint it was made from")
     if described.target == "openvino":
         device = "cpu"
-    origin = source.resolve(model)
+    origin = source.resolve(checkpoint_of(model, console))
     check_weights(origin)
     if origin.sha256() != described.source.sha256:
         console.warn(f"{model} is not the very checkpoint that this was built from ({described.source.name})")

@@ -10,18 +10,15 @@ the same bytes.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import resource
 import shutil
 import statistics
-import struct
 import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +26,7 @@ import numpy.typing as npt
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from build_engine import hf_config
 from build_engine.expected_weights import HEAD, expected
+from build_engine.safetensors_writer import SHARD_BYTES, write_weights
 from build_engine.source import TOKENIZER_FILES
 from inflight_tools.common.fetch_model import NAME, fetch_model, write_json
 from inflight_tools.common.layout import MODELS
@@ -37,7 +35,6 @@ from inflight_tools.common.wheels import is_complete, publish, require_space, sc
 
 REVISION = "1"  # of what this script writes; raise it when the same shape and seed give other bytes
 DEVIATION = 0.02
-SHARD_BYTES = 4_000_000_000
 PIECE = 1 << 22  # values that are made at a time
 ONE = 0x3F80  # 1.0 as bfloat16
 
@@ -132,50 +129,15 @@ def values_of(name: str, count: int, seed: int, table: npt.NDArray[np.uint16]) -
             yield table[np.frombuffer(random.bytes(2 * size), dtype=np.uint16)]
 
 
-def shards(shapes: dict[str, Shape], limit: int) -> list[dict[str, Shape]]:
-    """The tensors in as many files as keep each at or below `limit` bytes, in their order."""
-    found: list[dict[str, Shape]] = [{}]
-    used = 0
-    for name, shape in shapes.items():
-        size = 2 * math.prod(shape)
-        if found[-1] and used + size > limit:
-            found.append({})
-            used = 0
-        found[-1][name] = shape
-        used += size
-    return found
-
-
-def write_shard(file: BinaryIO, shapes: dict[str, Shape], seed: int, table: npt.NDArray[np.uint16]) -> None:
-    """One safetensors file: the length of a header, the header, and the tensors one after the other."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    place = 0
-    for name, shape in shapes.items():
-        size = 2 * math.prod(shape)
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [place, place + size]}
-        place += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    file.write(struct.pack("<Q", len(text)) + text)
-    for name, shape in shapes.items():
-        for piece in values_of(name, math.prod(shape), seed, table):
-            file.write(piece.data)
-
-
-def write_weights(folder: Path, shapes: dict[str, Shape], seed: int, limit: int = SHARD_BYTES) -> None:
+def write(folder: Path, shapes: dict[str, Shape], seed: int, limit: int = SHARD_BYTES) -> None:
     """model.safetensors, or shards of at most `limit` bytes and their index."""
     table = quantiles()
-    parts = shards(shapes, limit)
-    names = [f"model-{number:05}-of-{len(parts):05}.safetensors" for number in range(1, len(parts) + 1)]
-    names = names if len(parts) > 1 else ["model.safetensors"]
-    for name, part in zip(names, parts, strict=True):
+
+    def pieces(name: str) -> Iterator[memoryview]:
+        return (values.data.cast("B") for values in values_of(name, math.prod(shapes[name]), seed, table))
+
+    for name in write_weights(folder, shapes, "BF16", pieces, limit):
         print(f"    {name}", file=sys.stderr)
-        with (folder / name).open("wb") as file:
-            write_shard(file, part, seed, table)
-    if len(parts) > 1:
-        total = sum(2 * math.prod(shape) for shape in shapes.values())
-        places = {tensor: name for name, part in zip(names, parts, strict=True) for tensor in part}
-        write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": places})
 
 
 def make(name: str, target: Path, seed: int, layers: int | None, tokenizer: Path) -> None:
@@ -199,8 +161,14 @@ def make(name: str, target: Path, seed: int, layers: int | None, tokenizer: Path
             raise Failure(f"{tokenizer} has no tokenizer.json: name a checkpoint with --tokenizer.")
         write_json(made / "config.json", config)
         write_json(made / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2})
-        write_weights(made, shapes, seed)
+        write(made, shapes, seed)
         publish(made, target, stamp)
+
+
+def peak_bytes() -> int:
+    """Of this program alone; getrusage's figure begins with that of the process that started it."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def main() -> int:
@@ -222,8 +190,7 @@ def main() -> int:
         tokenizer = MODELS / NAME
         fetch_model(tokenizer)
     make(options.shape, target.absolute(), options.seed, options.layers, tokenizer)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(f"peak memory {peak / 1e6:.0f} MB", file=sys.stderr)
+    print(f"peak memory {peak_bytes() / 1e6:.0f} MB", file=sys.stderr)
     print(target)
     return 0
 

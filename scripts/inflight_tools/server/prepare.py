@@ -22,6 +22,7 @@ from build_engine.build import build
 from build_engine.cache import default_directory
 from build_engine.console import Console
 from build_engine.errors import BuilderError
+from build_engine.gguf_files.checkpoint import checkpoint_of
 from build_engine.interrupt import interruptible
 from build_engine.job import BuildOptions
 from build_engine.quantization import recipe_for
@@ -94,7 +95,7 @@ def _engine(what: What, wish: Wish, console: Console) -> tuple[str, Path]:
         if wish.quantization is not None:
             raise Failure(f"{what.place} is built already: leave out --quantization, or name its checkpoint.")
         return wish.engine, Path(what.place)
-    origin = source.resolve(what.place)
+    origin = source.resolve(checkpoint_of(what.place, console))
     engine = choose_engine(origin.directory, wish)
     recipe = wish.quantization or ("int8" if engine == OPENVINO else "none")
     if engine != OPENVINO and recipe == "none":

@@ -15,7 +15,7 @@ CONFIG = "config.pbtxt"
 MANIFEST_NAME = "engine.json"  # as inflight.manifest says, which needs msgspec; serve.py --check runs without packages
 KINDS = (
     f"a model repository (folders with {CONFIG}), an engine directory ({MANIFEST_NAME}), a Hugging Face checkpoint "
-    "(config.json), or a name on the hub (org/name)"
+    "(config.json), a GGUF file, or a name on the hub (org/name)"
 )
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z")
 
@@ -41,6 +41,8 @@ class What:
 def recognise(given: str) -> What:
     """Say what `given` is. Raises `Failure` with one sentence for what is nothing of the kind."""
     path = Path(given).expanduser()
+    if path.is_file() and _is_gguf(path):
+        return What(Kind.CHECKPOINT, str(path))
     if path.is_file():
         raise Failure(f"{given} is a file: name a folder, {KINDS}.")
     if not path.is_dir():
@@ -62,6 +64,14 @@ def _is_checkpoint(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(config, dict)
+
+
+def _is_gguf(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError:
+        return False
 
 
 def _has_versions(folder: Path) -> bool:

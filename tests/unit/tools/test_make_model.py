@@ -59,7 +59,7 @@ def tiny(folder: Path, shape: str, seed: int, limit: int) -> Path:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     shapes = maker.expected(maker.hf_config.parse(config))
-    maker.write_weights(folder, {name: each for name, each in shapes.items() if name != "lm_head.weight"}, seed, limit)
+    maker.write(folder, {name: each for name, each in shapes.items() if name != "lm_head.weight"}, seed, limit)
     return folder
 
 
