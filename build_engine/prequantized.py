@@ -17,6 +17,18 @@ METHODS = {
     "mxfp4": "MXFP4",
     "modelopt": "ModelOpt",
 }
+ENGINES = {
+    "GPTQ": "vLLM",
+    "AWQ": "vLLM",
+    "compressed-tensors": "vLLM",
+    "bitsandbytes": "vLLM",
+    "FP8": "vLLM",
+    "block FP8": "vLLM or TensorRT-LLM",
+    "MXFP4": "vLLM or TensorRT-LLM",
+    "ModelOpt": "vLLM or TensorRT-LLM",
+}
+"""Method → the engines that read it (inflight/engines/prequantized.py says it in full; a test compares the two)."""
+
 MODELOPT_RECIPES = {"FP8": "fp8", "NVFP4": "nvfp4", "W4A16_AWQ": "int4-awq", "W4A8_AWQ": "w4a8-awq"}
 
 
@@ -43,6 +55,8 @@ def detect(origin: Source) -> Prequantized | None:
     if settings is None:
         return None
     method = str(settings.get("quant_method", "unknown"))
+    if method == "fp8" and not settings.get("weight_block_size"):
+        return Prequantized("FP8")
     recipe = MODELOPT_RECIPES.get(str(settings.get("quant_algo"))) if method == "modelopt" else None
     return Prequantized(METHODS.get(method, method), recipe)
 
@@ -53,5 +67,11 @@ def refuse(origin: Source, target: str) -> None:
     if found is not None:
         raise UserMistake(
             f"{origin.name} is quantized already ({found.method}) and {target} cannot carry that through: "
-            "give the checkpoint it was made from"
+            f"{served_by(found)}give the checkpoint it was made from"
         )
+
+
+def served_by(found: Prequantized) -> str:
+    """The beginning of an advice: which engine takes such a checkpoint as it comes; empty where none is known to."""
+    engines = ENGINES.get(found.method)
+    return f"serve it as it comes with {engines} (inflight serve DIR), or " if engines else ""

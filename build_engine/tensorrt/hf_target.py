@@ -9,7 +9,7 @@ import inflight.manifest as manifest
 from build_engine import devices, preflight, source
 from build_engine.errors import UserMistake
 from build_engine.job import BuildOptions, Details, Job, Outcome
-from build_engine.prequantized import Prequantized, detect
+from build_engine.prequantized import Prequantized, detect, served_by
 from build_engine.quantization import SMOOTHED_MODEL_TYPES, Recipe, group_size_for
 from build_engine.source import Source
 from build_engine.tensorrt.target import (
@@ -49,7 +49,7 @@ def prepare(options: BuildOptions, origin: Source, recipe: Recipe, kv_cache: str
         if carried.recipe is None:
             raise UserMistake(
                 f"{origin.name} is quantized already ({carried.method}), which this target cannot carry through: "
-                "give the checkpoint it was made from"
+                f"{served_by(carried)}give the checkpoint it was made from"
             )
         if carried.recipe != recipe.name or (options.kv_cache != "auto" and kv_cache != carried.kv_cache):
             raise UserMistake(

@@ -31,8 +31,20 @@ MODELS: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 4, "sliding_window": None},
     "qwen2_moe": {**MOE, "shared_expert_intermediate_size": 128},
     "qwen3_moe": {**MOE, "head_dim": 32},
+    "gemma": {"head_dim": 32, "tie_word_embeddings": True},
+    "smollm3": {"num_hidden_layers": 4, "no_rope_layers": [1, 1, 1, 0]},
+    "granite": {"embedding_multiplier": 12.0, "logits_scaling": 8.0, "residual_multiplier": 0.22},
+    "olmo2": {},
+    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 32},
 }
-MERGED = {"mixtral": {QKV: 2}, "qwen2_moe": {QKV: 2}, "qwen3_moe": {QKV: 2}, "phi3": {}}
+MERGED = {
+    "mixtral": {QKV: 2},
+    "qwen2_moe": {QKV: 2},
+    "qwen3_moe": {QKV: 2},
+    "gpt_oss": {QKV: 2},
+    "phi3": {},
+    "smollm3": {QKV: 4, GATE_UP: 4},
+}
 """What OpenVINO's target merges, where it is not both sets in both layers: experts stay apart, Phi-3 comes merged."""
 
 EVERY_CHANGE = {"qwen3_moe"}  # the rest only in the full tier
@@ -42,6 +54,8 @@ REFUSED = {
     ("gemma3_text", "tensorrt-llm"),
     ("phi3", "tensorrt-llm"),
     ("qwen3_moe", "tensorrt-llm"),
+    *((kind, "tensorrt-llm") for kind in ("gemma", "smollm3", "granite", "olmo2", "gpt_oss")),
+    ("gpt_oss", "hf-quantized"),
 }
 SMOOTHED = "int8-sq"
 

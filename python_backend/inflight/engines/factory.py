@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from inflight.engines.base import Engine
+from inflight.engines.prequantized import BOTH, TENSORRT_LLM, VLLM, Method, method_of
 from inflight.engines.python import find_packages
 from inflight.engines.spec import WorkerSpec
 from inflight.errors import LoadError
@@ -33,7 +34,7 @@ def resolve_engine(name: str, engine_dir: Path, packages: Packages = find_packag
         if (engine_dir / "rank0.engine").is_file():
             return "tensorrt_llm"  # an engine that trtllm-build made by itself
         if is_checkpoint(engine_dir):
-            return _engine_of_checkpoint(None, packages)
+            return _engine_of_checkpoint(None, packages, method_of(engine_dir))
     try:
         manifest = read(engine_dir)
     except ManifestError as error:
@@ -53,8 +54,16 @@ def is_checkpoint(folder: Path) -> bool:
     return "architectures" in read_json_object(folder, "config.json") and any(folder.glob("*.safetensors"))
 
 
-def _engine_of_checkpoint(manifest: Manifest | None, packages: Packages) -> str:
-    """TensorRT-LLM where it can run a checkpoint, else vLLM; the log says which, and why."""
+def _engine_of_checkpoint(manifest: Manifest | None, packages: Packages, method: Method | None = None) -> str:
+    """TensorRT-LLM where it can run a checkpoint, else vLLM; the log says which, and why. `method` is that of weights
+    that were quantized elsewhere.
+    """
+    if method is not None and not method.readers:
+        raise LoadError(
+            f"the checkpoint is quantized already ({method.name}), which no engine is known to read; name the one "
+            "to try in model parameter engine."
+        )
+    readers = BOTH if method is None else method.readers
     found = packages(["tensorrt_llm", "vllm"])
     recipe = manifest.quantization.recipe if manifest is not None else "none"
     lacks = []
@@ -64,6 +73,8 @@ def _engine_of_checkpoint(manifest: Manifest | None, packages: Packages) -> str:
         lacks.append(f"TensorRT-LLM {found['tensorrt_llm']} runs compiled engines only")
     elif recipe in _TENSORRT_LLM_LACKS:
         lacks.append(f"TensorRT-LLM is not known to read {_TENSORRT_LLM_LACKS[recipe]} checkpoints")
+    elif method is not None and TENSORRT_LLM not in readers:
+        lacks.append(f"TensorRT-LLM is not known to read {method.name} checkpoints")
     else:
         log.info("engine auto: tensorrt_llm, because it is installed and runs Hugging Face-style checkpoints")
         return "tensorrt_llm"
@@ -71,13 +82,16 @@ def _engine_of_checkpoint(manifest: Manifest | None, packages: Packages) -> str:
         lacks.append("vLLM is not installed")
     elif recipe in _VLLM_LACKS:
         lacks.append(f"vLLM does not read {_VLLM_LACKS[recipe]} checkpoints")
+    elif method is not None and VLLM not in readers:
+        lacks.append(f"vLLM does not read {method.name} checkpoints")
     else:
         log.info("engine auto: vllm, because %s and vLLM %s is there", lacks[0], found["vllm"])
         return "vllm"
+    instead = "build the model with --target openvino" if method is None else "take the checkpoint it was made from"
     raise LoadError(
         f"no engine here runs this Hugging Face-style checkpoint ({', and '.join(lacks)}); install one (pip install "
         "vllm, in the environment that model parameter engine_python names; or serve in TensorRT-LLM's container), or "
-        "build the model with --target openvino."
+        f"{instead}."
     )
 
 

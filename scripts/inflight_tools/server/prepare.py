@@ -30,6 +30,7 @@ from build_engine.source import Source
 from build_engine.verification.verify import BUILD_TOKENS
 from inflight import manifest
 from inflight.engines.factory import resolve_engine
+from inflight.engines.prequantized import method_of
 from inflight.engines.python import ask, find_packages
 from inflight.errors import LoadError
 from inflight_tools.common.layout import CACHE
@@ -113,7 +114,7 @@ def choose_engine(checkpoint: Path, wish: Wish) -> str:
         python = os.path.abspath(wish.engine_python)
         return resolve_engine("auto", checkpoint, lambda names: ask(python, names).packages)
     except LoadError as error:
-        if wish.engine_python:
+        if wish.engine_python or method_of(checkpoint) is not None:  # weights in a form that OpenVINO is not built from
             raise Failure(str(error)) from None
         return OPENVINO
 

@@ -14,6 +14,7 @@ import pytest
 from inflight import manifest
 from inflight.engine_process.launch import EngineProcess
 from inflight.engines.factory import resolve_engine
+from inflight.engines.prequantized import READERS, method_of
 from inflight.engines.python import ask, choose_python, find_packages, foreign_environment, python_executable
 from inflight.engines.spec import WorkerSpec
 from inflight.errors import LoadError
@@ -171,3 +172,68 @@ def test_an_engine_process_runs_under_it_and_finds_this_package_alone(tmp_path: 
     packages, command = seen.read_text().splitlines()
     assert packages == "inflight"
     assert command.startswith("-m inflight.engine_worker ")
+
+
+def quantized(folder: Path, **settings: object) -> Path:
+    checkpoint(folder)
+    config = {"architectures": ["LlamaForCausalLM"], "quantization_config": settings}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+EVERYTHING = {"tensorrt_llm": "1.2.1", "vllm": "0.32.0"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "first"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, "gptq", "vllm"),
+        ({"quant_method": "awq"}, "awq", "vllm"),
+        ({"quant_method": "bitsandbytes"}, "bitsandbytes", "vllm"),
+        ({"quant_method": "compressed-tensors"}, "compressed-tensors", "vllm"),
+        ({"quant_method": "fp8"}, "fp8", "vllm"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8 in blocks", "tensorrt_llm"),
+        ({"quant_method": "mxfp4"}, "mxfp4", "tensorrt_llm"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "ModelOpt NVFP4", "tensorrt_llm"),
+        ({"quant_method": "modelopt", "quant_algo": "W4A16_AWQ"}, "ModelOpt W4A16_AWQ", "tensorrt_llm"),
+    ],
+)
+def test_a_quantized_checkpoint_gets_an_engine_that_reads_it(
+    settings: dict[str, object], name: str, first: str, tmp_path: Path
+) -> None:
+    folder = quantized(tmp_path / "q", **settings)
+    method = method_of(folder)
+    assert method is not None
+    assert (method.name, method.readers) == (name, READERS[name])
+    assert chosen(folder, **EVERYTHING) == first
+    for engine, version in EVERYTHING.items():
+        if engine in method.readers:
+            assert chosen(folder, **{engine: version}) == engine
+            continue
+        with pytest.raises(LoadError, match=rf"{name} checkpoints.*take the checkpoint it was made from"):
+            chosen(folder, **{engine: version})
+
+
+def test_modelopts_own_file_counts_before_the_configuration(tmp_path: Path) -> None:
+    folder = quantized(tmp_path / "q", quant_method="gptq")
+    (folder / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "FP8"}}))
+    assert chosen(folder, **EVERYTHING) == "tensorrt_llm"
+
+
+def test_a_method_that_nobody_is_known_to_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LoadError, match=r"quantized already \(quark\), which no engine is known to read"):
+        chosen(quantized(tmp_path / "q", quant_method="quark"), **EVERYTHING)
+
+
+def test_plain_weights_have_no_method(tmp_path: Path) -> None:
+    assert method_of(checkpoint(tmp_path / "c")) is None
+
+
+def test_the_builders_advice_names_the_same_engines() -> None:
+    from build_engine.prequantized import ENGINES, METHODS
+
+    words = {"vLLM": "vllm", "TensorRT-LLM": "tensorrt_llm"}
+    names = {value: key for key, value in METHODS.items()} | {"block FP8": "fp8 in blocks", "FP8": "fp8"}
+    for method, advice in ENGINES.items():
+        if method != "ModelOpt":
+            assert {words[word] for word in advice.split(" or ")} == set(READERS[names[method]]), method

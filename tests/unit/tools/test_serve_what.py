@@ -232,6 +232,22 @@ def test_what_an_installed_engine_takes_as_it_comes_is_not_built(
     assert options.target == "hf-quantized"
 
 
+def test_a_quantized_checkpoint_is_served_by_what_reads_it_or_refused_with_its_name(
+    tmp_path: Path, builder: FakeBuild, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = checkpoint(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
+    what = What(Kind.CHECKPOINT, str(folder))
+    with pytest.raises(Failure, match=r"vLLM is not installed.*pip install vllm.*the checkpoint it was made from"):
+        prepare.prepare(what, Wish(), Console())
+    monkeypatch.setattr(prepare, "find_packages", lambda names: {"vllm": "0.32.0", "tensorrt_llm": "1.2.1"})
+    made = prepare.prepare(what, Wish(), Console())
+    assert made.directory == folder
+    assert 'key: "engine" value { string_value: "vllm" }' in (made.repository / "llm" / "config.pbtxt").read_text()
+    assert builder.asked == []
+
+
 def test_an_engine_in_an_environment_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(Failure, match="no engine here runs this Hugging Face-style checkpoint"):
         choose_engine(checkpoint(tmp_path / "m"), Wish(engine_python=sys.executable))

@@ -375,6 +375,11 @@ _LEAST = {"kv_cache_gb": 0, "max_batched_tokens": 1, "max_seq_len": 0, "threads"
 
 def read_options(values: Mapping[str, Any]) -> OpenVinoOptions:
     """The model parameter `engine_options`. Raises `LoadError`."""
+    if "lora_dir" in values:  # tests/integration/test_openvino_lora.py has what was tried
+        raise LoadError(
+            "engine_options: lora_dir is not for the openvino engine, which gives an adapter to all requests of a "
+            "batch or to none; merge the adapter into its checkpoint (peft's merge_and_unload) and build that."
+        )
     try:
         options = msgspec.convert(dict(values), OpenVinoOptions)
     except msgspec.ValidationError as error:
