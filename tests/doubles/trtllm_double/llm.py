@@ -20,7 +20,15 @@ from trtllm_double.llm_adapters import load_adapter
 from trtllm_double.llm_results import IterationResult, RequestOutput, Response, nothing
 from trtllm_double.llm_samplers import Sampler, Sequence, responses
 from trtllm_double.llm_types import ARGUMENTS, GuidedDecodingParams, LoRARequest, SamplingParams
-from trtllm_double.llm_worker import Executor, Request, check_arguments, end_token, greedy_only, sampler_of
+from trtllm_double.llm_worker import (
+    Executor,
+    Request,
+    check_arguments,
+    end_token,
+    greedy_only,
+    sampler_of,
+    tokenizer_end,
+)
 from trtllm_double.options import options, profile
 
 BLOCK = 32  # tokens of a KV block
@@ -43,7 +51,7 @@ class _TorchLLM:
         if self._options.oom_at_load:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
         config = json.loads((folder / "config.json").read_text())
-        if kwargs.get("guided_decoding_backend") and not _has_end_token(folder):
+        if kwargs.get("guided_decoding_backend") and tokenizer_end(folder) < 0:
             raise TypeError("GuidedDecodingConfig(): incompatible function arguments: stop_token_ids=[None]")
         if "pretrained_config" in config:
             raise ValueError("TensorRT engines are not supported by the PyTorch backend")
@@ -59,6 +67,7 @@ class _TorchLLM:
             self._options.eos_token if self._options.eos_token >= 0 else end_token(folder),
             self._options.eos_every,
             profile().get("llm_names_chosen", False),
+            tokenizer_end(folder),
         )
         self._ids = iter(range(1, 1 << 62))
         self._requests: list[Request] = []
@@ -270,12 +279,6 @@ class _TorchLLM:
         if self._executor is not None:
             self._executor.shutdown()
             self._executor = None
-
-
-def _has_end_token(folder: Path) -> bool:
-    """Whether the tokenizer has one; TensorRT-LLM asks it for one when it makes the guides' configuration."""
-    path = folder / "tokenizer_config.json"
-    return path.is_file() and bool(json.loads(path.read_text()).get("eos_token"))
 
 
 class EngineLLM:

@@ -39,9 +39,14 @@ class Sequence:
 
 
 class Sampler:
-    """What a step makes of a sequence. `eos` is the token that ends this model's texts, every `eos_every` tokens."""
+    """What a step makes of a sequence. `eos` is the token that ends this model's texts, every `eos_every` tokens;
+    `guide_end` is the tokenizer's, the only one that a guide lets through at its end.
+    """
 
-    def __init__(self, kind: str, vocabulary: int, eos: int, eos_every: int, names_chosen: bool) -> None:
+    def __init__(
+        self, kind: str, vocabulary: int, eos: int, eos_every: int, names_chosen: bool, guide_end: int
+    ) -> None:
+        self._guide_end = guide_end
         self.kind = kind
         self._vocabulary = vocabulary
         self._eos = eos
@@ -74,11 +79,13 @@ class Sampler:
         self, sequence: Sequence, params: SamplingParams, forced: list[int] | None, end: int | None, words: Any
     ) -> int:
         made = len(sequence.tokens)
-        at_end = made >= len(forced) if forced is not None else bool(self._eos_every and made >= self._eos_every)
+        if forced is not None and made >= len(forced):
+            return self._guide_end
+        at_end = forced is None and bool(self._eos_every and made >= self._eos_every)
         masked = self._eos == end and made < (params.min_tokens or 0)
-        if at_end and not masked and (forced is not None or self._eos == end or self._eos in words):
+        if at_end and not masked and (self._eos == end or self._eos in words):
             return self._eos
-        if forced is not None and made < len(forced):
+        if forced is not None:
             return forced[made]
         bad = [[end]] if end is not None and made < (params.min_tokens or 0) else []
         return tokens.next_token(sequence.state, self._vocabulary, sequence.tokens, bad)

@@ -97,3 +97,12 @@ def end_token(folder: Path | None) -> int:
         return 2
     found = json.loads(path.read_text()).get("eos_token_id")
     return int(found[0] if isinstance(found, list) else found)
+
+
+def tokenizer_end(folder: Path) -> int:
+    """The tokenizer's own end token, which it is asked for when the guides' configuration is made; -1 for none."""
+    config, tokenizer = folder / "tokenizer_config.json", folder / "tokenizer.json"
+    named = json.loads(config.read_text()).get("eos_token") if config.is_file() else None
+    named = named.get("content") if isinstance(named, dict) else named
+    added = json.loads(tokenizer.read_text()).get("added_tokens") or []
+    return next((int(entry["id"]) for entry in added if entry["content"] == named), -1)

@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from inflight.engines.adapters import adapter_folder
 from inflight.engines.base import (
     EngineBroken,
@@ -36,6 +38,7 @@ from inflight.engines.tensorrt_llm.llm_output import LiveRequest, NoLogprobError
 from inflight.engines.tensorrt_llm.options import TensorRtLlmOptions
 from inflight.engines.tensorrt_llm.probe import Installed, first_line
 from inflight.engines.tensorrt_llm.sampling import PENALTIES, llm_sampling_params, split_llm_stops
+from inflight.model.files import end_token_of_tokenizer
 
 log = logging.getLogger("inflight.engine_worker")
 
@@ -68,6 +71,7 @@ class LlmEngine:
         loaded = load_llm(folder, options, installed, max_running or DEFAULT_MAX_RUNNING)
         self._llm, self._sampler, self._features = loaded.llm, loaded.sampler, loaded.features
         self._room = loaded.adapters
+        self._guides_end = end_token_of_tokenizer(folder)
         self.info = EngineInfo(
             name="tensorrt_llm",
             version=installed.version,
@@ -105,7 +109,7 @@ class LlmEngine:
         self._check_beams(request.sampling.beam_width)
         self._check_sampler(request.sampling)
         stops = split_llm_stops(
-            request.sampling, self.info.stop_token_ids, end_in_output=self._sampler is not Sampler.TRTLLM
+            self._with_guides_end(request), self.info.stop_token_ids, end_in_output=self._sampler is not Sampler.TRTLLM
         )
         live = LiveRequest(request, stops)
         try:
@@ -189,6 +193,13 @@ class LlmEngine:
             raise EngineBroken(f"tensorrt_llm.LLM has taken no request for {self._stall_timeout:g} s") from None
 
     # -- requests ----------------------------------------------------------------------------------------------------
+
+    def _with_guides_end(self, request: EngineRequest) -> SamplingParams:
+        """At the end of a guide xgrammar lets the tokenizer's end token through and no other of the model's."""
+        sampling, end = request.sampling, self._guides_end
+        if request.guide is None or end is None or end in sampling.stop_token_ids or not sampling.stop_token_ids:
+            return sampling
+        return msgspec.structs.replace(sampling, stop_token_ids=(*sampling.stop_token_ids, end))
 
     def _check_prompt(self, tokens: int) -> None:
         """Without chunks a prompt is read in one iteration. Raises `EngineRefusal`."""

@@ -14,6 +14,7 @@ import pytest
 
 from inflight.engines.base import GUIDED, Capability, EngineBroken, EngineRefusal, FinishReason, Guide
 from inflight.engines.faults import sparingly
+from inflight.model.files import end_token_of_tokenizer
 from tests.doubles.folders import write_checkpoint
 from tests.doubles.stand_in import StandIn, collect, ids, request, run, stand_in
 
@@ -282,6 +283,21 @@ def test_prompt_lookup_loads(checkpoint: Checkpoint, profile: str) -> None:
     longer = checkpoint(profile, speculative="ngram", max_matching_ngram_size=4)
     assert longer._llm._kwargs["speculative_config"].max_matching_ngram_size == 4
     assert run(engine, request(1, PROMPT))
+
+
+@pytest.mark.parametrize("profile", SAMPLERS)
+def test_a_guide_ends_with_the_tokenizers_end_token(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, profile: str
+) -> None:
+    """xgrammar lets that one through, which need not be among those that generation_config.json names."""
+    with stand_in(monkeypatch, tmp_path, profile) as double:
+        folder = write_checkpoint(tmp_path / "checkpoint", double.tokenizer)
+        own = end_token_of_tokenizer(folder)
+        (folder / "generation_config.json").write_text('{"eos_token_id": 9}', encoding="utf-8")
+        engine = double.engine(folder)
+        asked = request(1, PROMPT, guide=Guide("regex", "[0-9]"), stop_token_ids=(9,), max_tokens=20)
+        (outputs,) = run(engine, asked).values()
+        assert (ids(outputs)[-1], outputs[-1].finish) == (own, FinishReason.STOP)
 
 
 def test_a_tokenizer_without_an_end_token_costs_the_guides_and_not_the_load(
