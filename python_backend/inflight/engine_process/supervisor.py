@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from inflight.engine_process import frames
+from inflight.engine_process.cpu_wait import cpu_waits
 from inflight.engine_process.launch import EngineProcess
 from inflight.engine_process.link import EngineLink, LinkHandler, LinkLost
 from inflight.engine_process.watchdog import Watchdog, beat_of, patience_with
@@ -28,6 +29,7 @@ from inflight.errors import LoadError
 log = logging.getLogger("inflight.supervisor")
 
 WATCH_INTERVAL_S = 0.1
+LOOK_AFTER_S = 0.5  # without a beat, at what the engine's threads wait for: it costs some reads of small files
 BACK_OFF_S = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 HEALTHY_AFTER_S = 600.0  # a life this long wipes the slate of restarts
 SHUTDOWN_GRACE_S = 3.0
@@ -211,7 +213,10 @@ class Supervisor:
             state, beat_ns = process.page.read()
             now = time.monotonic()
             beat = beat_of(state, beat_ns / 1e9, link.waiting_since, now)
-            if beat is not None and watchdog.tick(now, beat, patience_with(state)):
+            if beat is None:
+                continue
+            waits = cpu_waits(process.pid) if now - beat > LOOK_AFTER_S else None
+            if watchdog.tick(now, beat, patience_with(state), waits):
                 stalled = f"the engine process {process.pid} stalled (no progress for {self._stall_timeout:g} s)"
                 return Loss.STALLED, stalled
         return Loss.LOST, "the server is stopping"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import mmap
+from collections.abc import Mapping
 from pathlib import Path
 
 ADD_PATIENCE = 6.0  # stall times that one `add` may take: a minute, by default
@@ -78,7 +79,9 @@ def patience_with(state: WorkerState) -> float:
 
 @dataclasses.dataclass(slots=True)
 class Watchdog:
-    """Judges the age of the last beat. Time that the watchdog itself did not get is not held against the engine.
+    """Judges the age of the last beat. Time that the watchdog itself did not get is not held against the engine, and
+    neither is time that the engine's threads waited for a processor: on a machine with too much to do a step takes
+    long, and to start an engine again would only add to it.
 
     `tick` is called every `interval_s`; when a call comes late, the machine was paused or starved, and the lateness is
     subtracted from the beat's age until the next beat. Times are seconds on one monotonic clock; `last_tick` begins as
@@ -90,13 +93,24 @@ class Watchdog:
     last_tick: float | None = None
     _beat: float = 0.0
     _forgiven: float = 0.0
+    _waits: Mapping[int, int] = dataclasses.field(default_factory=dict)
 
-    def tick(self, now: float, beat: float, patience: float = 1.0) -> bool:
-        """True when the engine has stalled: there was no beat for `patience` times the stall time."""
+    def tick(self, now: float, beat: float, patience: float = 1.0, waits: Mapping[int, int] | None = None) -> bool:
+        """True when the engine has stalled: there was no beat for `patience` times the stall time.
+
+        `waits` are nanoseconds that each of its threads has waited for a processor so far (`cpu_wait`). The threads of
+        a step wait for each other, so the one that waited longest counts.
+        """
+        waits = waits or {}
+        passed = 0.0 if self.last_tick is None else now - self.last_tick
+        known = waits.keys() & self._waits.keys()
+        waited = max((waits[thread] - self._waits[thread] for thread in known), default=0) / 1e9
+        self._waits = waits
         late = 0.0 if self.last_tick is None else max(0.0, now - self.last_tick - self.interval_s)
         self.last_tick = now
         if beat != self._beat:
             self._beat, self._forgiven = beat, 0.0
             late = min(late, max(0.0, now - beat))  # lateness before this beat is not the engine's
-        self._forgiven += late
+            waited = 0.0  # of which nobody knows how much came after it
+        self._forgiven += max(late, min(waited, passed))
         return now - beat - self._forgiven > self.stall_timeout_s * patience

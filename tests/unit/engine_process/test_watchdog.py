@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
+import os
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inflight.engine_process.cpu_wait import cpu_waits
 from inflight.engine_process.watchdog import StatePage, Watchdog, WorkerState, beat_of, patience_with
 from tests.unit.machines.strategies import budget
 
@@ -44,6 +48,61 @@ class Machine:
         """Nothing runs: the clock goes on, the watchdog's next tick comes late."""
         self.now += seconds
         self.next_tick = max(self.next_tick, self.now)
+
+
+def judged(seconds: float, share: float) -> float | None:
+    """Seconds until a step without a beat is a stall, when the first of its threads waits that share of the time."""
+    watchdog, now, waited = Watchdog(TIMEOUT, INTERVAL), 1000.0, 0.0
+    while now < 1000.0 + seconds:
+        if watchdog.tick(now, 1000.0, waits={1: int(waited * 1e9), 2: 0}):
+            return now - 1000.0
+        now += INTERVAL
+        waited += share * INTERVAL
+    return None
+
+
+@pytest.mark.parametrize(("share", "limit"), [(0.0, 10.0), (0.5, 20.0), (0.8, 50.0)])
+def test_waiting_for_a_processor_is_no_stall(share: float, limit: float) -> None:
+    found = judged(100.0, share)
+    assert found is not None
+    assert found == pytest.approx(limit, rel=0.02)
+
+
+def test_what_was_waited_before_a_beat_is_not_forgiven_after_it() -> None:
+    watchdog = Watchdog(TIMEOUT, INTERVAL)
+    now = 1000.0
+    while now < 1009.0:
+        assert not watchdog.tick(now, 1000.0, waits={1: int((now - 1000.0) * 1e9)})
+        now += INTERVAL
+    beat = now
+    while not watchdog.tick(now, beat, waits={1: int(9e9)}):
+        now += INTERVAL
+    assert now - beat == pytest.approx(TIMEOUT, abs=2 * INTERVAL)
+
+
+def test_the_kernel_tells_who_waits() -> None:
+    """Two processes on one processor: each waits about half of the time."""
+    context = multiprocessing.get_context("spawn")
+    core = next(iter(os.sched_getaffinity(0)))
+    workers = [context.Process(target=_compute_on, args=(core,), daemon=True) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    try:
+        deadline = time.monotonic() + 20.0
+        while time.monotonic() < deadline and sum(cpu_waits(workers[0].pid or 0).values()) < 2e8:
+            time.sleep(0.05)
+        assert sum(cpu_waits(workers[0].pid or 0).values()) >= 2e8
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.join(10.0)
+    assert cpu_waits(workers[0].pid or 0) == {}
+
+
+def _compute_on(core: int) -> None:
+    os.sched_setaffinity(0, {core})
+    while True:
+        sum(range(10_000))
 
 
 SHORT = st.floats(0.0, TIMEOUT * 0.9)
