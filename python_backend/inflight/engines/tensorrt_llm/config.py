@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from inflight.engines.tensorrt_llm.checks import MODE_OF_ENGINE
+from inflight.engines.tensorrt_llm.option_checks import MODE_OF_ENGINE
 from inflight.engines.tensorrt_llm.options import (
     DECODING_MODES,
     POLICIES,

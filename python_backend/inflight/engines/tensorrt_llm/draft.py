@@ -18,7 +18,8 @@ import msgspec
 from inflight.engines.base import EngineInfo, EngineOutput, EngineRequest, EngineStats, FinishReason
 from inflight.engines.faults import concerns_one_request
 from inflight.engines.refusals import in_our_words
-from inflight.engines.tensorrt_llm.executor import ExecutorEngine, shut_down
+from inflight.engines.tensorrt_llm.executor import CLOSE_S, ExecutorEngine
+from inflight.engines.tensorrt_llm.iterations import shut_down
 from inflight.engines.tensorrt_llm.sampling import executor_request, split_stops
 
 DRAFT_POLL_S = 0.001
@@ -114,7 +115,7 @@ class DraftedEngine:
         for draft_id in self._drafting:
             with contextlib.suppress(RuntimeError):
                 self._draft.cancel_request(draft_id)
-        shut_down(self._draft)
+        shut_down(self._draft, CLOSE_S)
 
     def _watch(self, progress: bool) -> None:
         """Raises for a small engine that stands still: the large one, which has nothing to do then, notices nothing."""

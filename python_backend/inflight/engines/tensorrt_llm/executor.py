@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import logging
-import threading
 import time
 from typing import Any
 
@@ -25,6 +24,7 @@ from inflight.engines.base import (
 )
 from inflight.engines.faults import concerns_one_request, sparingly
 from inflight.engines.refusals import in_our_words
+from inflight.engines.tensorrt_llm.iterations import Iterations, shut_down
 from inflight.engines.tensorrt_llm.limits import PromptLimit
 from inflight.engines.tensorrt_llm.lora import MISSING, Adapters
 from inflight.engines.tensorrt_llm.sampling import Stops, executor_request, split_stops
@@ -34,11 +34,7 @@ log = logging.getLogger("inflight.engine_worker")
 STATS_INTERVAL_S = 0.1
 CLOSE_S = 2.0
 
-# TensorRT-LLM ends every active request with these words when an iteration throws, and goes on (executorImpl.cpp at
-# b35ac1b6). A CUDA context that has failed once fails for good.
-ITERATION_FAILED = ("Encountered an error in forwardAsync", "Encountered an error in forwardSync")
 MOST_TOP_K = 1024  # it clips a larger one without a word (samplingTopKKernels.h, stored copy 264519637)
-FAILED_ITERATIONS = 3  # one after the other, with no token in between, are no request's fault
 
 _FINISH = {
     "END_ID": FinishReason.STOP,
@@ -107,7 +103,7 @@ class ExecutorEngine:
         self._live: dict[int, _Live] = {}  # by TensorRT-LLM's id
         self._own_id: dict[int, int] = {}  # ours → TensorRT-LLM's, while any sequence goes on
         self._of_child: dict[int, int] = {}  # ids of sequences after the first, which only errors bear → the request's
-        self._failed_iterations = 0
+        self._iterations = Iterations()
         self._stats = EngineStats(reused_tokens_total=0, draft_tokens_total=0)
         self._asked_stats = self._progress = time.monotonic()
         self._draft_tokens = self._accepted_tokens = 0
@@ -169,7 +165,7 @@ class ExecutorEngine:
         # Always with a timeout, and a timedelta: a number would be taken for a request's id.
         responses = self._executor.await_responses(timeout=datetime.timedelta(seconds=timeout_s))
         outputs: list[EngineOutput] = []
-        self._watch_iterations(responses)
+        self._iterations.see(responses)
         for response in responses:
             live = self._live.get(self._of_child.get(response.request_id, response.request_id))
             if live is None:
@@ -200,7 +196,7 @@ class ExecutorEngine:
             deadline = time.monotonic() + CLOSE_S / 2
             while self._live and time.monotonic() < deadline:
                 self.step(0.02)
-        shut_down(self._executor)
+        shut_down(self._executor, CLOSE_S)
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
@@ -359,19 +355,6 @@ class ExecutorEngine:
             self._of_child.pop(child, None)
         return self._live.pop(live.own_id, None) is not None
 
-    def _watch_iterations(self, responses: Any) -> None:
-        """Raises `EngineBroken` where TensorRT-LLM goes on and can serve nobody any more."""
-        words = [str(response.error_msg) for response in responses if response.has_error()]
-        failed = [each for each in words if each.startswith(ITERATION_FAILED)]
-        if len(words) < len(responses):
-            self._failed_iterations = 0
-        if not failed:
-            return
-        self._failed_iterations += 1
-        lost = any("CUDA" in each and "out of memory" not in each.lower() for each in failed)
-        if lost or self._failed_iterations >= FAILED_ITERATIONS:
-            raise EngineBroken(f"TensorRT-LLM's iterations fail: {failed[0]}")
-
     def _give_up(self, live: _Live, outputs: list[EngineOutput]) -> None:
         """End a request with an error that TensorRT-LLM knows nothing of."""
         if self._forget(live):
@@ -416,13 +399,6 @@ class ExecutorEngine:
             draft_tokens_total=self._draft_tokens,
             accepted_tokens_total=self._accepted_tokens,
         )
-
-
-def shut_down(executor: Any) -> None:
-    """Its shutdown waits for all requests, so it gets a limit."""
-    closing = threading.Thread(target=executor.shutdown, name="inflight-trtllm-shutdown", daemon=True)
-    closing.start()
-    closing.join(CLOSE_S)
 
 
 def _children(live: _Live) -> range:
