@@ -385,7 +385,7 @@ class ExecutorEngine:
 
     def _count(self, iterations: Any) -> None:
         for each in iterations:
-            drafts = each.specdec_stats
+            drafts = getattr(each, "specdec_stats", None)  # not in every release
             if drafts is not None:
                 self._draft_tokens += int(drafts.num_draft_tokens)
                 self._accepted_tokens += int(drafts.num_accepted_tokens)

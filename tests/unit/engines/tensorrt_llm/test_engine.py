@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import types
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -473,6 +474,15 @@ def test_statistics_drain_and_do_not_stick_when_idle(install: Install) -> None:
     assert most.blocks_max == 512
     assert most.blocks_used >= 2
     assert engine.stats().blocks_used == 0
+
+
+def test_statistics_of_a_release_without_drafts_are_read(install: Install) -> None:
+    engine: Any = install("0.21").engine()
+    cache = types.SimpleNamespace(used_num_blocks=3, max_num_blocks=9, reused_blocks=1, tokens_per_block=32)
+    engine._count([types.SimpleNamespace(kv_cache_stats=cache)])
+    engine._own_id[1] = 1  # there is work
+    assert (engine.stats().blocks_used, engine.stats().blocks_max) == (3, 9)
+    engine._own_id.clear()
 
 
 def test_a_pair_of_engines_gives_the_tokens_of_the_large_one(install: Install) -> None:
