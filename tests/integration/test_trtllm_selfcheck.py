@@ -119,7 +119,10 @@ def test_the_perplexity_of_an_engine_on_four_ranks(tmp_path: Path) -> None:
     status, report, _ = selfcheck(tmp_path, "--artifact", f"x={engine}", "--parts", "perplexity", error_at=3)
     assert (status, report["engines"][0]["faults"]) == (
         2,
-        ["perplexity: RuntimeError: the stand-in was told to answer with an error"],
+        [
+            "perplexity: RuntimeError: Encountered an error when fetching new request: "
+            "the stand-in was told to answer with an error"
+        ],
     )
 
 

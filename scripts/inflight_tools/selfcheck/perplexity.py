@@ -14,6 +14,7 @@ from __future__ import annotations
 import datetime
 import importlib
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -130,4 +131,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if status:  # an orderly end would wait in MPI_Finalize for the other ranks, which wait for this one's shutdown
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
