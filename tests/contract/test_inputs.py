@@ -212,6 +212,7 @@ ROWS: list[Row] = [
     Row("return_num_output_tokens", True, output("num_output_tokens"), SHORT, bad="perhaps", plain=False),
     Row("return_perf_metrics", True, four_times, SHORT, bad="perhaps", plain=False),
     Row("return_token_ids", True, output("output_ids"), SHORT, bad="perhaps", plain=False),
+    Row("return_model_info", True, output("model_info"), SHORT, bad="perhaps", plain=False),
     Row("return_finish_reason", False, output("finish_reason", False), SHORT, plain=False),
     Row(
         "guided_decoding_guide_type", "regex", None, {"guided_decoding_guide": "a"}, "guided_decoding_guide_type", "xml"

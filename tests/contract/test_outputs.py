@@ -41,6 +41,7 @@ ROWS = [
     Row("stop_reason", {"return_finish_reason": True}, 1, lambda values: values == [b""]),
     Row("reasoning_output", {"reasoning": True}, 1, lambda values: values == [b""]),
     Row("tool_calls", {**CHAT, "tools": TOOLS}, 1, lambda values: values == [b"[]"]),
+    Row("model_info", {"return_model_info": True}, 1, lambda values: json.loads(values[0])["engine"] == "simulated"),
     Row("num_cached_tokens", {"return_num_input_tokens": True}, 1, lambda values: values[0] >= 0),
     Row("output_ids", {"return_token_ids": True}, TOKENS, lambda values: min(values) >= 0),
     Row("output_ids", {"return_log_probs": True}, TOKENS, lambda values: min(values) >= 0),

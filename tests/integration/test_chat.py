@@ -169,6 +169,20 @@ def test_counting_is_what_the_prompt_has(grpc: GrpcClient) -> None:
     assert again.text == start(grpc, chat("Hi"), max_tokens=8).result().text
 
 
+def test_a_client_can_ask_what_the_model_is(grpc: GrpcClient) -> None:
+    answer = grpc.generate("x", max_tokens=0, return_model_info=True)
+    about = json.loads(answer.responses[-1].outputs["model_info"][0])
+    assert about["context"] == 8192
+    assert (about["engine"], about["chat"], about["shows_tools"], about["tool_format"]) == (
+        "openvino",
+        True,
+        False,
+        "none",
+    )
+    assert "guided_json" in about["capabilities"]
+    assert about["adapters"] == []
+
+
 def test_why_it_stopped(grpc: GrpcClient) -> None:
     def reason(answer: Pending) -> str:
         return str(answer.responses[-1].outputs["stop_reason"][0].decode())

@@ -142,6 +142,7 @@ class Stream:
         self.request = request
         self.identity = identity
         self.num_input_tokens = len(prompt.token_ids)
+        self.model_info = ""  # for clients that ask what the model is
         self.block_size = block_size  # tokens in a KV block; 0: nobody knows
         self.output_tokens = 0  # used so far, all sequences
         self.timing = Timing(arrival_ns)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import logging
 import os
 import threading
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from inflight import __version__
+from inflight.backend.about import about
 from inflight.backend.forms import model_forms
 from inflight.backend.listeners import listeners
 from inflight.backend.reader import Reader
@@ -93,6 +95,7 @@ class Backend:
         )
         builder = PromptBuilder(tokenizer, templates, config.max_prompt_bytes, config.special_tokens_in_messages)
         defaults = read_generation_defaults(folder)
+        self._about = functools.partial(about, config, forms, templates is not None, defaults)
         self._built_from = _built_from(folder)
         self._info: EngineInfo | None = None
         self._live: dict[int, LiveStream] = {}
@@ -285,7 +288,7 @@ class Backend:
 
     def on_engine_up(self, link: EngineLink, info: EngineInfo) -> None:
         """An engine is ready."""
-        self._reader.engine_up(info)
+        self._reader.engine_up(info, self._about(info))
         self._info = info
         self._lives.began()
         self._dispatcher.engine_up(link, info)

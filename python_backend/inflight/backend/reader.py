@@ -77,11 +77,13 @@ class Reader:
         self._on_closed = on_closed
         self._ids = itertools.count(1)
         self._info: EngineInfo | None = None
+        self._model_info = ""
         self._detokenizers: DetokenizerFactory | None = None
         self.arrivals: set[Arrival] = set()  # what has arrived and is no stream yet
 
-    def engine_up(self, info: EngineInfo) -> None:
-        """Read for this engine from now on."""
+    def engine_up(self, info: EngineInfo, model_info: str) -> None:
+        """Read for this engine from now on; `model_info` is what clients are told of it."""
+        self._model_info = model_info
         if self._detokenizers is None or self._info is None or self._info.vocab_size != info.vocab_size:
             self._detokenizers = DetokenizerFactory(self._tokenizer.library, info.vocab_size)
             beyond = self._tokenizer.tokens_beyond(info.vocab_size)
@@ -238,6 +240,7 @@ class Reader:
             detokenizers.token_bytes,
             info.block_size if info is not None else 0,
         )
+        stream.model_info = self._model_info
         responder = arrival.hand_over()
         if responder is None:
             raise _Ended

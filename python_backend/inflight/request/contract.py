@@ -166,6 +166,7 @@ INPUTS: tuple[Input, ...] = (
     Input("return_num_output_tokens", "BOOL", 1, "false", "send num_output_tokens"),
     Input("return_perf_metrics", "BOOL", 1, "false", "send the request's times with the last response"),
     Input("return_token_ids", "BOOL", 1, "false", "send output_ids"),
+    Input("return_model_info", "BOOL", 1, "false", "send model_info; with max_tokens 0 nothing else is done"),
     Input(
         "guided_decoding_guide_type", "STRING", 1, "", "json (any object), json_schema, regex, ebnf_grammar or choice"
     ),
@@ -317,6 +318,13 @@ OUTPUTS: tuple[Output, ...] = (
         -1,
         "generated tokens, per sequence; streaming: of this response",
         "return_num_output_tokens; always beside the tokens of several sequences, to tell where each ends",
+    ),
+    Output(
+        "model_info",
+        "STRING",
+        1,
+        "JSON: context, engine, capabilities, formats of tools and thoughts, adapters",
+        "return_model_info, last response",
     ),
     Output("arrival_time_ns", "INT64", 1, "monotonic clock", "return_perf_metrics, last response"),
     Output("first_scheduled_time_ns", "INT64", 1, "monotonic clock", "return_perf_metrics, last response"),

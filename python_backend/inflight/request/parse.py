@@ -113,6 +113,7 @@ class GenerationRequest:
     return_num_output_tokens: bool
     return_perf_metrics: bool
     return_token_ids: bool
+    return_model_info: bool
     echo_prompt: bool
     guide: Guide | None
     lora_name: str | None
@@ -230,6 +231,7 @@ def parse_request(
         return_num_output_tokens=values.boolean("return_num_output_tokens", False),
         return_perf_metrics=values.boolean("return_perf_metrics", False),
         return_token_ids=values.boolean("return_token_ids", False),
+        return_model_info=values.boolean("return_model_info", False),
         echo_prompt=_echo(values, config, stream),
         guide=_guide(values),
         lora_name=values.text("lora_name", MAX_NAME_BYTES),

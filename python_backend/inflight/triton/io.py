@@ -136,6 +136,8 @@ class TritonResponder:
         has_borders = len(reply.texts) > 1 and (request.return_token_ids or request.return_log_probs)
         if request.return_num_output_tokens or has_borders:
             tensors.append(self._array("num_output_tokens", reply.num_output_tokens, np.uint32))
+        if request.return_model_info and reply.timing is not None:
+            tensors.append(self._strings("model_info", [stream.model_info]))
         if request.return_perf_metrics and reply.timing is not None:
             timing = reply.timing
             for name, value in (

@@ -152,6 +152,7 @@ ROWS = [
     truth("return_num_output_tokens", "return_num_output_tokens", False),
     truth("return_perf_metrics", "return_perf_metrics", False),
     truth("return_token_ids", "return_token_ids", False),
+    truth("return_model_info", "return_model_info", False),
     Row(
         "guided_decoding_guide_type",
         "guide",
