@@ -8,31 +8,50 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
+from collections.abc import Sequence
 
+from inflight.serving.aside import Aside
 from inflight.serving.ended import Ended
 
 log = logging.getLogger("inflight.access")
 ON = "INFLIGHT_ACCESS_LOG"
+MOST_WAITING = 16_384  # requests
+MOST_AT_ONCE = 256
+DELAY_S = 0.25
 
 
 class AccessLog:
-    """Writes the line. Called on the thread that ended the request."""
+    """Writes the lines on thread `inflight-access`: a log that nobody reads must keep no stream."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, most_waiting: int = MOST_WAITING) -> None:
+        """Start the thread."""
         self._model = model
-        self._lines = 0  # about: two threads may write at once
+        self._lock = threading.Lock()  # of the counts
+        self._written = 0
+        self._lost = 0
+        self._aside: Aside[Ended] = Aside(
+            "inflight-access", self._write, most_waiting=most_waiting, most_at_once=MOST_AT_ONCE, delay_s=DELAY_S
+        )
 
     def __call__(self, ended: Ended) -> None:
         """One request has ended."""
-        log.info("%s", line_of(self._model, ended))
-        self._lines += 1
+        if not self._aside.put(ended):
+            with self._lock:
+                self._lost += 1
+
+    def _write(self, batch: Sequence[Ended]) -> None:
+        for ended in batch:
+            log.info("%s", line_of(self._model, ended))
+        self._written += len(batch)
 
     def state(self) -> dict[str, int]:
         """For operators."""
-        return {"access_log_lines": self._lines}
+        return {"access_log_lines": self._written, "access_log_lost": self._lost}
 
     def stop(self, timeout_s: float) -> None:
-        """Nothing is kept back."""
+        """Write what waits, for at most `timeout_s`."""
+        self._aside.stop(timeout_s)
 
 
 def line_of(model: str, ended: Ended) -> str:

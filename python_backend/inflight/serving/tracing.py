@@ -7,7 +7,6 @@ of them and exports them; what does not fit, or cannot be sent, is counted.
 
 from __future__ import annotations
 
-import collections
 import logging
 import threading
 import time
@@ -15,6 +14,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from inflight.identity import Trace
+from inflight.serving.aside import Aside
 from inflight.serving.ended import Ended
 from inflight.serving.spans import Span, how_many, spans_of
 
@@ -45,31 +45,22 @@ class Tracing:
         """Start the thread."""
         self._model = model
         self._exporter = exporter
-        self._most = most_waiting
-        self._waiting: collections.deque[tuple[Ended, int]] = collections.deque()
-        self._lock = threading.Lock()  # of the counts and the queue's length
-        self._wake = threading.Event()
-        self._stopping = False
         self._complained = -COMPLAIN_S
+        self._lock = threading.Lock()  # of the counts
         self.sent = 0  # spans
         self.dropped = 0
-        self._thread = threading.Thread(target=self._run, name="inflight-spans", daemon=True)
-        self._thread.start()
+        self._aside: Aside[tuple[Ended, int]] = Aside(
+            "inflight-spans", self._export, most_waiting=most_waiting, most_at_once=MOST_AT_ONCE, delay_s=DELAY_S
+        )
 
     def __call__(self, ended: Ended) -> None:
         """One request has ended."""
         trace = ended.identity.trace
         if trace is None or not trace.sampled:
             return
-        with self._lock:
-            full = self._stopping or len(self._waiting) >= self._most
-            if full:
+        if not self._aside.put((ended, time.time_ns() - time.monotonic_ns())):
+            with self._lock:
                 self.dropped += how_many(ended)
-            else:
-                self._waiting.append((ended, time.time_ns() - time.monotonic_ns()))
-                many = len(self._waiting) >= MOST_AT_ONCE
-        if not full and many:
-            self._wake.set()
 
     def state(self) -> dict[str, int]:
         """For operators."""
@@ -77,22 +68,8 @@ class Tracing:
 
     def stop(self, timeout_s: float) -> None:
         """Send what waits, for at most `timeout_s`, and end the thread. A second time it does nothing."""
-        with self._lock:
-            if self._stopping:
-                return
-            self._stopping = True
-        self._wake.set()
-        self._thread.join(timeout_s)
-        self._exporter.shutdown()
-
-    def _run(self) -> None:
-        while True:
-            self._wake.wait(DELAY_S)
-            self._wake.clear()
-            while self._waiting:
-                self._export([self._waiting.popleft() for _ in range(min(len(self._waiting), MOST_AT_ONCE))])
-            if self._stopping and not self._waiting:
-                return
+        if self._aside.stop(timeout_s):
+            self._exporter.shutdown()
 
     def _export(self, batch: Sequence[tuple[Ended, int]]) -> None:
         trees: list[Tree] = []

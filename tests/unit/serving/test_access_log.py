@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from inflight.engines.base import Capability
 from inflight.errors import LoadError
 from inflight.identity import Identity, Trace
 from inflight.request.parse import RawRequest
+from inflight.serving import access_log
 from inflight.serving.access_log import ON, AccessLog
 from tests.unit.machines.delivery_fakes import FakeResponder, Record
 from tests.unit.machines.delivery_model import World
@@ -27,9 +29,10 @@ SECRET = "hello hello"
 @pytest.fixture
 def world() -> Iterator[World]:
     made = World()
-    made.backend._observation.listeners = (AccessLog("llm"),)
+    made.backend._listeners = made.backend._observation.listeners = (AccessLog("llm"),)
     logging.disable(logging.NOTSET)
     yield made
+    made.backend._stop_listeners()
     made.close()
 
 
@@ -61,6 +64,7 @@ def test_every_end_is_one_line(world: World, caplog: pytest.LogCaptureFixture) -
         world.settle()
         world.drain(0)
         send(world, Identity("draining"), max_tokens=3)
+        world.backend._stop_listeners()
     found = lines(caplog)
     whole = found["whole"]
     assert (whole["trace"], whole["model"], whole["status"], whole["finish"]) == (TRACE.trace_id, "llm", "ok", "length")
@@ -111,7 +115,32 @@ def test_a_listener_that_fails_harms_nobody(world: World) -> None:
 
 def test_nobody_is_told_unless_the_environment_asks() -> None:
     assert listeners("llm", {}) == listeners("llm", {ON: "0"}) == ()
-    assert [type(each) for each in listeners("llm", {ON: "1"})] == [AccessLog]
+    (made,) = listeners("llm", {ON: "1"})
+    made.stop(5.0)
+    assert isinstance(made, AccessLog)
     assert is_on("X", {"X": " True "})
     with pytest.raises(LoadError, match="INFLIGHT_ACCESS_LOG must be 1 or 0, but is 'yes please'"):
         listeners("llm", {ON: "yes please"})
+
+
+def test_a_log_that_nobody_reads_keeps_no_stream(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a full pipe does, behind which the reader has stopped; what does not fit is counted."""
+    may_go, inside = threading.Event(), threading.Event()
+
+    def write(*_: object) -> None:
+        inside.set()
+        may_go.wait(20.0)
+
+    monkeypatch.setattr(access_log.log, "info", write)
+    made = AccessLog("llm", most_waiting=3)
+    world.backend._listeners = world.backend._observation.listeners = (made,)
+    send(world, Identity("first"), temperature=-1.0)
+    world.settle()
+    assert inside.wait(10.0)
+    records = [send(world, Identity(str(number)), max_tokens=2) for number in range(5)]
+    world.settle()
+    assert {record.outcome for record in records} == {"length"}
+    assert world.backend.status()["access_log_lost"] == 2
+    may_go.set()
+    made.stop(10.0)
+    assert world.backend.status()["access_log_lines"] == 4
