@@ -22,7 +22,7 @@ class Threshold:
 
 THRESHOLDS: dict[str, Threshold] = {
     "none": Threshold(1.005, 0.005, 0.002),
-    "int8": Threshold(1.01, 0.02, 0.03),
+    "int8": Threshold(1.02, 0.02, 0.03),
     "int8-sq": Threshold(1.08, 0.10, 0.03),
     "int4": Threshold(1.30, 0.40, 0.4),
     "int4-awq": Threshold(1.30, 0.40, 0.25),
@@ -34,13 +34,25 @@ THRESHOLDS: dict[str, Threshold] = {
 
 
 STRICTER: dict[tuple[str, str], Threshold] = {
-    ("openvino", "int8-sq"): THRESHOLDS["int8"],  # many scales an activation, not one
+    ("openvino", "int8-sq"): Threshold(1.01, 0.02, 0.03),  # many scales an activation, not one
 }
 """By target and recipe, where a target rounds less than the recipe allows."""
 
 
-MEASURED: dict[tuple[str, str, str], str] = {}
-"""What a recipe cost on a real model of a type, by target, recipe and model type."""
+MEASURED: dict[tuple[str, str, str], str] = {
+    ("openvino", "none", "gemma3_text"): "-0.02 % and KL 0.0000 with a KV cache of 32 bits on Gemma 3 270M",
+    ("openvino", "none", "llama"): "-0.05 % and KL 0.0007 on SmolLM2-135M",
+    ("openvino", "int8", "llama"): "+0.42 % and KL 0.0076 on SmolLM2-135M",
+    ("openvino", "int4-awq", "llama"): "+11.41 % and KL 0.1541 on SmolLM2-135M",
+    ("tensorrt_llm", "none", "llama"): "+0.00 % and KL 0.0000 on SmolLM2-135M",
+    ("tensorrt_llm", "int8", "llama"): "-0.12 % and KL 0.0028 on SmolLM2-135M",
+    ("tensorrt_llm", "int4-awq", "llama"): "+18.73 % and KL 0.1847 on SmolLM2-135M",
+    ("tensorrt_llm", "fp8", "llama"): "+3.05 % and KL 0.0345 on SmolLM2-135M",
+    ("hf_quantized", "fp8", "llama"): "+1.98 % and KL 0.0293 on SmolLM2-135M",
+}
+"""What a recipe cost in perplexity and mean KL on a real model of a type, by target, recipe and model type (the figures
+of docs/recipes.md).
+"""
 
 NEXT = {
     "openvino": {"int4": "int4-awq", "int4-awq": "int8", "int4-gptq": "int8", "int8-sq": "int8", "int8": "none"},

@@ -220,7 +220,7 @@ def require(
         return msgspec.structs.replace(figures, accepted=problem)
     raise AccuracyFailure(
         f"the engine is too far from its source: {problem}; "
-        f"{way_out(target, recipe, origin.config.model_type)}--accept-accuracy builds this one all the same"
+        f"{way_out(target, recipe, origin.config.model_type)}build_engine build --accept-accuracy keeps this one"
     )
 
 

@@ -16,6 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from build_engine.verification.verify import as_text
+from inflight import manifest
+from inflight_tools.common import fetch_gemma
 from inflight_tools.common.layout import BACKENDS, CACHE, ENGINE, MODEL_REPOSITORY, MODELS, REPOSITORY
 from inflight_tools.server.find import Triton
 from inflight_tools.server.server import Ports, Server, ServerConfig
@@ -206,6 +209,32 @@ def test_an_installed_inflight_never_replaces_the_backends_own(tmp_path: Path) -
         server.wait_ready(READY_TIMEOUT_S)
         with GrpcClient(server.grpc_url) as client:
             assert client.generate("hello", max_tokens=3).text
+
+
+@pytest.mark.full
+@pytest.mark.build
+def test_gemma_is_built_at_the_default_and_answers(serve: Serve, tmp_path: Path) -> None:
+    """A second real model: windows of 512 tokens, a vocabulary of 262,144, and no chat template."""
+    checkpoint = MODELS / fetch_gemma.NAME
+    fetch_gemma.fetch_gemma(checkpoint)
+    caches = {"INFLIGHT_BUILD_CACHE": str(tmp_path / "stages"), "INFLIGHT_SERVE_CACHE": str(tmp_path / "served")}
+    served = serve(checkpoint, **caches)
+    served.wait_ready(1500)
+    assert "int8 weights" in served.errors.read_text()
+    (engine,) = (tmp_path / "served" / "engines").iterdir()
+    figures = manifest.read(engine).verification
+    assert figures is not None
+    print(as_text(figures))
+    assert figures.accepted == ""
+    assert figures.mean_kl < 0.02
+    assert [each.border for each in figures.beyond] == [512]
+    with GrpcClient(f"127.0.0.1:{served.ports.grpc}") as client:
+        for prompt in ("The capital of France is", "Once upon a time, 12,345 naïve 😀", "日本の首都は"):
+            streamed = client.start(prompt, max_tokens=24).result().text
+            assert streamed == client.start(prompt, stream=False, max_tokens=24).result().text
+            assert "\ufffd" not in streamed
+        assert "six" in client.start("One, two, three, four, five,", stream=False, max_tokens=4).result().text
+    assert served.stop() == 0
 
 
 @pytest.mark.full

@@ -44,7 +44,8 @@ def test_every_recipe_has_a_threshold() -> None:
     ("recipe", "changes", "word"),
     [
         ("int8", {"perplexity": 10.05}, None),
-        ("int8", {"perplexity": 10.2}, "+2.0 %"),
+        ("int8", {"perplexity": 10.19}, None),
+        ("int8", {"perplexity": 10.3}, "+3.0 %"),
         ("fp8", {"perplexity": 10.39}, None),
         ("fp8", {"perplexity": 10.41}, "perplexity"),
         ("int8", {"mean_kl": 0.03}, "KL divergence"),
@@ -89,8 +90,8 @@ def test_a_source_of_noise_verifies_nothing(tmp_path: Path, perplexity: float, v
     ("changes", "refused"),
     [
         ({"perplexity": 10.18, "perplexity_change": (-0.01, 0.05)}, False),  # Gemma 3 270M, on too few tokens to tell
-        ({"perplexity": 10.18, "perplexity_change": (0.011, 0.026)}, True),
-        ({"perplexity": 10.18, "perplexity_change": (0.009, 0.028)}, False),
+        ({"perplexity": 10.28, "perplexity_change": (0.021, 0.036)}, True),
+        ({"perplexity": 10.28, "perplexity_change": (0.019, 0.038)}, False),
         ({"mean_kl": 0.021, "mean_kl_low": 0.018}, False),
         ({"mean_kl": 0.024, "mean_kl_low": 0.021}, True),
         ({"perplexity": math.nan, "perplexity_change": None}, True),
@@ -109,11 +110,13 @@ def test_what_is_wrong_beyond_a_border_is_refused_with_the_length_up_to_which_it
 
 def test_a_refusal_names_the_next_recipe_and_the_way_to_take_it_all_the_same(tmp_path: Path) -> None:
     origin = checkpoint(tmp_path / "m")
-    far = figures(perplexity=10.2)
-    with pytest.raises(AccuracyFailure, match=r"\+2\.0 % .* on 100 tokens.*; --quantization none .*--accept-accuracy"):
+    far = figures(perplexity=10.3)
+    with pytest.raises(
+        AccuracyFailure, match=r"\+3\.0 % .* on 100 tokens.*; --quantization none .*--accept-accuracy keeps"
+    ):
         require("openvino", "int8", far, origin, enforce=True)
     taken = require("openvino", "int8", far, origin, enforce=True, accept=True)
-    assert taken.accepted.startswith("perplexity 10.200 is +2.0 % from the source's")
+    assert taken.accepted.startswith("perplexity 10.300 is +3.0 % from the source's")
     assert require("openvino", "int8", figures(), origin, enforce=True, accept=True).accepted == ""
 
 
