@@ -152,7 +152,7 @@ def test_unary_answers_with_several_sequences(rig: Rig, report: Report) -> None:
 
 def test_refusals_are_counted_once_and_are_no_streams(rig: Rig, report: Report) -> None:
     ledger = Ledger(rig)
-    requests = [request(number, max_tokens=0) for number in range(3)]
+    requests = [request(number, max_tokens=-1) for number in range(3)]
     requests += [request(number, max_tokens=4, logprobs=5) for number in range(2)]
     requests += [request(number, max_tokens=4, parameters={"bogus": 1}) for number in range(4)]
     ends = drive(rig.grpc, lambda load: load.all(requests))

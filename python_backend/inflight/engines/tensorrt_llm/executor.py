@@ -116,15 +116,15 @@ class ExecutorEngine:
 
     @property
     def max_input_len(self) -> int:
-        """Tokens of the longest prompt."""
-        return self._prompt_limit.tokens
+        """Tokens of the longest prompt that TensorRT-LLM holds, which may be more than a request may have."""
+        return self._prompt_limit.held
 
     def check(self, request: EngineRequest) -> None:
         """Raises `EngineRefusal` for what this engine cannot take, before TensorRT-LLM sees it."""
-        if len(request.token_ids) > self.max_input_len:
+        if len(request.token_ids) > self._prompt_limit.tokens:
             raise EngineRefusal(
-                f"has {len(request.token_ids)} tokens and the engine takes {self.max_input_len} at most in one prompt "
-                f"({self._prompt_limit.reason}); shorten it",
+                f"has {len(request.token_ids)} tokens and the engine takes {self._prompt_limit.tokens} at most in one "
+                f"prompt ({self._prompt_limit.reason}); shorten it",
                 "input_ids",
             )
         if MOST_TOP_K < request.sampling.top_k < self.info.vocab_size:

@@ -17,10 +17,11 @@ WORKSPACE = 1.05  # engines need a little more than their weights before any KV 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PromptLimit:
-    """Tokens of the longest prompt, and why no more, as a client reads it."""
+    """Tokens of the longest prompt, and why no more, as a client reads it; and what TensorRT-LLM itself would hold."""
 
     tokens: int
     reason: str
+    held: int
 
 
 def context_of(facts: EngineFacts) -> int:
@@ -35,17 +36,19 @@ def context_of(facts: EngineFacts) -> int:
 
 
 def prompt_limit(facts: EngineFacts, options: TensorRtLlmOptions) -> PromptLimit:
-    """With packed inputs and fused context attention the build's max_input_len means nothing: a step's tokens do, and
-    with prompts in chunks not even those.
+    """With packed inputs and fused context attention max_input_len means nothing to TensorRT-LLM: a step's tokens do,
+    and with prompts in chunks not even those. What whoever built the engine asked for, its manifest says.
     """
-    longest = PromptLimit(context_of(facts) - 1, "max_seq_len")
-    if options.enable_chunked_context and facts.paged_context:
-        return longest
-    if facts.plugins.get("context_fmha", True) and facts.plugins.get("remove_input_padding", True):
-        step = PromptLimit(step_tokens(facts, options), "max_num_tokens, as enable_chunked_context is not set")
-    else:
-        step = PromptLimit(facts.limit("max_input_len"), "max_input_len")
-    return min(longest, step, key=lambda limit: limit.tokens)
+    limits = [(context_of(facts) - 1, "max_seq_len")]
+    if not (options.enable_chunked_context and facts.paged_context):
+        if facts.plugins.get("context_fmha", True) and facts.plugins.get("remove_input_padding", True):
+            limits.append((step_tokens(facts, options), "max_num_tokens, as enable_chunked_context is not set"))
+        else:
+            limits.append((facts.limit("max_input_len"), "max_input_len"))
+    held, _ = min(limits)
+    if facts.longest_asked is not None:
+        limits.append((facts.longest_asked, "the max_input_len of its build"))
+    return PromptLimit(*min(limits, key=lambda limit: limit[0]), held)
 
 
 def step_tokens(facts: EngineFacts, options: TensorRtLlmOptions) -> int:

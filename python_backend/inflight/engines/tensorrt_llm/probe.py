@@ -59,7 +59,8 @@ class Gpu:
 @dataclasses.dataclass(frozen=True, slots=True)
 class EngineFacts:
     """What config.json of a compiled engine says. `ranks` are the rank*.engine files that are there, with sizes;
-    `windows` what each layer attends to, from the manifest: config.json of an engine does not say it.
+    `windows` (what each layer attends to) and `longest_asked` (the longest prompt that its builder wanted) are of the
+    manifest: config.json of an engine does not say the first, and TensorRT-LLM does not hold the second.
     """
 
     folder: Path
@@ -68,6 +69,7 @@ class EngineFacts:
     build: dict[str, Any]
     ranks: dict[int, int]
     windows: list[int] | None = None
+    longest_asked: int | None = None
 
     @property
     def world_size(self) -> int:
@@ -149,11 +151,17 @@ def engine_facts(folder: Path, config: dict[str, Any]) -> EngineFacts:
         if number.isdigit():
             ranks[int(number)] = path.stat().st_size
     try:
-        windows = manifest.read(folder).limits.max_attention_window
+        limits = manifest.read(folder).limits
     except manifest.ManifestError:  # none, or what is wrong with it is said elsewhere
-        windows = None
+        limits = manifest.Limits(max_seq_len=0)
     return EngineFacts(
-        folder, str(config.get("version", "")), config["pretrained_config"], config["build_config"], ranks, windows
+        folder,
+        str(config.get("version", "")),
+        config["pretrained_config"],
+        config["build_config"],
+        ranks,
+        limits.max_attention_window,
+        limits.max_input_len,
     )
 
 

@@ -248,12 +248,16 @@ def test_who_asks_is_told_how_many_blocks_were_reused_before_the_end(install: In
 
 def test_a_prompt_beyond_the_engine_is_refused_in_our_words(install: Install) -> None:
     double = install()
-    engine = double.engine(double.folder(max_num_tokens=64, max_input_len=32, max_seq_len=100))
+    short = {"max_num_tokens": 64, "max_input_len": 32, "max_seq_len": 100}
+    asked = double.engine(double.folder("asked", **short))
+    with pytest.raises(EngineRefusal, match=r"takes 32 at most in one prompt \(the max_input_len of its build\)"):
+        asked.add(request(1, [7] * 33))
+    engine = double.engine(double.folder(with_manifest=False, **short))
     with pytest.raises(EngineRefusal, match=r"has 65 tokens and the engine takes 64 at most in one prompt") as refusal:
         engine.add(request(1, [7] * 65))
     assert "max_num_tokens" in str(refusal.value)
     assert refusal.value.parameter == "input_ids"
-    assert run(engine, request(2, [7] * 64)), "the build's max_input_len means nothing"
+    assert run(engine, request(2, [7] * 64)), "max_input_len means nothing to TensorRT-LLM itself"
     lower = double.engine(double.folder("lower"), max_num_tokens=50)
     with pytest.raises(EngineRefusal, match="takes 50 at most"):
         lower.add(request(1, [7] * 51))
