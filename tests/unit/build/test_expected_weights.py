@@ -53,6 +53,12 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("deepseek_v2", {**DEEPSEEK, "q_lora_rank": None}),
     ("deepseek_v3", {**DEEPSEEK, "n_group": 1, "topk_group": 1}),
     ("gpt_neox", {}),
+    ("llama", {**BIASED, "head_dim": 24}),
+    ("mistral", {"attention_bias": True}),
+    ("gemma2", {"attention_bias": True, "head_dim": 32}),
+    ("qwen2_moe", {**MOE, "decoder_sparse_step": 2, "shared_expert_intermediate_size": 40}),
+    ("qwen2_moe", {**MOE, "qkv_bias": False, "shared_expert_intermediate_size": 40}),
+    ("qwen3_moe", {**MOE, "mlp_only_layers": [1], "attention_bias": True}),
 ]
 
 
@@ -70,3 +76,23 @@ def test_every_weight_has_the_name_and_the_shape_of_the_real_class(kind: str, mo
 
 def test_every_architecture_that_is_listed_is_held_against_its_class() -> None:
     assert {support.model_type for support in SUPPORTED.values()} == {kind for kind, _ in CASES}
+
+
+WITHOUT_DEFAULTS = {"ministral", "deepseek_v2", "deepseek_v3"}
+"""Ministral's class has no head_dim, and for latent attention that key says nothing."""
+
+
+@pytest.mark.parametrize("model_type", sorted({kind for kind, _ in CASES} - WITHOUT_DEFAULTS))
+def test_keys_that_a_file_leaves_out_have_the_defaults_of_transformers(model_type: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.AutoConfig.for_model(model_type)
+    raw = {**config.to_dict(), "architectures": ["X"]}
+    full = hf_config.parse(raw)
+    short = hf_config.parse(
+        {key: value for key, value in raw.items() if key not in ("head_dim", "num_key_value_heads", "qkv_bias")}
+    )
+    assert (short.head_dim, short.num_kv_heads, short.attention_bias) == (
+        full.head_dim,
+        full.num_kv_heads,
+        full.attention_bias,
+    )
