@@ -77,13 +77,13 @@ OTHER_CAPABILITIES = (
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is about another engine's capabilities. On four ranks and on checkpoints the tier ci asks how
-    requests end, which is where they differ, and the tier full everything.
+    """Leave out what is about another engine's capabilities. On four ranks the tier ci asks how requests end, which is
+    where ranks differ, and the tier full everything; checkpoints are the tier full's.
     """
     ours = [item for item in items if item.path.parent == HERE]
     for item in ours:
-        asks_for_ends = getattr(item, "function", item).__module__.endswith("test_ends")
-        if not asks_for_ends and any(kind in item.name for kind in KINDS if kind != "one rank"):
+        ends_on_ranks = "ranks" in item.name and getattr(item, "function", item).__module__.endswith("test_ends")
+        if "one rank" not in item.name and not ends_on_ranks:
             item.add_marker(pytest.mark.full)
     out = [item for item in ours if any(part in item.name for part in OTHER_CAPABILITIES)]
     if out:
