@@ -58,6 +58,8 @@ ToolEvent: TypeAlias = Text | CallStart | CallArguments | CallEnd
 class ToolParser(abc.ABC):
     """A parser of one family of formats, for one sequence."""
 
+    begins = ""  # the character that every marker of the family begins with; empty: calls have none
+
     def __init__(self, max_calls: int | None = None) -> None:
         """Of more than `max_calls` calls the later ones are left out (parallel_tool_calls false)."""
         self._text = ""  # pushed, not yet used, from `_at` on
@@ -76,6 +78,8 @@ class ToolParser(abc.ABC):
 
     def push(self, text: str) -> list[ToolEvent]:
         """Take further text."""
+        if self._at == len(self._text) and self._gap is None and self._is_plain(text):
+            return [Text(text)] if text else []
         self._text = self._text[self._at :] + text
         self._at = 0
         while self._at < len(self._text) and self._state():
@@ -90,6 +94,18 @@ class ToolParser(abc.ABC):
         self._say(self._text[self._at :])
         self._text, self._at, self._gap = "", 0, None
         return self._taken()
+
+    def _only_text(self) -> bool:
+        """A state: whatever comes is text."""
+        self._say(self._text[self._at :])
+        self._at = len(self._text)
+        return True
+
+    def _is_plain(self, text: str) -> bool:
+        """Whether nothing in the text can begin a call: what most text is, told in a moment."""
+        if self._state == self._only_text:
+            return True
+        return bool(self.begins) and self._state == self._prose and self.begins not in text
 
     @abc.abstractmethod
     def _prose(self) -> bool:

@@ -12,6 +12,8 @@ CLOSE = "</tool_call>"
 class HermesParser(JsonCallParser):
     """Text and calls in any order. A call without its closing tag counts: some models leave it out."""
 
+    begins = "<"
+
     def _prose(self) -> bool:
         if self._say_until([OPEN]) is None:
             return False

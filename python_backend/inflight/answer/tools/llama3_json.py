@@ -46,8 +46,3 @@ class Llama3JsonParser(JsonCallParser):
 
     def _after_broken(self) -> None:
         self._state = self._only_text
-
-    def _only_text(self) -> bool:
-        self._say(self._text[self._at :])
-        self._at = len(self._text)
-        return True

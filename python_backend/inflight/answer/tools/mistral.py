@@ -45,14 +45,11 @@ class JsonListParser(JsonCallParser):
     def _after_broken(self) -> None:
         self._state = self._only_text
 
-    def _only_text(self) -> bool:
-        self._say(self._text[self._at :])
-        self._at = len(self._text)
-        return True
-
 
 class MistralParser(JsonListParser):
     """Text, and after the mark calls in either form."""
+
+    begins = "["
 
     def __init__(self, max_calls: int | None = None) -> None:
         super().__init__(max_calls)

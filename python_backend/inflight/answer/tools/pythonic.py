@@ -127,11 +127,6 @@ class PythonicParser(ToolParser):
         self._say(unused)
         self._state = self._only_text
 
-    def _only_text(self) -> bool:
-        self._say(self._text[self._at :])
-        self._at = len(self._text)
-        return True
-
     def _end(self) -> None:
         self._say(self._lead)
         self._lead = ""

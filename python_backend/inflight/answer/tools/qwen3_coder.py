@@ -25,6 +25,8 @@ Types = Mapping[str, Mapping[str, str]]  # tool → parameter → its one JSON t
 class Qwen3CoderParser(ToolParser):
     """Text and calls in any order. Text values leave as they come, others once they are whole."""
 
+    begins = "<"
+
     def __init__(self, types: Types, max_calls: int | None = None) -> None:
         super().__init__(max_calls)
         self._types = types

@@ -1,0 +1,125 @@
+#!/usr/bin/env python3
+"""What chat costs: preparing a request (messages, template, tokens), and reading tool calls out of streamed text.
+
+Medians of several repeats in one process, without a server. `--src DIR` measures another checkout's preparation, to
+compare with what was there before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SMALL = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+REPEATS = 5
+
+
+def conversation(turns: int, words: int) -> bytes:
+    """A chat of that many turns, as a client sends it."""
+    roles = ("user", "assistant")
+    text = " ".join(f"word{number % 97}" for number in range(words))
+    return json.dumps([{"role": roles[turn % 2], "content": text} for turn in range(turns)]).encode()
+
+
+def per_call(do: Callable[[], Any], calls: int) -> float:
+    """Microseconds of processor time of a call: the median of several runs."""
+    times = []
+    for _ in range(REPEATS):
+        began = time.process_time()
+        for _ in range(calls):
+            do()
+        times.append((time.process_time() - began) / calls * 1e6)
+    return statistics.median(times)
+
+
+def preparation(engine: Path, template: str, data: bytes) -> dict[str, float]:
+    """µs of each part of preparing one request. Works on checkouts from before tools, too."""
+    from inflight.request.chat_template import ChatTemplate
+    from inflight.request.tokenizer import TextTokenizer
+
+    tokenizer = TextTokenizer(engine)
+    chat = ChatTemplate(template, tokenizer.special_tokens)
+    try:
+        from inflight.request.messages import parse_messages
+
+        def parsed() -> Any:
+            return parse_messages(data, chat.features)
+    except ImportError:
+        from inflight.request.chat_template import parse_messages as old  # type: ignore[attr-defined]
+
+        def parsed() -> Any:
+            return old(data)
+
+    messages = parsed()
+    prompt = chat.render(messages, 1 << 24)
+    tokens = tokenizer.encode(prompt, False)
+    parts = {
+        "parse": per_call(parsed, 200),
+        "template": per_call(lambda: chat.render(messages, 1 << 24), 100),
+        "tokenize": per_call(lambda: tokenizer.encode(prompt, False), 50),
+    }
+    try:
+        from inflight.request.chat import ChatOptions
+        from inflight.request.special_text import ControlTokens
+
+        control = ControlTokens(tokenizer.library, chat.features.words)
+        parts["control tokens"] = per_call(lambda: control.mark(messages, ChatOptions()), 200)
+    except ImportError:
+        pass
+    return {"tokens": float(len(tokens)), **parts, "all": sum(parts.values())}
+
+
+def reading(text: str, pieces: int) -> dict[str, float]:
+    """µs per token of four characters through the parsers, and of joining them alone."""
+    from inflight.answer.parts import PartsForm
+    from inflight.answer.tools.forms import ToolForm
+
+    tools = ({"type": "function", "function": {"name": "f"}},)
+    cut = [text[place : place + 4] for place in range(0, 4 * pieces, 4)]
+    found: dict[str, float] = {}
+    for form in (ToolForm.HERMES, ToolForm.LLAMA3_JSON, ToolForm.MISTRAL, ToolForm.QWEN3_CODER):
+
+        def run(form: ToolForm = form) -> None:
+            parts = PartsForm(tools=form, schemas=tools).make()
+            for piece in cut:
+                parts.push(piece)
+            parts.finish()
+            parts.take_answer()
+            parts.take_calls(whole=True)
+
+        found[form.value] = per_call(run, 5) / len(cut)
+    return found
+
+
+def main() -> None:
+    """Measure and print."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--src", type=Path, default=ROOT, help="checkout whose code is measured")
+    arguments.add_argument("--engine", type=Path, default=ROOT / "model_repository/llm/1/engine")
+    options = arguments.parse_args()
+    sys.path.insert(0, str(options.src / "python_backend"))
+    large = (ROOT / "tests/unit/request/families/qwen25.jinja").read_text(encoding="utf-8")
+    large += "{#" + "x" * (5000 - len(large)) + "#}"
+    for name, template in (("0.2 KB", SMALL), ("5 KB", large)):
+        for turns, words in ((1, 20), (4, 100)):
+            values = preparation(options.engine, template, conversation(turns, words))
+            shown = ", ".join(f"{part} {value:.0f}" for part, value in values.items())
+            print(f"template of {name}, {turns} turns: {shown} (µs)")
+    if options.src == ROOT:
+        text = "The quick brown fox jumps over the lazy dog. " * 200
+        for kind, value in reading(text, 2000).items():
+            print(f"reading calls, {kind}: {value:.2f} µs per token")
+
+
+if __name__ == "__main__":
+    main()
