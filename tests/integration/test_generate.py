@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -223,6 +224,20 @@ def test_log_probabilities_of_the_chosen_tokens(grpc: GrpcClient) -> None:
     entries = sequence["logprobs"]
     assert [next(iter(entry)) for entry in entries] == [str(token_id) for token_id in answer.output_ids]
     assert "".join(entry[str(token)]["decoded_token"] for entry, token in zip(entries, answer.output_ids, strict=True))
+
+
+def test_a_rank_is_told_where_it_must_be_one_and_else_left_open(grpc: GrpcClient) -> None:
+    """OpenVINO gives the chosen token's log-probability alone."""
+
+    def told(**values: Any) -> list[tuple[float, int | None]]:
+        answer = whole(grpc, return_log_probs=True, max_tokens=24, ignore_eos=True, **values)
+        chosen = [next(iter(entry.values())) for entry in answer.answer.sequences[0].outputs["logprobs"]]
+        return [(token["logprob"], token["rank"]) for token in chosen]
+
+    assert {rank for _, rank in told()} == {1}
+    sampled = told(temperature=1.2, seed=3)
+    assert {rank for _, rank in sampled} == {1, None}
+    assert all((rank == 1) == (logprob > math.log(0.5)) for logprob, rank in sampled)
 
 
 def test_penalties_change_the_answer(grpc: GrpcClient) -> None:
