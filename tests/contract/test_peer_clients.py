@@ -186,7 +186,7 @@ def test_vllm_backends_log_probabilities(
         for entry in entries:
             ((token_id, value),) = entry.items()
             assert token_id.isdigit()
-            assert set(value) == {"logprob", "rank", "decoded_token"}
+            assert set(value) == {"logprob", "rank", "decoded_token", "bytes"}
             assert isinstance(value["logprob"], float)
             assert isinstance(value["decoded_token"], str)
 
