@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
 from inflight.engine_process.launch import EngineProcess
+from inflight.engines.base import FinishReason
 from inflight.engines.spec import WorkerSpec
 from inflight.errors import LoadError
+from tests.doubles.apart import EngineApart
 from tests.doubles.folders import environment, write_checkpoint, write_engine
+from tests.doubles.stand_in import ids, request, run
 from tests.unit.machines.tokenizer_kinds import write_folder
 
 pytestmark = pytest.mark.fast
@@ -57,6 +61,26 @@ def test_a_load_that_never_ends_says_where_to_look(folder: Path, monkeypatch: py
         with pytest.raises(
             LoadError, match=r"raise the model parameter load_timeout_s; TensorRT-LLM starts .*OpenMPI 5"
         ):
-            process.start(3.0, lambda: False)
+            process.start(2.0, lambda: False)
     finally:
         process.kill()
+
+
+def test_a_checkpoint_answers_over_the_frames_and_ends_with_its_worker(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process ends, which is what the supervisor starts the next one for."""
+    for name, value in environment(folder / "site", die_at=40, eos_every=5).items():
+        monkeypatch.setenv(name, value)
+    checkpoint = write_checkpoint(folder / "checkpoint", folder / "tokenizer")
+    engine = EngineApart(WorkerSpec("tensorrt_llm", str(checkpoint), {"stall_timeout_ms": 500}, 4))
+    try:
+        (outputs,) = run(engine, request(1, [11, 12, 13], max_tokens=20, stop_token_ids=(1,))).values()
+        assert (len(ids(outputs)), outputs[-1].finish) == (6, FinishReason.STOP)
+        engine.add(request(2, [11, 12, 13], max_tokens=500))
+        deadline = time.monotonic() + 20.0
+        while not engine._link.lost.is_set() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert engine._link.lost.is_set()
+    finally:
+        engine.close()
