@@ -169,12 +169,12 @@ _TRIED: tuple[Tried, ...] = (
         "`--bad-words` by OpenVINO",
     ),
     Tried(
-        "llama-index-llms-nvidia-triton 0.6.0, by hand",
+        "llama-index-llms-nvidia-triton 0.6.0",
         "complete, chat, stream",
         "it ends after one response less than `max_tokens`, whatever answers",
     ),
     Tried(
-        "pytriton 0.7.0's `DecoupledModelClient`, by hand",
+        "pytriton 0.7.0's `DecoupledModelClient`",
         "all, with the model parameter `empty_final_response`",
         "without it the last text of a stream is lost, and a whole answer: it drops what comes with the final response",
     ),

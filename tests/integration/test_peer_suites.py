@@ -14,6 +14,7 @@ Clients that are packages run under INFLIGHT_CLIENT_PYTHON, a Python of another 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -29,7 +30,7 @@ from inflight_tools.common.layout import MODELS
 from inflight_tools.server.server import Server, ServerConfig
 from maintain.peer_suites import END_TO_END, VLLM_CI, Suite, additional_outputs
 from tests.conftest import READY_TIMEOUT_S, require_installation
-from tests.doubles.vllm import vllm_python
+from tests.doubles.vllm import model_parameters, write_chain
 from tests.harness.repository import write_model
 
 pytestmark = [pytest.mark.full, pytest.mark.server, pytest.mark.timeout(1800)]
@@ -71,13 +72,31 @@ def checkout(name: str) -> Path:
     return path
 
 
-def on_engine(engine: str) -> dict[str, Any]:
-    """How a model is written for it, SmolLM2 each time, with the peers' defaults."""
+def words_for_ever(root: Path) -> Path:
+    """A checkpoint that vLLM computes in no time on two cores, with SmolLM2's tokenizer: it writes words with a rival
+    each, because the suites look for blanks and for the likeliest tokens.
+    """
+    folder = root / "tokenizer"
+    folder.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(MODELS / "SmolLM2-135M-Instruct" / name, folder)
+    vocabulary = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    words = [vocabulary["\u0120" + word] for word in ("the", "of", "and", "to", "in", "is", "that", "for", "was", "on")]
+    place = {token: number for number, token in enumerate(words)}
+
+    def after(token: int) -> dict[int, float]:
+        number = place.get(token, 0)
+        return {words[(number + step) % len(words)]: 1.0 - step / 20 for step in (1, 2)}
+
+    return write_chain(root / "engine", folder, {token: after(token) for token in range(len(vocabulary) + 8)})
+
+
+def on_engine(engine: str, root: Path) -> dict[str, Any]:
+    """How a model is written for it, with the peers' defaults."""
     if engine == "openvino":
         return {"parameters": {"engine": engine, **AS_THERE}}
-    options = {"dtype": "float32", "kv_cache_gb": 0.5, "max_seq_len": 1024, "enforce_eager": True, "threads": 1}
-    parameters = {"engine": engine, "engine_python": str(vllm_python()), "engine_options": options, **AS_THERE}
-    return {"parameters": parameters, "engine_dir": MODELS / "SmolLM2-135M-Instruct"}
+    parameters = model_parameters(**AS_THERE)
+    return {"parameters": parameters, "engine_dir": words_for_ever(root)}
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +106,7 @@ def peers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     require_installation()
     root = tmp_path_factory.mktemp("peers")
     repository = root / "models"
-    model = on_engine(request.param)
+    model = on_engine(request.param, root)
     for name in ("vllm_opt", "vllm_load_test"):
         write_model(repository, name, **model)
     wrong: dict[str, dict[str, Any]] = {"1": {"invalid_attribute": "1"}, "2": {"engine_dir": "invalid_model"}}
@@ -156,7 +175,7 @@ def test_vllm_backends_additional_outputs(peers: Server, tmp_path: Path, request
     script = copied(path, peers, tmp_path)
     (tmp_path / "conftest.py").write_text(EVERY_SEVENTH, encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rA", "--tb=no", script.name]
-    done = run(command, tmp_path, 1500.0)
+    done = run(command, tmp_path, 900.0)
     outcomes = re.findall(r"^(PASSED|FAILED) \S+\[([^\]]*)\]", done.stdout, re.MULTILINE)
     assert len(outcomes) == 209, done.stdout[-2000:]
     wrong = []
