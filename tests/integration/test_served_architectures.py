@@ -98,8 +98,8 @@ def test_chunks_and_windows_change_nothing(built: tuple[Path, Path], budget: int
             expected = reference(whole).logits[0].log_softmax(-1)
         for place, (token, found) in enumerate(zip(answer.generated_ids, answer.generated_log_probs, strict=True)):
             row = expected[length - 1 + place]
-            assert abs(float(row[token]) - found) < 2e-3, (length, place)
-            assert float(row.max()) - float(row[token]) < 2e-3, (length, place)
+            assert abs(float(row[token]) - found) < 1e-2, (length, place)
+            assert float(row.max()) - float(row[token]) < 1e-2, (length, place)
 
 
 def test_an_architecture_that_the_exporter_lacks_is_refused_by_name(
