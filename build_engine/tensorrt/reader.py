@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class Shard:
     """A linear layer's part on one rank, weights dequantized: ``weight`` [out, in] (or [experts, out, in]).
 
     An element of an honest ``weight`` is at most ``step`` (which broadcasts to it) and the share ``relative`` of itself
-    from the source's. ``peak`` is the largest quantized input so far, for comparison with the scale.
+    from the source's.
     """
 
     weight: torch.Tensor
@@ -53,7 +53,6 @@ class Shard:
     activation_kind: str | None = None
     step: torch.Tensor = NO_STEP
     relative: float = 0.0
-    peak: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
 
     def quantize_input(self, x: torch.Tensor) -> torch.Tensor:
         """``x`` after the layer's smoothing and the rounding of its quantized activation."""
@@ -61,8 +60,6 @@ class Shard:
             x = x * self.prequant
         if self.activation_scale is None:
             return x
-        if x.numel():
-            torch.maximum(self.peak, x.abs().max(), out=self.peak)
         scaled = x / self.activation_scale
         if self.activation_kind == "int8":
             return scaled.round().clamp(-128, 127) * self.activation_scale

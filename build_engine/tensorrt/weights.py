@@ -25,8 +25,6 @@ SLACK = 1.1
 """What a row may be beyond the bound: scales are rounded to their own types too."""
 
 SAME_SCALE = 0.01
-OVERFLOW, UNUSED = 4.0, 1 / 64
-"""Inputs on the verification's text over what the scale can hold: beyond these no calibration text explains it."""
 
 
 @dataclass(slots=True)
@@ -49,7 +47,11 @@ class Vector:
 
 
 def compare(candidate: CheckpointCandidate, source: Source, ranges: Ranges | None = None) -> Comparison:
-    """Every tensor; call it again for scales of activations (`scale_faults`) once the candidate has computed."""
+    """Every tensor of the candidate.
+
+    Scales are compared with the calibration's ``ranges`` and with nothing else: what a layer is given on another text
+    says little (inputs of SmolLM2's layer 11 reach 300 times further on some tokens than on most).
+    """
     result = Comparison()
     for name, shard, expected in pairs(candidate, source):
         got = effective(shard)
@@ -255,17 +257,6 @@ def calibration_faults(candidate: CheckpointCandidate, ranges: Ranges) -> Iterat
         scale, wanted = float(shard.activation_scale), max(seen) / FP8_MAX
         if not _near(scale, wanted):
             yield f"{name} has an activation scale of {scale:.4g}, and the calibration's range makes {wanted:.4g}"
-
-
-def scale_faults(candidate: CheckpointCandidate) -> Iterator[str]:
-    """Scales of activations that do not fit what the layers were given since the candidate was loaded."""
-    for name, shard, _ in activations(candidate):
-        if shard.activation_scale is None or not float(shard.peak):
-            continue
-        top = FP8_MAX if shard.activation_kind == "fp8" else INT8_MAX
-        share = float(shard.peak) / (top * float(shard.activation_scale))
-        if not UNUSED <= share <= OVERFLOW:
-            yield f"{name} was given inputs of {share:.3g} times what its activation scale can hold"
 
 
 def activations(candidate: CheckpointCandidate) -> Iterator[tuple[str, Shard, list[str]]]:

@@ -79,7 +79,7 @@ def run(spec: dict[str, Any], report: Report) -> dict[str, Any]:
         "worst_kl": total.worst_divergence,
         "greedy_agreement": total.agreement,
         "tokens": total.tokens,
-        "faults": [*faults, *scale_faults(candidate, spec["target"])],
+        "faults": faults,
         "weight_error": weight_error,
         "worst_weight": worst_weight,
         "source_seconds": round(seconds["source"], 2),
@@ -125,15 +125,6 @@ def compare_weights(candidate: Any, reference: Any, spec: dict[str, Any]) -> tup
     found = compare(candidate, reference.model.state_dict(), read_ranges(Path(spec["directory"])))
     differing = disagreements(candidate.config, hf_config.load(Path(spec["staged"])))
     return found.error, found.where, [*differing, *found.faults]
-
-
-def scale_faults(candidate: Any, target: str) -> list[str]:
-    """What is wrong with the scales of activations, now that the candidate has computed."""
-    if target != "tensorrt_llm":
-        return []
-    from build_engine.tensorrt import weights
-
-    return list(weights.scale_faults(candidate))
 
 
 def load_candidate(spec: dict[str, Any]) -> Any:
