@@ -190,8 +190,8 @@ MUTANTS = (
         "hold-back",
         "the stop string is emitted",
         "answer/stops.py",
-        "            return window[:match], True\n",
-        "            return window, True\n",
+        "            return window[:start], True\n",
+        "            return window[:end], True\n",
         STREAM,
     ),
     # -- the reservation

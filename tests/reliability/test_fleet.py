@@ -31,7 +31,7 @@ from tests.harness.repository import write_model
 from tests.reliability.conftest import Report
 from tests.reliability.load import Load, drive, make_request
 
-pytestmark = [pytest.mark.server, pytest.mark.full]  # until it has been run once: no server was free
+pytestmark = pytest.mark.server
 
 NOTICE_MS = 2000  # a balancer needs FALL checks of CHECK_MS to notice, and a moment
 REQUESTS = 1000

@@ -23,7 +23,7 @@ from tests.harness.http_client import HttpClient
 from tests.reliability.conftest import OpenRig, Report
 from tests.reliability.rig import Rig
 
-pytestmark = [pytest.mark.server, pytest.mark.full]  # until it has been run once: no server was free
+pytestmark = pytest.mark.server
 
 LATE_S = 1.0  # how old a truth an answer may tell
 SLOW_S = 1.0  # how long it may take
