@@ -157,7 +157,6 @@ def test_a_quantized_checkpoint_is_served_without_engines(serve: Serve, tmp_path
         streamed = grpc.generate("Tell me", max_tokens=16, return_finish_reason=True)
         assert streamed.text == grpc.generate("Tell me", stream=False, max_tokens=16).text
         assert finishes(streamed) == ["length"]
-    wait_for_metric(server.metrics_url, 512, "nv_trt_llm_kv_cache_block_metrics", kv_cache_block_type="max")
 
 
 # As the README and the documents of NVIDIA's backend, its clients, and guides of cloud providers write them.
