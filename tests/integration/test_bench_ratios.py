@@ -27,6 +27,7 @@ def results(script: str, output: Path, *options: str) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.full
 def test_merging_delivers_several_times_what_one_response_per_token_does(tmp_path: Path) -> None:
     """The goal is ten times. The script itself fails when a text is not the one that the engine's tokens make."""
     options = ("--streams", "256", "--repeats", "1", "--waves", "2", "--tokens", "1000")

@@ -177,6 +177,7 @@ def test_unquantized_engine_equals_the_source(checkpoint: Path, engine: Path) ->
     np.testing.assert_allclose(logits_of(engine, IDS), reference_logits(checkpoint, IDS), atol=2e-3)
 
 
+@pytest.mark.full
 def test_a_checkpoint_of_transformers_5_keeps_its_rotary_base(checkpoint: Path, engine: Path, tmp_path: Path) -> None:
     newer = tmp_path / "newer"
     newer.mkdir()
@@ -201,7 +202,7 @@ def test_a_checkpoint_of_transformers_5_keeps_its_rotary_base(checkpoint: Path, 
     [
         pytest.param("int8", 0.45, marks=pytest.mark.full),  # the other tests build it
         pytest.param("int4", 0.45, marks=pytest.mark.full),
-        ("int8-sq", 0.45),
+        pytest.param("int8-sq", 0.45, marks=pytest.mark.full),
         ("int4-awq", 0.45),
         pytest.param("int4-gptq", 0.45, marks=pytest.mark.full),
     ],
@@ -283,6 +284,7 @@ def test_a_stopped_build_leaves_nothing(checkpoint: Path, tmp_path: Path, number
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.full
 def test_a_killed_build_is_swept_by_the_next(checkpoint: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(command(checkpoint, tmp_path / "engine"), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     child = wait_for_child(process.pid, tmp_path)

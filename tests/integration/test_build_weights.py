@@ -64,6 +64,7 @@ def test_a_whole_checkpoint_is_loaded(tmp_path: Path) -> None:
     assert load_model(write_checkpoint(tmp_path / "m")).lm_head.weight.shape == (300, 64)
 
 
+@pytest.mark.full
 def test_made_up_weights_are_built_unverified_or_not_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, output = write_checkpoint(tmp_path / "m"), tmp_path / "out"
     command = ["build", str(model), "--target", "hf-quantized", "--quantization", "none", "--output", str(output)]

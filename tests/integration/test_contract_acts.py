@@ -24,6 +24,9 @@ pytestmark = pytest.mark.server
 PROMPT = "one two one two one two one"
 CHAT = json.dumps([{"role": "user", "content": "Say hello, please."}])
 ALL = {"return_finish_reason": True, "return_num_output_tokens": True, "return_token_ids": True, "stream": False}
+TALK = {"text_input": None, "messages": CHAT}
+TOOLS = json.dumps([{"type": "function", "function": {"name": "f"}}])
+CALL = {**TALK, "tools": TOOLS, "SELF": "required", "max_tokens": 60}
 HOT = {"temperature": 2.0, "seed": 5}
 Sees = Callable[[Pending, Pending], bool]
 
@@ -86,6 +89,16 @@ CASES: dict[str, Acts | Refused | Elsewhere] = {
     "text_input": Acts("The capital of France is", differs),
     "messages": Acts(CHAT, differs),
     "input_ids": Acts(IDS, differs),
+    "tools": Refused(TOOLS, "have no effect", TALK),
+    "tool_choice": Acts("f", lambda got, _: got.finish_reason == "tool_calls", CALL),
+    "parallel_tool_calls": Elsewhere("tests/unit/backend/test_forms.py", "test_a_named_tool_alone_is_called_once"),
+    "documents": Refused('[{"text": "a"}]', "are not read", TALK),
+    "chat_template_kwargs": Refused('{"style": 1}', "has style", TALK),
+    "add_generation_prompt": Acts(False, differs, TALK),
+    "continue_final_message": Acts(True, differs, TALK),
+    "reasoning": Elsewhere("tests/unit/backend/test_forms.py", "test_thoughts_are_split_where_asked_for"),
+    "include_stop_str_in_output": Elsewhere("tests/integration/test_chat.py", "test_why_it_stopped"),
+    "return_model_info": Elsewhere("tests/integration/test_chat.py", "test_a_client_can_ask_what_the_model_is"),
     "stream": Acts(True, lambda got, without: len(got.responses) > 2 and len(without.responses) == 1),
     "sampling_parameters": Acts(
         '{"max_tokens": 3}', ended(3, "length"), {"max_tokens": None, "SELF": '{"max_tokens": 5}'}
@@ -229,6 +242,9 @@ SEEN_WITH: dict[str, dict[str, Any]] = {
     "cum_log_probs": LOG,
     "output_log_probs": LOG,
     "logprobs": LOG,
+    "stop_reason": {"return_finish_reason": True},
+    "reasoning_output": {"reasoning": True},
+    "model_info": {"return_model_info": True},
     "num_input_tokens": {"return_num_input_tokens": True},
     "num_output_tokens": {"return_num_output_tokens": True},
     "arrival_time_ns": {"return_perf_metrics": True},
@@ -236,8 +252,8 @@ SEEN_WITH: dict[str, dict[str, Any]] = {
     "first_token_time_ns": {"return_perf_metrics": True},
     "last_token_time_ns": {"return_perf_metrics": True},
 }
-# OpenVINO tells nobody how much of a prompt it had; tests/contract/test_outputs.py has the engines that do.
-NOT_HERE = {"kv_cache_reused_block"}
+# OpenVINO tells nobody how much of a prompt it had, and this model is told of no tools: tests/contract/test_outputs.py
+NOT_HERE = {"kv_cache_reused_block", "num_cached_tokens", "tool_calls"}
 
 
 @pytest.mark.parametrize("name", [item.name for item in OUTPUTS])

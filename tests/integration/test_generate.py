@@ -64,6 +64,7 @@ def test_only_what_was_asked_for_is_sent(grpc: GrpcClient) -> None:
     assert set(asked.responses[0].outputs) == {
         "text_output",
         "finish_reason",
+        "stop_reason",
         "num_input_tokens",
         "num_output_tokens",
         "output_ids",
@@ -161,7 +162,14 @@ def test_a_seed_fixes_a_sampled_answer(grpc: GrpcClient) -> None:
     assert texts[0] != whole(grpc, max_tokens=16).text
 
 
-@pytest.mark.parametrize("before", ["one token", "a stop token", "a client that leaves"])
+@pytest.mark.parametrize(
+    "before",
+    [
+        "one token",
+        pytest.param("a stop token", marks=pytest.mark.full),
+        pytest.param("a client that leaves", marks=pytest.mark.full),
+    ],
+)
 def test_what_came_before_does_not_change_an_answer(
     before: str, server: Server, grpc: GrpcClient, tokenizer: Tokenizer
 ) -> None:

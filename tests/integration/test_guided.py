@@ -308,6 +308,7 @@ def test_the_checker_may_be_killed_at_any_time(server: Server, grpc: GrpcClient)
     assert re.fullmatch("[0-9]{3}[a-d]", ask(grpc, "regex", "[0-9]{3}[a-d]").text)
 
 
+@pytest.mark.full
 def test_nothing_is_left_when_the_server_stops(make_server: Any) -> None:
     own = make_server({"llm": {}}, engine="openvino")
     with GrpcClient(own.grpc_url) as client:

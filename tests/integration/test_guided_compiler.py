@@ -150,6 +150,7 @@ def busy_machine() -> Iterator[None]:
         burner.wait()
 
 
+@pytest.mark.full
 def test_what_a_guide_may_cost_grows_with_the_vocabulary_and_not_with_the_load(
     gemmas_size: Path, busy_machine: None
 ) -> None:

@@ -68,6 +68,7 @@ def test_figures_are_those_of_the_engine(make_server: MakeServer, tmp_path: Path
     assert float(rows[1]["tokens_per_s"]) == four["tokens_per_s"]
 
 
+@pytest.mark.full
 def test_tokens_are_counted_where_a_response_carries_several(make_server: MakeServer, tmp_path: Path) -> None:
     """An engine faster than responses can be sent."""
     url = make_server({"llm": {"engine_options": {"real_time": False}}}).grpc_url
@@ -78,6 +79,7 @@ def test_tokens_are_counted_where_a_response_carries_several(make_server: MakeSe
     assert result["tokens_per_response"] > 1.5
 
 
+@pytest.mark.full
 def test_a_rate_and_a_batched_model(make_server: MakeServer, tmp_path: Path) -> None:
     url = make_server(batched=True).grpc_url
     options = ("--rate", "20", "--arrivals", "constant", "--requests", "20", "--warmup", "0", "--max-tokens", "4")

@@ -82,7 +82,7 @@ def serving(make_server: MakeServer) -> Server:
     return make_server({"llm": {}}, arguments=("--model-control-mode=explicit",))
 
 
-@pytest.mark.parametrize("count", [12, pytest.param(40, marks=pytest.mark.full)])
+@pytest.mark.parametrize("count", [5, pytest.param(40, marks=pytest.mark.full)])
 def test_a_damaged_engine_is_one_sentence_and_harms_no_other_model(serving: Server, count: int) -> None:
     http = HttpClient(serving.http_url)
     refused = 0

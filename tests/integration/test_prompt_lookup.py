@@ -67,6 +67,7 @@ def equal_start(one: Sequence[int], other: Sequence[int]) -> int:
     return len([*itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))])
 
 
+@pytest.mark.full
 def test_text_that_repeats_takes_far_fewer_steps(guessing: Engine, ordinary: Engine, tokenizer: Tokenizer) -> None:
     prompt = tokenizer.encode(COUNTED * 3).ids
     plain, plain_steps, _ = take(ordinary, prompt, max_tokens=96, stop_token_ids=())
@@ -78,12 +79,14 @@ def test_text_that_repeats_takes_far_fewer_steps(guessing: Engine, ordinary: Eng
     assert take(guessing, prompt, max_tokens=96, stop_token_ids=())[0] == tokens, "the same again"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("most", [1, 2, 3, 7])
 def test_no_more_tokens_than_asked_for(guessing: Engine, tokenizer: Tokenizer, most: int) -> None:
     tokens, _, finish = take(guessing, tokenizer.encode(COUNTED * 3).ids, max_tokens=most, stop_token_ids=())
     assert (len(tokens), finish) == (most, FinishReason.LENGTH)
 
 
+@pytest.mark.full
 def test_a_stop_token_among_the_guessed_ends_the_answer(guessing: Engine, tokenizer: Tokenizer) -> None:
     prompt = tokenizer.encode(COUNTED * 3).ids
     tokens, _, _ = take(guessing, prompt, max_tokens=96, stop_token_ids=())
@@ -93,6 +96,7 @@ def test_a_stop_token_among_the_guessed_ends_the_answer(guessing: Engine, tokeni
         assert (cut, finish) == (tokens[: tokens.index(stop) + 1], FinishReason.STOP)
 
 
+@pytest.mark.full
 def test_a_long_prompt_is_read_in_chunks(guessing: Engine, tokenizer: Tokenizer) -> None:
     prompt = (tokenizer.encode(COUNTED).ids * 40)[:1700]
     tokens, steps, finish = take(guessing, prompt, max_tokens=64, stop_token_ids=())
@@ -100,6 +104,7 @@ def test_a_long_prompt_is_read_in_chunks(guessing: Engine, tokenizer: Tokenizer)
     assert steps < 48
 
 
+@pytest.mark.full
 def test_a_whole_context_fits(guessing: Engine, tokenizer: Tokenizer) -> None:
     room = 100
     prompt = (tokenizer.encode(COUNTED).ids * 40)[: 2048 - room]
@@ -107,6 +112,7 @@ def test_a_whole_context_fits(guessing: Engine, tokenizer: Tokenizer) -> None:
     assert (len(tokens), finish) == (room, FinishReason.LENGTH)
 
 
+@pytest.mark.full
 def test_a_cancelled_answer_leaves_nothing_behind(guessing: Engine, tokenizer: Tokenizer) -> None:
     prompt = tokenizer.encode(COUNTED * 3).ids
     whole, _, _ = take(guessing, prompt, max_tokens=32, stop_token_ids=())
@@ -121,6 +127,7 @@ def test_a_cancelled_answer_leaves_nothing_behind(guessing: Engine, tokenizer: T
     assert take(guessing, prompt, max_tokens=32, stop_token_ids=())[0] == whole
 
 
+@pytest.mark.full
 def test_what_comes_beside_goes_the_ordinary_way(guessing: Engine, tokenizer: Tokenizer) -> None:
     prompt = tokenizer.encode(COUNTED * 3).ids
     first, beside = next(NUMBERS), next(NUMBERS)
@@ -138,6 +145,7 @@ def test_what_comes_beside_goes_the_ordinary_way(guessing: Engine, tokenizer: To
     assert steps[beside] >= 90
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "sampling",
     [

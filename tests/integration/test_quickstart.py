@@ -151,6 +151,7 @@ def test_serve_stays_until_sigterm(start: Start) -> None:
     assert run.end() == 0, run.text()
 
 
+@pytest.mark.full
 def test_serve_ends_in_order_on_ctrl_c(start: Start) -> None:
     run = start(QUICKSTART, "--serve", "--max-tokens", "4")
     run.wait_for("Serving: ")
@@ -173,6 +174,7 @@ def test_stopped_while_the_server_starts_or_answers(start: Start, moment: str, n
     assert run.end() == 128 + number, run.text()
 
 
+@pytest.mark.full
 def test_the_server_ends_when_quickstart_is_killed(start: Start) -> None:
     run = start(QUICKSTART, "--serve", "--max-tokens", "4")
     run.wait_for("Serving: ")

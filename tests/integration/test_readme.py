@@ -41,6 +41,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ports]:
         )
     ports = Ports.free()
     given = {"INFLIGHT_HTTP_PORT": ports.http, "INFLIGHT_GRPC_PORT": ports.grpc, "INFLIGHT_METRICS_PORT": ports.metrics}
+    given["INFLIGHT_HEALTH_PORT"] = ports.health
     log = tmp_path_factory.mktemp("readme") / "serve.log"
     with log.open("wb") as output:
         process = subprocess.Popen(

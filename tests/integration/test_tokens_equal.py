@@ -117,6 +117,7 @@ def again(client: GrpcClient, times: int, **values: Any) -> list[Any]:
     return [client.start(**{"stream": False, **values}).result() for _ in range(times)]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("length", [20, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, 100])
 def test_the_same_prompt_has_the_same_tokens_every_time(length: int, grpc: GrpcClient) -> None:
     """Alone, with a cold prefix cache and with a warm one; whole blocks of the cache are where that can go wrong."""

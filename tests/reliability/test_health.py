@@ -205,7 +205,10 @@ LONG: list[Act] = [*SHORT, hang_engine, stop_stub, stop_triton, drain, kill_engi
 
 @pytest.mark.parametrize(
     ("acts", "least"),
-    [pytest.param(SHORT, 500, id="short"), pytest.param(LONG, 10_000, id="long", marks=pytest.mark.full)],
+    [
+        pytest.param(SHORT, 500, id="short", marks=pytest.mark.full),
+        pytest.param(LONG, 10_000, id="long", marks=pytest.mark.full),
+    ],
 )
 def test_health_is_right_within_a_second_whatever_happens(
     acts: list[Act], least: int, open_rig: OpenRig, report: Report

@@ -14,6 +14,7 @@ from tests.reliability.conftest import OpenRig, Report
 pytestmark = pytest.mark.server
 
 
+@pytest.mark.full
 @pytest.mark.timeout(400)
 def test_soak_of_a_minute(open_rig: OpenRig, report: Report, tmp_path: Path) -> None:
     """scripts/maintain/soak.py; an hour of it by hand (docs/reliability.md)."""

@@ -8,7 +8,6 @@ a message has of them is marked before the template sees it, and encoded as the 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -44,7 +43,9 @@ class ControlTokens:
         self._ids = ids
         self._guarded = frozenset(ids.values())
         self._pattern = _pattern(ids)
-        self._library = library
+        # For text that begins a prompt, and for text that does not. Made here, so that the first such message holds
+        # nobody up and takes no memory.
+        self._libraries = _without(library, ids) if ids else (library, library)
 
     def mark(self, messages: list[Message], chat: ChatOptions) -> tuple[list[Message], ChatOptions, Marks | None]:
         """The messages and options with marks around control tokens, and the marks; None: there are none."""
@@ -93,19 +94,10 @@ class ControlTokens:
         ids += self._plain(segment, first=not clean)
         return clean + segment, ids
 
-    @functools.cached_property
-    def _first(self) -> Tokenizer:
-        """Without control tokens; made when it is first needed."""
-        return _without(self._library, self._ids, later=False)
-
-    @functools.cached_property
-    def _rest(self) -> Tokenizer:
-        """The same, for text that does not begin the prompt."""
-        return _without(self._library, self._ids, later=True)
-
     def _plain(self, text: str, first: bool) -> list[int]:
         """Token ids of text in which nothing is a control token."""
-        ids = _encode(self._first if first else self._rest, text)
+        begins, goes_on = self._libraries
+        ids = _encode(begins if first else goes_on, text)
         if self._guarded.isdisjoint(ids):
             return ids
         # The vocabulary itself has such a piece: cut it after its first character, so that it is not read as one.
@@ -115,7 +107,7 @@ class ControlTokens:
             pieces.append(text[at : found.start() + 1])
             at = found.start() + 1
         for place, piece in enumerate([*pieces, text[at:]]):
-            ids += _encode(self._first if first and not place else self._rest, piece)
+            ids += _encode(begins if first and not place else goes_on, piece)
         return [token_id for token_id in ids if token_id not in self._guarded]
 
 
@@ -160,25 +152,53 @@ def _pattern(tokens: Iterable[str]) -> re.Pattern[str] | None:
     return re.compile("|".join(map(re.escape, names))) if names else None
 
 
-def _without(library: Tokenizer, tokens: Mapping[str, int], later: bool) -> Tokenizer:
-    """The tokenizer without these added tokens. `later`: for text that does not begin the prompt, before which some
-    tokenizers put no blank.
+def _without(library: Tokenizer, tokens: Mapping[str, int]) -> tuple[Tokenizer, Tokenizer]:
+    """The tokenizer without these added tokens, for text that begins a prompt, and for text that does not: some put a
+    blank before the first alone. Mostly both are the same.
+
+    The vocabulary is not read here: as Python's objects it would take ten times the memory, and hold everybody up.
     """
-    content = json.loads(library.to_str())
-    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] not in tokens]
-    content["post_processor"] = None
-    if later:
-        _never_first(content.get("pre_tokenizer"))
-    plain = Tokenizer.from_str(json.dumps(content))
+    text = library.to_str()
+    added = _member(text, "added_tokens")
+    text = added.replaced([token for token in added.value if token["content"] not in tokens])
+    text = _member(text, "post_processor").replaced(None)
+    step = _member(text, "pre_tokenizer")
+    first = _made(text)
+    return first, _made(step.replaced(step.value)) if _never_first(step.value) else first
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Member:
+    """A member of the tokenizer's JSON: its value is text[start:end]."""
+
+    text: str
+    start: int
+    end: int
+    value: Any
+
+    def replaced(self, value: Any) -> str:
+        return self.text[: self.start] + json.dumps(value, ensure_ascii=False) + self.text[self.end :]
+
+
+def _member(text: str, name: str) -> _Member:
+    key = f'"{name}":'
+    start = text.index(key) + len(key)  # within strings quotation marks are escaped, so this is none
+    value, end = json.JSONDecoder().raw_decode(text, start)
+    return _Member(text, start, end, value)
+
+
+def _made(text: str) -> Tokenizer:
+    plain = Tokenizer.from_str(text)
     plain.no_truncation()
     plain.no_padding()
     return plain
 
 
-def _never_first(step: Any) -> None:
+def _never_first(step: Any) -> bool:
+    """Change it such that no text counts as the first; whether there was anything to change."""
     if not isinstance(step, dict):
-        return
-    if step.get("type") == "Metaspace" and step.get("prepend_scheme") == "first":
+        return False
+    changed = step.get("type") == "Metaspace" and step.get("prepend_scheme") == "first"
+    if changed:
         step["prepend_scheme"] = "never"
-    for inner in step.get("pretokenizers", []):
-        _never_first(inner)
+    return any([changed, *map(_never_first, step.get("pretokenizers", []))])

@@ -72,6 +72,7 @@ class SequenceAnswer:
 
     text: str = ""
     finish_reason: str = ""
+    stop_reason: str = ""
     num_output_tokens: int = 0
     outputs: dict[str, Any] = field(default_factory=dict)  # the other outputs that the request asked for
 
@@ -80,6 +81,7 @@ class SequenceAnswer:
         return {
             "text_output": self.text,
             "finish_reason": self.finish_reason,
+            "stop_reason": self.stop_reason,
             "num_output_tokens": self.num_output_tokens,
             **self.outputs,
         }
@@ -102,12 +104,14 @@ class Answer:
         outputs.pop("text_output", None)
         indices = outputs.pop("sequence_index", list(range(len(texts))))
         reasons = outputs.pop("finish_reason", [b""] * len(texts))
+        stops = outputs.pop("stop_reason", [b""] * len(texts))
         counts = outputs.pop("num_output_tokens", [0] * len(texts))
         token = 0
         for place, index in enumerate(indices):
             sequence = self.sequences.setdefault(index, SequenceAnswer())
             sequence.text += texts[place]
             sequence.finish_reason = reasons[place].decode() or sequence.finish_reason
+            sequence.stop_reason = stops[place].decode() or sequence.stop_reason
             sequence.num_output_tokens += counts[place]
             upto = token + counts[place] if len(indices) > 1 else None
             _add_outputs(sequence.outputs, outputs, place, slice(token, upto))

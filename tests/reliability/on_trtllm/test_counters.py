@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.reliability.test_counters import (  # noqa: F401
-    pytestmark,
     rig,
     test_an_engine_loss,
     test_deadlines_and_cancels,
@@ -11,3 +12,5 @@ from tests.reliability.test_counters import (  # noqa: F401
     test_the_work_done,
     test_unary_answers_with_several_sequences,
 )
+
+pytestmark = [pytest.mark.server, pytest.mark.full]

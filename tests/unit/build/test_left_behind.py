@@ -19,6 +19,7 @@ from build_engine.interrupt import interruptible
 from build_engine.weights_check import check_weights
 from build_engine.work_folder import work_folder
 from inflight_tools.common.tiny_models import write_config
+from tests.harness.alone import in_a_process_of_its_own
 from tests.tiny_weights import write_safetensors
 from tests.unit.build.test_weights_check import HEAD, shapes_of, without
 
@@ -62,7 +63,7 @@ def test_the_log_of_a_bug_is_named(temporary: Path, capsys: pytest.CaptureFixtur
     assert str(folder) in capsys.readouterr().err
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@in_a_process_of_its_own
 def test_a_signal_in_code_whose_exceptions_are_lost_still_ends_the_command() -> None:
     class Thing:
         pass

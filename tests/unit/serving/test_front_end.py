@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from inflight.serving.front_end import ASLEEP, MOST_KEPT, FrontEnd, ThreadStates
+from tests.harness.alone import in_a_process_of_its_own
 
 RUNNING = b"R"
 
@@ -80,13 +81,19 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def test_files_stay_open_from_look_to_look_and_go_with_their_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+@in_a_process_of_its_own
+def test_files_stay_open_from_look_to_look_and_go_with_their_threads() -> None:
     before = descriptors()
     states = ThreadStates(os.getpid())
     opened: list[str] = []
     original = os.open
-    monkeypatch.setattr(os, "open", lambda path, flags: opened.append(path) or original(path, flags))  # type: ignore[func-returns-value]
-    with sleepers(20):
+
+    def noted(path: str, flags: int) -> int:
+        opened.append(path)
+        return original(path, flags)
+
+    with pytest.MonkeyPatch.context() as monkeypatch, sleepers(20):
+        monkeypatch.setattr(os, "open", noted)
         assert len(states.read()) == threads()
         opened.clear()
         assert len(states.read()) == threads()
@@ -98,6 +105,7 @@ def test_files_stay_open_from_look_to_look_and_go_with_their_threads(monkeypatch
     assert descriptors() == before
 
 
+@in_a_process_of_its_own
 def test_a_server_of_many_threads_costs_a_bounded_number_of_files() -> None:
     before = descriptors()
     states = ThreadStates(os.getpid())
@@ -110,10 +118,12 @@ def test_a_server_of_many_threads_costs_a_bounded_number_of_files() -> None:
     assert descriptors() == before
 
 
-def test_a_thread_that_ends_between_the_list_and_its_file_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+@in_a_process_of_its_own
+def test_a_thread_that_ends_between_the_list_and_its_file_is_left_out() -> None:
     states = ThreadStates(os.getpid())
     with sleepers(1):
         known = states.read()
-    monkeypatch.setattr(os, "listdir", lambda folder: [str(thread) for thread in known])
-    assert set(states.read()) == set(known) - {max(known)}
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(os, "listdir", lambda folder: [str(thread) for thread in known])
+        assert set(states.read()) == set(known) - {max(known)}
     states.close()
