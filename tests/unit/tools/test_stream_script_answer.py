@@ -92,7 +92,9 @@ def test_json_has_what_the_request_asked_for() -> None:
     content = json.loads(json.dumps(answer.to_json()))
     assert content["num_input_tokens"] == 4
     assert content["arrival_time_ns"] == 9
-    assert content["sequences"] == [{"text_output": "x", "finish_reason": "", "num_output_tokens": 1}]
+    assert content["sequences"] == [
+        {"text_output": "x", "finish_reason": "", "stop_reason": "", "num_output_tokens": 1}
+    ]
 
 
 def test_every_parameter_of_the_contract_is_an_option() -> None:
