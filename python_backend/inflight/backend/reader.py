@@ -19,6 +19,7 @@ from inflight.answer.stream import Stream
 from inflight.backend.forms import ModelForms
 from inflight.engines.base import EngineInfo, Guide
 from inflight.errors import RequestError, internal
+from inflight.grammar.tools import relaxations
 from inflight.guides.beforehand import check_combination
 from inflight.guides.service import Decision, GuideService, NewGuide
 from inflight.model.parameters import ModelConfig
@@ -35,7 +36,15 @@ from inflight.serving.parsing import ParsePool, Work
 log = logging.getLogger("inflight.backend")
 
 LOOK_SHARE = 64  # to look at what a request asks for takes so much less than to tokenize as many bytes
+SHOWN_NOTES = 8  # of what a guide of tools leaves out
 BYTES_PER_TOKEN = 4  # of a prompt that has not been tokenized: a guess
+
+
+def _tell_relaxations(request: GenerationRequest, arrival: Arrival) -> None:
+    """What a new guide of tools leaves out of their schemas: once for each guide, for operators."""
+    notes = relaxations(request.chat.tools) if request.guide is not None and request.guide.kind == "tools" else []
+    if notes:
+        log.info("request %s: tools are guided without %s", arrival.identity, "; ".join(notes[:SHOWN_NOTES]))
 
 
 class _Ended(Exception):
@@ -166,6 +175,7 @@ class Reader:
                 try:
                     request = dataclasses.replace(request, guide=self._guides.decide(request.guide, decision))
                 except NewGuide as new:
+                    _tell_relaxations(request, arrival)
                     self._wait_for_guide(raw, arrival, new.guide)
                     return None
         cost = reading_cost(request)

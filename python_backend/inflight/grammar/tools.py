@@ -8,7 +8,7 @@ says whether the prompt has begun one: the call comes behind what it thinks.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from inflight.grammar import chars
@@ -72,7 +72,7 @@ def _arguments(converter: Converter, schema: object, function: Mapping[str, Any]
         return values.OBJECT
 
 
-def relaxations(tools: list[Mapping[str, Any]]) -> list[str]:
+def relaxations(tools: Sequence[Mapping[str, Any]]) -> list[str]:
     """What is not kept of the schemas of tools that are not strict, each as `tool/path: keyword`."""
     notes = []
     for tool in tools:

@@ -65,6 +65,7 @@ class ToolParser(abc.ABC):
         self._text = ""  # pushed, not yet used, from `_at` on
         self._at = 0
         self._calls = 0
+        self._lead = ""  # used, and given back as text where no call comes of it
         self._open = False  # a call has started and not ended
         self._state: Callable[[], bool] = self._prose
         self._max_calls = max_calls
@@ -168,6 +169,32 @@ class ToolParser(abc.ABC):
         while self._at < len(self._text) and self._text[self._at] in SPACE:
             self._at += 1
         return self._text[begin : self._at]
+
+    def _after_space(self) -> str | None:
+        """The character behind white space, which joins `_lead`. None: there is none yet; empty: too much of it."""
+        self._lead += self._skip_space()
+        if len(self._lead) > MAX_GAP:
+            return ""
+        return self._text[self._at] if self._at < len(self._text) else None
+
+    def _use(self) -> None:
+        """One character more belongs to what is given back."""
+        self._lead += self._text[self._at]
+        self._at += 1
+
+    def _close_tag(self, tag: str) -> bool:
+        """What a state does behind a whole call: white space and its closing tag go, which some models leave out."""
+        self._lead += self._skip_space()
+        fits = len(self._lead) <= MAX_GAP
+        if fits and self._could_be(tag):
+            return False
+        if fits and self._text.startswith(tag, self._at):
+            self._at += len(tag)
+        else:
+            self._say(self._lead)
+        self._lead = ""
+        self._state = self._prose
+        return True
 
     def _could_be(self, marker: str) -> bool:
         """Whether the text from here on is a proper beginning of `marker`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from inflight.answer.tools.events import MAX_GAP
 from inflight.answer.tools.json_call import JsonCallParser
 
 OPEN = "<tool_call>"
@@ -22,13 +21,4 @@ class HermesParser(JsonCallParser):
         return True
 
     def _after_object(self) -> bool:
-        self._lead += self._skip_space()
-        if self._could_be(CLOSE) and len(self._lead) <= MAX_GAP:
-            return False
-        if self._text.startswith(CLOSE, self._at) and len(self._lead) <= MAX_GAP:
-            self._at += len(CLOSE)
-        else:
-            self._say(self._lead)
-        self._lead = ""
-        self._state = self._prose
-        return True
+        return self._close_tag(CLOSE)

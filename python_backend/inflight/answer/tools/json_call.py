@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from inflight.answer.tools.events import MAX_GAP, ToolParser
+from inflight.answer.tools.events import ToolParser
 from inflight.answer.tools.json_text import CallObject
 
 
@@ -14,7 +14,6 @@ class JsonCallParser(ToolParser):
 
     def __init__(self, max_calls: int | None = None) -> None:
         super().__init__(max_calls)
-        self._lead = ""
         self._object: CallObject | None = None
 
     def _accepts(self, name: str) -> bool:
@@ -29,18 +28,6 @@ class JsonCallParser(ToolParser):
         elif character is not None:
             self._no_call()
         return True
-
-    def _after_space(self) -> str | None:
-        """The character behind white space, which joins `_lead`. None: there is none yet; empty: too much of it."""
-        self._lead += self._skip_space()
-        if len(self._lead) > MAX_GAP:
-            return ""
-        return self._text[self._at] if self._at < len(self._text) else None
-
-    def _use(self) -> None:
-        """Put one character more before the object to come."""
-        self._lead += self._text[self._at]
-        self._at += 1
 
     def _in_object(self) -> bool:
         call = self._object

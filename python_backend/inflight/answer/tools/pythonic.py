@@ -20,7 +20,6 @@ class PythonicParser(ToolParser):
         super().__init__(max_calls)
         self._names = frozenset(names)
         self._longest = max(map(len, self._names), default=0)
-        self._lead = ""
         self._value = _Literal()
         self._key = ""
         self._keys = 0
@@ -105,17 +104,6 @@ class PythonicParser(ToolParser):
         elif character is not None:
             self._give_up()
         return True
-
-    def _after_space(self) -> str | None:
-        """The character behind white space, which joins `_lead`. None: there is none yet; empty: too much of it."""
-        self._lead += self._skip_space()
-        if len(self._lead) > MAX_GAP:
-            return ""
-        return self._text[self._at] if self._at < len(self._text) else None
-
-    def _use(self) -> None:
-        self._lead += self._text[self._at]
-        self._at += 1
 
     def _give_up(self) -> None:
         self._end()

@@ -30,7 +30,6 @@ class Qwen3CoderParser(ToolParser):
     def __init__(self, types: Types, max_calls: int | None = None) -> None:
         super().__init__(max_calls)
         self._types = types
-        self._lead = ""
         self._tool = ""
         self._parameters = 0
         self._kind = "string"
@@ -163,16 +162,7 @@ class Qwen3CoderParser(ToolParser):
             self._argue(_as_json(raw.removesuffix("\n"), self._kind))
 
     def _closing(self) -> bool:
-        self._lead += self._skip_space()
-        if self._could_be(CLOSE) and len(self._lead) <= MAX_GAP:
-            return False
-        if self._text.startswith(CLOSE, self._at) and len(self._lead) <= MAX_GAP:
-            self._at += len(CLOSE)
-        else:
-            self._say(self._lead)
-        self._lead = ""
-        self._state = self._prose
-        return True
+        return self._close_tag(CLOSE)
 
     def _give_back(self) -> None:
         self._say(self._lead)
