@@ -68,6 +68,15 @@ def test_only_the_templates_own_are_control_tokens(kind: str, content: str) -> N
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_the_library_by_itself_makes_control_tokens_of_them(kind: str) -> None:
+    """Which is what transformers does: a message would end itself."""
+    end = end_of(kind)
+    _, ids, plain = encoded(kind, end)
+    end_id = LIBRARIES[kind].token_to_id(end)
+    assert (plain.count(end_id), ids.count(end_id)) == (3, 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("content", ["dog", "The lazy dog, ", " a  b"])
 def test_beside_them_a_prompt_has_the_tokens_that_it_always_had(kind: str, content: str) -> None:
     """A control token of the client's in one message changes no token of the others."""
