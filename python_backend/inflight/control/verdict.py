@@ -91,6 +91,8 @@ def judge(triton: TritonFacts, models: Sequence[ModelFacts], wanted: Collection[
         verdicts[name] = _without_a_process(name, triton)
     if triton.stopping:
         verdicts = {name: _stopping(model) for name, model in verdicts.items()}
+    elif absence := _absence(triton, now):
+        verdicts = {name: _behind(model, absence) for name, model in verdicts.items()}
     failed = any(model.health == "failed" for model in verdicts.values())
     reason, leaving = _reason(triton, verdicts, now)
     return Verdict(_lives(triton, now) and not failed, not reason, reason, leaving, dict(sorted(verdicts.items())))
@@ -114,6 +116,11 @@ def _stopping(model: ModelVerdict) -> ModelVerdict:
     return dataclasses.replace(model, ready=False, health="stopping", reason="the server is stopping")
 
 
+def _behind(model: ModelVerdict, absence: str) -> ModelVerdict:
+    """A model's own process answers, but what would take its requests does not."""
+    return dataclasses.replace(model, ready=False, health="silent", reason=absence) if model.ready else model
+
+
 def _without_a_process(name: str, triton: TritonFacts) -> ModelVerdict:
     """A model of which no process answers, and which somebody wants or Triton takes for ready."""
     if triton.models.get(name):
@@ -125,13 +132,13 @@ def _reason(triton: TritonFacts, models: Mapping[str, ModelVerdict], now: float)
     """Why the server as a whole is not ready, '' when it is; and whether it is leaving."""
     if triton.stopping:
         return "the server is stopping", True
+    absence = _absence(triton, now)
     if triton.runs is False:
-        return "tritonserver has ended", False
+        return absence, False
     not_ready = {name: model for name, model in models.items() if model.counts and not model.ready}
     leaving = any(model.phase != "serving" for model in not_ready.values())
-    silence = _silence(triton, now)
-    if silence and not leaving:
-        return silence, False
+    if absence and not leaving:
+        return absence, False
     if not_ready:
         return "; ".join(f"model {name}: {model.reason}" for name, model in sorted(not_ready.items())), leaving
     if not any(model.ready for model in models.values()):
@@ -139,7 +146,10 @@ def _reason(triton: TritonFacts, models: Mapping[str, ModelVerdict], now: float)
     return ("", False) if triton.ready else ("Triton reports that it is not ready", False)
 
 
-def _silence(triton: TritonFacts, now: float) -> str:
+def _absence(triton: TritonFacts, now: float) -> str:
+    """Why no request can be taken by Triton, '' when it answers."""
+    if triton.runs is False:
+        return "tritonserver has ended"
     if triton.asked_at is None:
         return "Triton has not answered yet: it is loading its models" if triton.runs else "nothing answers as Triton"
     return f"Triton has not answered for {now - triton.asked_at:.1f} s" if now - triton.asked_at > PATIENCE_S else ""
@@ -151,4 +161,4 @@ def _lives(triton: TritonFacts, now: float) -> bool:
         return False
     if triton.stopping or (triton.runs and triton.asked_at is None):
         return True
-    return triton.live and not _silence(triton, now)
+    return triton.live and not _absence(triton, now)

@@ -124,18 +124,32 @@ class Watch:
         return _facts(json.loads(data), asked_at)
 
     async def _watch_triton(self) -> None:
-        while True:
-            asked_at = time.monotonic()
-            names = sorted(self._wanted | self._seen)
-            try:
-                live, ready, *models = await asyncio.wait_for(self._ask_triton(names), ANSWER_S)
-            except (asyncio.TimeoutError, OSError, ValueError, EOFError):
-                pass  # what it said before counts for a moment more
-            else:
-                self._triton = TritonFacts(asked_at, live, ready, dict(zip(names, models, strict=True)))
-                here = {facts.name for facts in self._models.values()}
-                self._seen -= {name for name, there in self._triton.models.items() if not there and name not in here}
-            await asyncio.sleep(TICK_S)
+        """A round every `TICK_S`, whether or not the last one has its answers: each of Triton's few HTTP threads serves
+        its own connections, and one that loads a model leaves its own unanswered for as long as that takes.
+        """
+        rounds: set[asyncio.Task[None]] = set()  # at most ANSWER_S / TICK_S
+        try:
+            while True:
+                one = asyncio.ensure_future(self._ask_triton_once())
+                rounds.add(one)
+                one.add_done_callback(rounds.discard)
+                await asyncio.sleep(TICK_S)
+        finally:
+            for one in rounds:
+                one.cancel()
+
+    async def _ask_triton_once(self) -> None:
+        asked_at = time.monotonic()
+        names = sorted(self._wanted | self._seen)
+        try:
+            live, ready, *models = await asyncio.wait_for(self._ask_triton(names), ANSWER_S)
+        except (asyncio.TimeoutError, OSError, ValueError, EOFError):
+            return  # what it said before counts for a moment more
+        if self._triton.asked_at is not None and asked_at < self._triton.asked_at:
+            return  # a later question has been answered before
+        self._triton = TritonFacts(asked_at, live, ready, dict(zip(names, models, strict=True)))
+        here = {facts.name for facts in self._models.values()}
+        self._seen -= {name for name, there in self._triton.models.items() if not there and name not in here}
 
     async def _ask_triton(self, names: Sequence[str]) -> list[bool]:
         """Whether Triton is live, is ready, and has each of the models ready. The connection does not outlive the

@@ -55,20 +55,21 @@ class Model:
 
 
 class Triton:
-    """Answers as Triton does about health. `silent`: takes connections, and says nothing."""
+    """Answers as Triton does about health. `silent`: it says nothing; `one_in`: nothing to one in so many."""
 
     def __init__(self) -> None:
         triton = self
         self.ready = {"llm"}
         self.silent = threading.Event()
         self.go_on = threading.Event()
-        self.connections = self.open = 0
+        self.connections = self.open = self.one_in = 0
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def setup(self) -> None:
                 triton.connections += 1
+                self.number = triton.connections
                 triton.open += 1
                 super().setup()
 
@@ -77,7 +78,7 @@ class Triton:
                 triton.open -= 1
 
             def do_GET(self) -> None:
-                if triton.silent.is_set():
+                if triton.silent.is_set() or (triton.one_in and self.number % triton.one_in == 0):
                     triton.go_on.wait(30.0)
                 name = self.path.split("/")[3] if self.path.startswith("/v2/models/") else None
                 self.send_response(200 if name is None or name in triton.ready else 400)
@@ -211,6 +212,18 @@ def test_a_model_that_does_not_answer_keeps_nobody_waiting(rig: Rig) -> None:
             assert rig.get("/ready/llm")[0] == 200
             assert time.monotonic() - began < 0.5
     assert rig.get()[0] == 200  # nobody has ever heard of that model
+
+
+def test_a_thread_of_triton_that_loads_a_model_does_not_make_it_silent(rig: Rig) -> None:
+    """Its connections are not answered for as long as that takes; those of the other threads are."""
+    rig.becomes(200)
+    rig.triton.one_in = 2
+    until = time.monotonic() + 3.0
+    while time.monotonic() < until:
+        for path in ("/live", "/ready"):
+            status, said = rig.get(path)
+            assert status == 200, said
+        time.sleep(0.02)
 
 
 def test_a_connection_to_triton_does_not_outlive_its_question(rig: Rig) -> None:

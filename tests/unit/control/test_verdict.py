@@ -108,6 +108,11 @@ def test_ready_is_never_said_of_what_is_not_known_to_be(
     assert "\n" not in verdict.agent_line()
     for key, each in verdict.models.items():
         assert each.ready == (not each.reason), key
+    if any(each.ready for each in verdict.models.values()):  # who asks for one model alone relies on this
+        assert known.asked_at is not None
+        assert NOW - known.asked_at <= PATIENCE_S
+        assert known.runs is not False
+        assert not known.stopping
     if verdict.ready:
         assert known.asked_at is not None
         assert NOW - known.asked_at <= PATIENCE_S
@@ -122,6 +127,22 @@ def test_ready_is_never_said_of_what_is_not_known_to_be(
         assert verdict.agent_line() == "up ready"
     later = judge(known, models, wanted, NOW + PATIENCE_S + 3.1)
     assert not later.ready
+    assert not any(each.ready for each in later.models.values())
+
+
+@pytest.mark.parametrize(
+    ("known", "reason"),
+    [
+        (triton(age=2.0), "Triton has not answered for 2.0 s"),
+        (triton(runs=False), "tritonserver has ended"),
+        (triton(stopping=True), "the server is stopping"),
+    ],
+)
+def test_no_model_is_ready_behind_a_triton_that_is_not_there(known: TritonFacts, reason: str) -> None:
+    """Its process answers still: it is Triton that would take the requests."""
+    verdict = judge(known, [model()], [], NOW)
+    assert not verdict.models["llm"].ready
+    assert verdict.models["llm"].reason == reason
 
 
 def test_a_model_that_is_not_ready_says_so_in_its_own_place() -> None:
