@@ -1,6 +1,7 @@
 # Never built by its authors: the base image cannot be fetched where Inflight is developed.
-# tests/unit/engines/tensorrt_llm/test_image.py runs its steps beside the transformers of each release, and hadolint; the
-# first build on a GPU machine is the real test (see docs/gpu.md).
+# tests/unit/engines/tensorrt_llm/test_image.py runs its steps beside the transformers of each release, and hadolint;
+# tests/integration/test_image_command.py its command and its health check beside a real tritonserver, without an image.
+# The first build on a GPU machine is the real test (see docs/gpu.md).
 #
 #   docker build --build-arg BASE=IMAGE -t inflight .     (IMAGE: NVIDIA's Triton image with TensorRT-LLM, see below)
 #   docker run --rm --gpus all --shm-size=2g --ulimit memlock=-1 --ulimit stack=67108864 \
