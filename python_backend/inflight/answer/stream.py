@@ -323,18 +323,16 @@ class Stream:
             if token_id not in ranks:
                 ranks[token_id] = self._rank(sequence, place, logprob, alone=not others)
             values = {token_id: logprob, **dict(ranked)}
-            entries.append(
-                {
-                    str(other): {
-                        "logprob": value,
-                        "rank": ranks[other],
-                        "decoded_token": self._token_text(other),
-                        "bytes": list(self._token_bytes(other)),
-                    }
-                    for other, value in values.items()
-                }
-            )
+            entries.append({str(other): self._entry(other, value, ranks[other]) for other, value in values.items()})
         return json.dumps(entries, ensure_ascii=False)
+
+    def _entry(self, token_id: int, logprob: float, rank: int | None) -> dict[str, object]:
+        """One token, with the fields of vLLM's backend, which its clients count; its bytes, too, where its text is not
+        all of it: a part of a character.
+        """
+        text, data = self._token_text(token_id), self._token_bytes(token_id)
+        entry: dict[str, object] = {"logprob": logprob, "rank": rank, "decoded_token": text}
+        return entry if text.encode("utf-8", "replace") == data else {**entry, "bytes": list(data)}
 
     def _rank(self, sequence: _Sequence, place: int, logprob: float, alone: bool) -> int | None:
         """Of a chosen token that is not among the likeliest: as the engine says, or, where it names none of those

@@ -249,13 +249,34 @@ def test_log_probabilities_follow_their_tokens_in_vllms_form() -> None:
     (reply,) = stream.take().replies
     first, second = json.loads(reply.top_logprobs[0])
     assert first == {
-        str(a): {"logprob": -0.5, "rank": 1, "decoded_token": "a", "bytes": [97]},
-        str(b): {"logprob": -1.0, "rank": 2, "decoded_token": "b", "bytes": [98]},
+        str(a): {"logprob": -0.5, "rank": 1, "decoded_token": "a"},
+        str(b): {"logprob": -1.0, "rank": 2, "decoded_token": "b"},
     }
     assert list(second) == [str(b), str(a), "9"], "the chosen token first, then the likeliest"
     assert second[str(b)]["rank"] is None
     assert reply.logprobs == [-0.5, -2.0]
     assert reply.cumulative_logprobs == [-2.5]
+
+
+def test_the_bytes_of_a_token_that_is_no_whole_text_are_told() -> None:
+    """Clients of vLLM's backend count the fields of the others (its own test does)."""
+    parsed = request(logprobs=0, stream=True, return_log_probs=True)
+    half, whole = 7, 8
+    stream = Stream(
+        parsed,
+        Prompt(list(PROMPT_IDS), ""),
+        Stops((EOS,), parsed.stops),
+        lambda: FACTORY.make(parsed.skip_special_tokens, PROMPT_IDS),
+        {half: "\ufffd", whole: " of"}.__getitem__,
+        Identity("r1"),
+        5,
+        token_bytes={half: b"\xf0\x9f", whole: b" of"}.__getitem__,
+    )
+    stream.append(EngineOutput(1, 0, [half, whole], logprobs=[-0.5, -0.5], top_logprobs=[{}, {}]), 9)
+    (reply,) = stream.take().replies
+    first, second = json.loads(reply.top_logprobs[0])
+    assert first[str(half)]["bytes"] == [0xF0, 0x9F]
+    assert set(second[str(whole)]) == {"logprob", "rank", "decoded_token"}
 
 
 def test_log_probabilities_behind_a_stop_string_are_cut_off_with_their_tokens() -> None:
