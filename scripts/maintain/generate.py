@@ -170,7 +170,7 @@ def requests_text() -> str:
     lines.append(
         "\n## What the peers' own tests and clients say\n\n"
         "On OpenVINO, 2026-11-29; only the server's address is another. vllm_backend's own came out the same on the\n"
-        "vLLM engine, but for additional_outputs_test, which was not run there to its end.\n\n"
+        "vLLM engine; of additional_outputs_test, whose likeliest tokens it has, 116 of 209 pass there.\n\n"
     )
     lines.append("| what | passes | does not, and why |\n|---|---|---|\n")
     lines += [f"| {row.what} | {row.passes} | {row.fails} |\n" for row in tried()]
