@@ -13,6 +13,7 @@ from typing import Any
 
 from inflight.grammar import json_values as values
 from inflight.grammar.nodes import Call, Grammar, GrammarError, Node, Repeat, alt, literal, maybe, seq
+from inflight.grammar.plain import plain, with_null
 from inflight.grammar.regex import parse_regex
 
 MAX_DEPTH = 64
@@ -58,7 +59,11 @@ _FORMATS = {
 
 
 def keywords_of(kind: str) -> frozenset[str]:
-    """The keywords that say something of values of a type and are kept here; of `any`: all that say something."""
+    """The keywords that say something of values of a type and are kept here; of `any`: all that say something; of
+    `typed`: those that say something of some types only.
+    """
+    if kind == "typed":
+        return frozenset().union(*_OF_TYPE.values())
     return _ASSERTIONS if kind == "any" else _OF_TYPE.get(kind, frozenset())
 
 
@@ -97,6 +102,7 @@ class Converter:
             return values.VALUE
         if not isinstance(schema, Mapping):
             raise GrammarError("has something where a schema (an object or a boolean) belongs")
+        schema = with_null(plain(schema))
         refused = sorted(_REFUSED & set(schema))
         if "allOf" in refused and isinstance(schema["allOf"], list) and len(schema["allOf"]) == 1:
             self._alone(schema, "allOf")
@@ -321,11 +327,12 @@ def _check_one_of(options: list[object]) -> None:
     """Exactly one of them may fit: they must differ in type, in value, or in a required constant."""
     for place, option in enumerate(options):
         for other in options[:place]:
-            if not _apart(option, other):
+            if not apart(option, other):
                 raise GrammarError("has a oneOf of which two schemas may both fit; use anyOf, or a const that differs")
 
 
-def _apart(left: object, right: object) -> bool:
+def apart(left: object, right: object) -> bool:
+    """Whether no value fits both schemas, as far as can be told at once."""
     if not isinstance(left, Mapping) or not isinstance(right, Mapping):
         return False
     one, two = _constants_of(left), _constants_of(right)
@@ -335,9 +342,18 @@ def _apart(left: object, right: object) -> bool:
         first, second = set(_types(left)), set(_types(right))
         if not first & second and not {"integer", "number"} <= first | second:
             return True
+    if _forbids(left, right) or _forbids(right, left):
+        return True
     shared = set(left.get("required", [])) & set(right.get("required", []))
     here, there = left.get("properties", {}), right.get("properties", {})
     return any(name in here and name in there and _apart_constants(here[name], there[name]) for name in shared)
+
+
+def _forbids(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
+    """Whether `left` takes no property that `right` requires; both are objects."""
+    if left.get("type") != "object" or right.get("type") != "object" or left.get("additionalProperties") is not False:
+        return False
+    return any(name not in left.get("properties", {}) for name in right.get("required", []))
 
 
 def _apart_constants(left: object, right: object) -> bool:

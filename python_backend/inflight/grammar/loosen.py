@@ -10,14 +10,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from inflight.grammar.json_schema import MAX_ITEMS, keywords_of, known_format
+from inflight.grammar.json_schema import MAX_ITEMS, apart, keywords_of, known_format
 from inflight.grammar.nodes import GrammarError
+from inflight.grammar.plain import plain
 from inflight.grammar.regex import parse_regex
 
 MAX_NOTES: Final = 32
 MAX_LENGTH: Final = 80  # of a string whose length is kept: each further character costs the engine
 _DEPTH: Final = 64
 _HUGE: Final = 1e15
+_TYPES: Final = {  # Python's names; capitals are Gemini's
+    "dict": "object", "list": "array", "tuple": "array", "str": "string", "int": "integer", "float": "number",
+    "bool": "boolean", "none": "null",
+}  # fmt: skip
 _NUMBERS: Final = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 
 
@@ -45,7 +50,7 @@ class _Loosener:
         if depth > _DEPTH:
             self._note(path, "depth")
             return True
-        found = dict(schema)
+        found = plain(schema)
         for name in ("$defs", "definitions"):
             if isinstance(found.get(name), Mapping):
                 found[name] = {
@@ -70,15 +75,23 @@ class _Loosener:
             return self._all_of(found, kept, path, depth)
         for keyword in ("anyOf", "oneOf"):
             if isinstance(found.get(keyword), list) and found[keyword]:
-                self._drop(found, {keyword}, path)
-                options = [
-                    self.schema(option, f"{path}/{keyword}/{place}", depth + 1)
-                    for place, option in enumerate(found[keyword])
-                ]
-                return True if True in options else {**kept, "anyOf": options}
+                return self._any_of(found, kept, keyword, path, depth)
         if "const" in found or "enum" in found:
             return self._constants(found, kept, path)
         return self._typed(found, kept, path, depth)
+
+    def _any_of(self, found: dict[str, Any], kept: dict[str, Any], keyword: str, path: str, depth: int) -> object:
+        """Properties beside the alternatives belong to each of them."""
+        given = [self._resolved(option) for option in found.pop(keyword)]
+        if keyword == "oneOf" and not all(apart(one, two) for place, one in enumerate(given) for two in given[:place]):
+            self._note(path, "oneOf")
+        if "properties" in found:
+            base = self.schema({key: value for key, value in found.items() if key not in kept}, path, depth + 1)
+            given = [{"allOf": [base, option]} for option in given]
+        else:
+            self._drop(found, {"type"}, path)
+        options = [self.schema(option, f"{path}/{keyword}/{place}", depth + 1) for place, option in enumerate(given)]
+        return True if True in options else {**kept, "anyOf": options}
 
     def _all_of(self, found: dict[str, Any], kept: dict[str, Any], path: str, depth: int) -> object:
         """Objects are put together; of anything else the first is kept."""
@@ -121,11 +134,16 @@ class _Loosener:
 
     def _typed(self, found: dict[str, Any], kept: dict[str, Any], path: str, depth: int) -> object:
         types = self._types(found, path)
+        patterns = found.get("patternProperties")
+        if isinstance(patterns, Mapping) and found.get("additionalProperties") is False:
+            self._note(path, "additionalProperties")
+            found["additionalProperties"] = next(iter(patterns.values())) if len(patterns) == 1 else True
         if not types:
             self._drop(found, set(), path)
             return True
         allowed = frozenset().union(*(keywords_of(each) for each in types))
-        self._drop(found, set(allowed) | {"type"}, path)
+        elsewhere = keywords_of("typed") - allowed  # says nothing of these types
+        self._drop(found, set(allowed) | {"type"} | elsewhere, path)
         loosened: dict[str, Any] = {key: found[key] for key in sorted(allowed & set(found))}
         if "string" in types:
             self._string(loosened, path)
@@ -142,8 +160,9 @@ class _Loosener:
             guesses = [kind for kind in ("object", "array", "string", "number") if keywords_of(kind) & set(found)]
             return guesses[:1]
         given = found["type"] if isinstance(found["type"], list) else [found["type"]]
-        known = [each for each in dict.fromkeys(map(str, given)) if _is_type(each)]
-        if len(known) < len(given):
+        names = dict.fromkeys(_TYPES.get(str(each).lower(), str(each).lower()) for each in given)
+        known = [each for each in names if _is_type(each)]
+        if len(known) < len(names):
             self._note(path, "type")
             return []
         return known
@@ -157,12 +176,12 @@ class _Loosener:
         if "pattern" in loosened and "format" in loosened:
             self._leave(loosened, "format", path)
         exact = "pattern" in loosened or "format" in loosened
-        least, most = loosened.get("minLength", 0), loosened.get("maxLength", 0)
-        bad = not (_is_count(least) and _is_count(most)) or most > MAX_LENGTH or least > MAX_LENGTH
-        bad = bad or ("maxLength" in loosened and least > most)
         for keyword in ("minLength", "maxLength"):
-            if keyword in loosened and (exact or bad):
+            value = loosened.get(keyword, 0)
+            if keyword in loosened and (exact or not _is_count(value) or value > MAX_LENGTH):
                 self._leave(loosened, keyword, path)
+        if loosened.get("minLength", 0) > loosened.get("maxLength", MAX_LENGTH):
+            self._leave(loosened, "maxLength", path)
 
     def _numbers(self, loosened: dict[str, Any], path: str) -> None:
         for keyword in _NUMBERS:
@@ -177,10 +196,6 @@ class _Loosener:
                     self._leave(loosened, keyword, path)
 
     def _array(self, loosened: dict[str, Any], found: Mapping[str, Any], path: str, depth: int) -> None:
-        items = loosened.get("items")
-        if isinstance(items, list):  # a tuple, as drafts before 2020-12 write it
-            loosened["prefixItems"] = items
-            del loosened["items"]
         if "items" in loosened:
             loosened["items"] = self.schema(loosened["items"], f"{path}/items", depth + 1)
         if not isinstance(loosened.get("prefixItems", []), list):

@@ -125,9 +125,9 @@ LOOSENED: list[tuple[Any, Any]] = [
         {"type": "object", "oneOf": [{"type": "string"}, {"type": "integer"}]},
         {"anyOf": [{"type": "string"}, {"type": "integer"}]},
     ),
-    ({"type": "number", "minimum": 0, "exclusiveMinimum": True}, {"type": "number", "minimum": 0}),
+    ({"type": "number", "minimum": 0, "exclusiveMinimum": True}, {"type": "number", "exclusiveMinimum": 0}),
     # zod, and what MCP servers send
-    ({"type": "string", "minLength": 1, "maxLength": 4000}, {"type": "string"}),
+    ({"type": "string", "minLength": 1, "maxLength": 4000}, {"type": "string", "minLength": 1}),
     (
         {"type": "object", "properties": {}, "additionalProperties": False},
         {"type": "object", "additionalProperties": False, "properties": {}},
