@@ -89,10 +89,12 @@ def _lengths_of(node: Node) -> tuple[int, int | None]:
     parts = [_lengths_of(part) for part in (node.options if isinstance(node, Alt) else node.parts)]
     if not parts:
         return 0, 0
-    all_of = max if isinstance(node, Alt) else sum
-    fewest = min if isinstance(node, Alt) else sum
-    most = [most for _, most in parts if most is not None]
-    return fewest(least for least, _ in parts), all_of(most) if len(most) == len(parts) else None
+    fewest = [least for least, _ in parts]
+    longest = [most for _, most in parts if most is not None]
+    ends = len(longest) == len(parts)
+    if isinstance(node, Alt):
+        return min(fewest), max(longest) if ends else None
+    return sum(fewest), sum(longest) if ends else None
 
 
 def _is_count(value: object) -> bool:
