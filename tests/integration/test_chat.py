@@ -130,7 +130,11 @@ def test_what_a_strict_tool_asks_and_cannot_be_kept_is_refused_by_keyword(
 
     with pytest.raises(RequestFailed, match=words):
         start(grpc, chat("Hi"), tools=tools(True), tool_choice="required").result()
-    assert calls_of(start(grpc, chat("Hi"), tools=tools(False), tool_choice="required", max_tokens=40).result())
+    asked = {"tool_choice": "required", "return_model_info": True, "max_tokens": 40}
+    answer = start(grpc, chat("Hi"), tools=tools(False), **asked).result()
+    assert calls_of(answer)
+    (note,) = json.loads(answer.responses[-1].outputs["model_info"][0])["relaxations"]
+    assert note.startswith("f/properties/a: ")
 
 
 def test_fifty_tools_of_twelve_parameters_are_served(grpc: GrpcClient) -> None:

@@ -44,6 +44,15 @@ def about(
     )
 
 
+def with_left_out(model_info: str, left_out: list[str] | None) -> str:
+    """`model_info` for a request whose calls are made by a guide: what that leaves out of the tools' schemas, each as
+    `tool/path: keyword`, under `relaxations`. None: no guide makes its calls, and nothing is added.
+    """
+    if left_out is None:
+        return model_info
+    return json.dumps({**json.loads(model_info), "relaxations": left_out}, ensure_ascii=False)
+
+
 def _adapters(config: ModelConfig) -> list[str]:
     """The names that lora_name takes, as they are now."""
     folder = config.engine_options.get("lora_dir")

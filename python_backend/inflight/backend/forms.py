@@ -14,7 +14,7 @@ from inflight.answer.tools.forms import MARKERS, ToolForm
 from inflight.answer.tools.forms import form_of_template as tools_of
 from inflight.engines.base import Guide
 from inflight.errors import invalid, unsupported
-from inflight.grammar.tools import FORMS
+from inflight.grammar.tools import FORMS, relaxations
 from inflight.model.parameters import ModelConfig
 from inflight.request.chat import ToolChoice
 from inflight.request.parse import GenerationRequest
@@ -52,12 +52,19 @@ class ModelForms:
             return request
         if request.guide is not None:
             raise invalid("tool_choice", "asks for a call, and a guide for something else; leave one of them out")
-        tools = [tool for tool in chat.tools if chat.tool_name in (None, tool["function"]["name"])]
+        tools = _callable(request)
         several = chat.parallel_tool_calls and chat.tool_choice is ToolChoice.REQUIRED
         guide: dict[str, Any] = {"form": self.forced.value, "tools": tools, "parallel": several}
         if self.reasoning is not ReasoningForm.NONE:
             guide |= {"tags": TAGS[self.reasoning], "opened": opens(request)}
         return dataclasses.replace(request, guide=Guide("tools", json.dumps(guide, sort_keys=True)))
+
+    @staticmethod
+    def left_out(request: GenerationRequest) -> list[str] | None:
+        """What the guide of the request's tools does not keep of their schemas; None: no guide makes its calls."""
+        if not request.chat.tools or request.chat.tool_choice not in _FORCED:
+            return None
+        return relaxations(_callable(request))
 
     @property
     def forced(self) -> ToolForm:
@@ -81,6 +88,12 @@ class ModelForms:
             schemas=chat.tools,
             max_calls=1 if single else None,
         )
+
+
+def _callable(request: GenerationRequest) -> list[Mapping[str, Any]]:
+    """The tools of which one is to be called."""
+    chat = request.chat
+    return [tool for tool in chat.tools if chat.tool_name in (None, tool["function"]["name"])]
 
 
 def model_forms(config: ModelConfig, template: str, shows_tools: bool, special: Mapping[str, int]) -> ModelForms:

@@ -16,6 +16,7 @@ from collections.abc import Callable, MutableMapping
 from inflight.answer.detokenizer import DetokenizerFactory
 from inflight.answer.reasoning import is_open
 from inflight.answer.stream import Stream
+from inflight.backend.about import with_left_out
 from inflight.backend.forms import ModelForms
 from inflight.engines.base import EngineInfo, Guide
 from inflight.errors import RequestError, internal
@@ -250,7 +251,8 @@ class Reader:
             detokenizers.token_bytes,
             info.block_size if info is not None else 0,
         )
-        stream.model_info = self._model_info
+        if request.return_model_info:
+            stream.model_info = with_left_out(self._model_info, self._forms.left_out(request))
         responder = arrival.hand_over()
         if responder is None:
             raise _Ended

@@ -9,6 +9,7 @@ import pytest
 
 from inflight.answer.reasoning import ReasoningForm
 from inflight.answer.tools.forms import ToolForm
+from inflight.backend.about import with_left_out
 from inflight.backend.forms import ModelForms, model_forms
 from inflight.errors import ErrorCode, RequestError
 from inflight.model.parameters import ModelConfig
@@ -97,3 +98,17 @@ def test_thoughts_are_split_where_asked_for() -> None:
     assert (
         forms("", default_reasoning=True).parts_of(request(ModelConfig(default_reasoning=True)), Prompt([1], "")).plain
     )
+
+
+def test_what_a_guide_leaves_out_of_tools_is_told_of_those_that_it_calls() -> None:
+    binary = {"type": "object", "properties": {"a": {"type": "string", "format": "binary"}}}
+    tools = json.dumps([{"type": "function", "function": {"name": name, "parameters": binary}} for name in ("f", "g")])
+
+    def told(**values: Any) -> Any:
+        return json.loads(with_left_out("{}", forms().left_out(request(messages="[]", tools=tools, **values))))
+
+    assert told(tool_choice="required") == {"relaxations": [f"{name}/properties/a: format" for name in ("f", "g")]}
+    assert told(tool_choice="g") == {"relaxations": ["g/properties/a: format"]}
+    assert told() == told(tool_choice="none") == {}
+    kept = forms().left_out(request(**CHAT, tool_choice="required"))
+    assert json.loads(with_left_out("{}", kept)) == {"relaxations": []}
