@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from tests.harness.grpc_client import GrpcClient, Pending
 
 FORMS = ("tensor", "json", "parameter")
@@ -46,3 +48,9 @@ def start(
         parameters = dict(values)
     batched = SHAPES.get(model, False)
     return client.send(client.build(model=model, batched=batched, parameters=parameters, **inputs))
+
+
+def is_refused_elsewhere(item: pytest.Item) -> bool:
+    """Whether it is about a row that an engine refuses which lacks guides, adapters and the like, as others do not."""
+    values = item.callspec.params.values() if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ()
+    return any(getattr(value, "refused", None) for value in values)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from inflight_tools.server.server import Server, ServerConfig
-from tests.contract.forms import CHAT_TEMPLATE
+from tests.contract.forms import CHAT_TEMPLATE, is_refused_elsewhere
 from tests.doubles.folders import environment, write_checkpoint, write_engine
 from tests.harness.repository import write_model
 from tests.unit.machines.tokenizer_kinds import write_folder
@@ -75,12 +75,6 @@ OTHER_CAPABILITIES = (
     "structured_outputs=",
     "lora_name=",
 )
-
-
-def is_refused_elsewhere(item: pytest.Item) -> bool:
-    """A row of the contract that an engine without guides refuses; this one has them."""
-    values = item.callspec.params.values() if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ()
-    return any(getattr(value, "refused", None) for value in values)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from inflight_tools.server.server import Server, ServerConfig
-from tests.contract.forms import CHAT_TEMPLATE
+from tests.contract.forms import CHAT_TEMPLATE, is_refused_elsewhere
 from tests.doubles.vllm import cycle, ending, model_parameters, write_chain
 from tests.harness.repository import write_model
 from tests.unit.machines.tokenizer_kinds import write_folder
@@ -55,6 +55,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 OTHER_CAPABILITIES = (
     "test_a_missing_capability",
     "named_tool",
+    "model_info-return_model_info",
     "bad_words=",
     "beam_width=2-",
     "lora_name=",
@@ -71,7 +72,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in ours:
         item.add_marker(pytest.mark.full)
         item.add_marker(pytest.mark.timeout(600))
-    out = [item for item in ours if any(part in item.name for part in OTHER_CAPABILITIES)]
+    out = [item for item in ours if any(part in item.name for part in OTHER_CAPABILITIES) or is_refused_elsewhere(item)]
     if out:
         config.hook.pytest_deselected(items=out)
         items[:] = [item for item in items if item not in out]
