@@ -116,7 +116,7 @@ fi
 
 lock_installation
 step "Python environment (.venv, Python $PYTHON_VERSION)" make_environment
-step "Packages" install_packages serve client build
+step "Packages" install_packages serve client gateway build
 step "Triton Inference Server" fetch_triton
 step "Model ${model:-SmolLM2-135M-Instruct}" fetch_model "$model"
 step "Engine ($quantization)" build_engine "$quantization"

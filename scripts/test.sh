@@ -42,7 +42,7 @@ check() { # check NAME COMMAND...: run it and note how it went
 lint() {
   check ruff "$VENV/bin/ruff" check .
   check format "$VENV/bin/ruff" format --check .
-  check mypy "$VENV/bin/mypy" --strict python_backend/inflight build_engine scripts
+  check mypy "$VENV/bin/mypy" --strict python_backend/inflight build_engine scripts gateway/inflight_gateway
   check imports "$VENV/bin/lint-imports"
 }
 
@@ -54,7 +54,7 @@ lock_installation
 STEPS=2
 [[ $tier == fast ]] || STEPS=5
 step "Python environment (.venv, Python $PYTHON_VERSION)" make_environment
-step "Packages" install_packages serve client build test
+step "Packages" install_packages serve client gateway build test
 if [[ $tier != fast ]]; then
   install_mpirun
   install_haproxy

@@ -117,7 +117,7 @@ _install() { # _install PIP-ARGUMENTS...: a cut-off or failed installation marks
 
 _pin() { grep -h "^$1==" "$ROOT"/requirements/*.txt | head -n 1 | cut -d' ' -f1; } # _pin PACKAGE: "package==version"
 
-install_packages() { # install_packages LOCK...: those of serve client build test, and the project itself
+install_packages() { # install_packages LOCK...: those of serve client gateway build test, and the project itself
   local name files=() missing=()
   for name in "$@"; do
     is_stamped "packages-$name" "$(fingerprint "$ROOT/requirements/$name.txt" "$PYTHON_VERSION")" || missing+=("$name")

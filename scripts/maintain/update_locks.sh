@@ -35,8 +35,10 @@ compile() { # compile OUTPUT EXTRA... [-- uv options]
     -e "s/ and python_full_version < '3\.13'//; s/ ; python_full_version < '3\.13'$//" "$output"
 }
 
-compile "$work/all.txt" serve client build test dev
-for name in serve client build test; do
+# What is pinned stays as it is, unless pyproject.toml or its own line's absence says otherwise.
+grep -hv '^#' requirements/{serve,client,gateway,build,test}.txt 2> /dev/null | sort -u > "$work/all.txt" || true
+compile "$work/all.txt" serve client gateway build test dev
+for name in serve client gateway build test; do
   extras=("$name")
   [[ $name == test ]] && extras+=(dev)
   # From the common solution, so that the files agree with one another.

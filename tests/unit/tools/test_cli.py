@@ -31,7 +31,20 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 WORDS = (
-    *("serve", "chat", "build", "plan", "verify", "inspect", "tune", "compile", "load-test", "import", "selfcheck"),
+    *(
+        "serve",
+        "gateway",
+        "chat",
+        "build",
+        "plan",
+        "verify",
+        "inspect",
+        "tune",
+        "compile",
+        "load-test",
+        "import",
+        "selfcheck",
+    ),
     *("status", "drain", "undrain", "version"),
 )
 

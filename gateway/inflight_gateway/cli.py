@@ -1,0 +1,143 @@
+"""`inflight gateway`: OpenAI's API in front of a Triton with Inflight models.
+
+SIGTERM: not ready for the drain's notice while everything is served, then 503 for what is new, then the end; Ctrl-C
+leaves the notice out. SIGHUP reads the keys again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from inflight_gateway.http.front import Front, Limits
+from inflight_gateway.http.keys import VARIABLE, Keys
+from inflight_gateway.triton.channel import TritonServer
+
+log = logging.getLogger("inflight_gateway")
+STEP_S = 0.05
+ERRORS_S = 1.0  # for answers that were ended to say so
+
+
+def parser(program: str | None = None) -> argparse.ArgumentParser:
+    """What the gateway can be told."""
+    found = argparse.ArgumentParser(prog=program, description=(__doc__ or "").split("\n", 1)[0])
+    found.add_argument("--triton", default="localhost:8001", metavar="HOST:PORT", help="Triton's gRPC (%(default)s)")
+    found.add_argument("--host", default=os.environ.get("INFLIGHT_HOST", "127.0.0.1"), help="%(default)s")
+    found.add_argument(
+        "--port", type=int, default=int(os.environ.get("INFLIGHT_GATEWAY_PORT", "8080")), help="%(default)s"
+    )
+    found.add_argument("--api-keys", type=Path, metavar="FILE", help=f"one key a line; also ${VARIABLE}, by commas")
+    found.add_argument("--max-requests", type=int, default=1024, metavar="N", help="under way at once (%(default)s)")
+    found.add_argument("--max-requests-per-key", type=int, metavar="N", help="(default: --max-requests)")
+    found.add_argument("--max-body-bytes", type=int, default=4 << 20, metavar="N", help="(%(default)s)")
+    found.add_argument("--body-timeout", type=float, default=30.0, metavar="S", help="(%(default)s)")
+    found.add_argument("--write-timeout", type=float, default=60.0, metavar="S", help="of a client that does not read")
+    found.add_argument("--keep-alive", type=float, default=15.0, metavar="S", help="between comments in idle streams")
+    found.add_argument("--drain-notice", type=float, default=5.0, metavar="S", help="on SIGTERM (%(default)s)")
+    found.add_argument("--drain-timeout", type=float, default=30.0, metavar="S", help="for streams (%(default)s)")
+    found.add_argument("--tls-cert", type=Path, metavar="FILE")
+    found.add_argument("--tls-key", type=Path, metavar="FILE")
+    found.add_argument("--log-format", choices=("text", "json"), default="text")
+
+    return found
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which leaves in phases."""
+
+    def __init__(self, config: uvicorn.Config, front: Front, notice_s: float, timeout_s: float) -> None:
+        super().__init__(config)
+        self._front = front
+        self._notice_s, self._timeout_s = notice_s, timeout_s
+        self._draining: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        """Remember the loop that signals are told to."""
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)  # type: ignore[arg-type]
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal begins the drain; a second one ends at once."""
+        if self._loop is None or self._draining is not None:
+            self.should_exit = self.force_exit = True
+            return
+        notice_s = self._notice_s if sig == signal.SIGTERM else 0.0
+        self._loop.call_soon_threadsafe(self._begin, notice_s)
+
+    def _begin(self, notice_s: float) -> None:
+        if self._draining is None:
+            self._draining = asyncio.get_running_loop().create_task(
+                self._drain(notice_s), name="inflight-gateway-drain"
+            )
+
+    async def _drain(self, notice_s: float) -> None:
+        self._front.leaving = True
+        await asyncio.sleep(notice_s)
+        self._front.refusing = True
+        end = time.monotonic() + self._timeout_s
+        while self._front.under_way and time.monotonic() < end:
+            await asyncio.sleep(STEP_S)
+        if self._front.under_way:
+            self._front.end_all()
+            await asyncio.sleep(ERRORS_S)
+        self.should_exit = True
+
+
+def main(arguments: Sequence[str] | None = None, program: str | None = None) -> int:
+    """Serve until asked to stop."""
+    found = parser(program)
+    options = found.parse_args(sys.argv[1:] if arguments is None else arguments)
+    try:
+        keys = Keys(options.api_keys, os.environ)
+    except OSError as error:
+        found.error(f"{options.api_keys} cannot be read: {error.strerror}")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
+    limits = Limits(
+        body_bytes=options.max_body_bytes,
+        body_s=options.body_timeout,
+        requests=options.max_requests,
+        requests_per_key=options.max_requests_per_key or options.max_requests,
+        write_s=options.write_timeout,
+        keep_alive_s=options.keep_alive,
+    )
+    front = Front(TritonServer(options.triton), keys, limits, log_json=options.log_format == "json")
+    config = uvicorn.Config(
+        front,
+        host=options.host,
+        port=options.port,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=5,
+        ssl_certfile=options.tls_cert,
+        ssl_keyfile=options.tls_key,
+    )
+
+    def reload(_number: int, _frame: FrameType | None) -> None:
+        try:
+            keys.load()
+        except OSError as error:
+            log.error("%s cannot be read, the keys stay as they were: %s", options.api_keys, error.strerror)
+
+    signal.signal(signal.SIGHUP, reload)
+    server = _Server(config, front, options.drain_notice, options.drain_timeout)
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run()
+    return 0 if server.started else 1

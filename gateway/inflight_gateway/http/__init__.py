@@ -1,0 +1,1 @@
+"""Connections: reading bodies, deciding statuses, streaming, clients that leave."""

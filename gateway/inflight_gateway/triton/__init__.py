@@ -1,0 +1,1 @@
+"""Triton over gRPC: requests, their responses, and which models there are."""

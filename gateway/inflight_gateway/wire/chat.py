@@ -1,0 +1,255 @@
+"""OpenAI's /v1/chat/completions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from inflight_gateway.core.errors import GatewayError, Kind, invalid, unsupported
+from inflight_gateway.core.events import CallDelta, Event, ModelRequest, Usage
+from inflight_gateway.triton.channel import Model
+from inflight_gateway.wire.fields import Fields
+from inflight_gateway.wire.openai import DONE, Plan, encoder, head, tokens_of, usage
+from inflight_gateway.wire.sampling import IGNORED, REFUSED, options_of
+
+MAX_MESSAGES = 4096
+
+
+def parse(body: dict[str, Any], model: Model) -> Plan:
+    """One chat request. Raises `GatewayError`."""
+    fields = Fields(body)
+    fields.ignore(("model", *IGNORED))
+    fields.refuse(REFUSED)
+    messages = fields.raw("messages")
+    if not isinstance(messages, list) or not messages:
+        raise invalid("messages", "must be a list of at least one message")
+    if len(messages) > MAX_MESSAGES:
+        raise invalid("messages", f"has {len(messages)} entries; at most {MAX_MESSAGES} are allowed")
+    modalities = fields.raw("modalities")
+    if modalities not in (None, ["text"]):
+        raise unsupported("modalities", "may be text alone")
+    first = fields.whole("max_completion_tokens", 1, 2**31 - 1)
+    second = fields.whole("max_tokens", 1, 2**31 - 1)
+    third = fields.whole("n_predict", 1, 2**31 - 1)
+    given = [one for one in (first, second, third) if one is not None]
+    options, count = options_of(fields, model, given[0] if given else None)
+    options["add_special_tokens"] = bool(fields.flag("add_special_tokens"))
+    for name in ("add_generation_prompt", "continue_final_message"):
+        flag = fields.flag(name)
+        if flag is not None:
+            options[name] = flag
+    kwargs = fields.object("chat_template_kwargs")
+    if kwargs:
+        options["chat_template_kwargs"] = encoder.encode(kwargs).decode()
+    documents = fields.raw("documents")
+    if documents:
+        options["documents"] = encoder.encode(documents).decode()
+    logprobs = fields.flag("logprobs") or False
+    top = fields.whole("top_logprobs", 0, 20)
+    if top and not logprobs:
+        raise invalid("top_logprobs", "needs logprobs true; set it as well")
+    if logprobs:
+        options |= {"return_log_probs": True, "return_token_ids": True}
+        if top:
+            options["logprobs"] = top
+    want_ids = fields.flag("return_token_ids") or False
+    if want_ids:
+        options["return_token_ids"] = True
+    show_thoughts = fields.flag("include_reasoning") is not False
+    if model.info.reasoning_format != "none":
+        options["reasoning"] = True
+    tools = _tools(fields, options)
+    stream, include_usage, usage_always = stream_fields(fields)
+    request = ModelRequest(
+        model.triton_name,
+        messages=encoder.encode(messages),
+        tools=encoder.encode(tools) if tools else None,
+        options=options,
+        sequences=count,
+    )
+    renderer = Chat(
+        model, count, include_usage, usage_always, (top or 0) if logprobs else None, want_ids, show_thoughts
+    )
+    return Plan((request,), renderer, stream, fields.unknown(), model.id)
+
+
+def stream_fields(fields: Fields) -> tuple[bool, bool, bool]:
+    """Whether to stream, whether to end with usage, and whether every chunk has it (vLLM)."""
+    stream = fields.flag("stream") or False
+    wanted = Fields(fields.object("stream_options") or {})
+    include, always = wanted.flag("include_usage") or False, wanted.flag("continuous_usage_stats") or False
+    return stream, include, always and include
+
+
+def _tools(fields: Fields, options: dict[str, Any]) -> list[Any]:
+    tools = fields.raw("tools") or []
+    if not isinstance(tools, list):
+        raise invalid("tools", "must be a list of tools")
+    choice = fields.raw("tool_choice")
+    parallel = fields.flag("parallel_tool_calls")
+    for place, tool in enumerate(tools):
+        if isinstance(tool, dict) and tool.get("type") not in (None, "function"):
+            raise unsupported(f"tools[{place}].type", "must be function; other tools are not supported")
+    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+        allowed = choice.get("allowed_tools")
+        allowed = allowed if isinstance(allowed, dict) else choice
+        names = {
+            (one.get("function") or one).get("name")
+            for one in allowed.get("tools") or []
+            if isinstance(one, dict) and isinstance(one.get("function") or one, dict)
+        }
+        tools = [one for one in tools if isinstance(one, dict) and (one.get("function") or {}).get("name") in names]
+        choice = allowed.get("mode", "auto")
+    if choice is not None and not isinstance(choice, str | dict):
+        raise invalid("tool_choice", "must be none, auto, required or an object that names a tool")
+    if choice is not None and (tools or choice not in ("none", "auto")):
+        options["tool_choice"] = choice if isinstance(choice, str) else encoder.encode(choice).decode()
+    if tools and parallel is not None:
+        options["parallel_tool_calls"] = parallel
+    return tools
+
+
+class _Choice:
+    __slots__ = ("begun", "calls", "finish", "logprobs", "reasoning", "stop_reason", "text", "token_ids")
+
+    def __init__(self) -> None:
+        self.begun = False
+        self.text: list[str] = []
+        self.reasoning: list[str] = []
+        self.calls: dict[int, CallDelta] = {}
+        self.finish = ""
+        self.stop_reason = ""
+        self.logprobs: list[dict[str, Any]] = []
+        self.token_ids: list[int] = []
+
+
+class Chat:
+    """Renders one chat answer, streamed or whole."""
+
+    def __init__(
+        self,
+        model: Model,
+        count: int,
+        include_usage: bool,
+        usage_always: bool,
+        logprobs: int | None,
+        ids: bool,
+        thoughts: bool,
+    ) -> None:
+        self._head = head("chatcmpl", "chat.completion", model)
+        self._chunk = encoder.encode(self._head | {"object": "chat.completion.chunk"})[:-1] + b',"choices":['
+        self._choices = [_Choice() for _ in range(count)]
+        self._include_usage, self._always = include_usage, usage_always
+        self._logprobs, self._ids, self._thoughts = logprobs, ids, thoughts
+        self.usage = Usage()
+
+    def chunks(self, event: Event) -> bytes:
+        """What one event adds to a stream."""
+        self.usage.add(event)
+        choice = self._choice(event)
+        said: list[bytes] = []
+        if not choice.begun:
+            choice.begun = True
+            said.append(self._event(event.choice, b'{"role":"assistant","content":""}'))
+        if event.reasoning and self._thoughts:
+            said.append(self._event(event.choice, b'{"reasoning_content":' + encoder.encode(event.reasoning) + b"}"))
+        logprobs = self._logprobs_of(event)
+        if event.text or logprobs or (self._ids and event.token_ids):
+            delta = b'{"content":' + encoder.encode(event.text) + b"}"
+            said.append(self._event(event.choice, delta, logprobs=logprobs, ids=event.token_ids if self._ids else ()))
+        for call in event.calls:
+            said.append(self._event(event.choice, encoder.encode({"tool_calls": [_delta(call)]})))
+        if event.finish:
+            choice.finish = event.finish
+            said.append(self._event(event.choice, b"{}", finish=event.finish, stop=event.stop_reason))
+        return b"".join(said)
+
+    def end(self) -> bytes:
+        """The end of a stream in which every choice has come to its own."""
+        self._all_finished()
+        last = DONE
+        if self._include_usage:
+            last = b"data: " + self._chunk + b'],"usage":' + encoder.encode(usage(self.usage)) + b"}\n\n" + DONE
+        return last
+
+    def push(self, event: Event) -> None:
+        """Take one event of a whole answer."""
+        self.usage.add(event)
+        choice = self._choice(event)
+        choice.text.append(event.text)
+        choice.reasoning.append(event.reasoning)
+        for call in event.calls:
+            known = choice.calls.setdefault(call.index, CallDelta(call.index, "", "", ""))
+            known.id, known.name = known.id or call.id, known.name or call.name
+            known.arguments += call.arguments
+        if self._ids:
+            choice.token_ids += event.token_ids
+        if self._logprobs is not None:
+            choice.logprobs += [{**said, "top_logprobs": top} for said, top in tokens_of(event, self._logprobs or 0)]
+        if event.finish:
+            choice.finish, choice.stop_reason = event.finish, event.stop_reason
+
+    def whole(self) -> bytes:
+        """The whole answer."""
+        self._all_finished()
+        choices = [self._whole(number, choice) for number, choice in enumerate(self._choices)]
+        return encoder.encode({**self._head, "choices": choices, "usage": usage(self.usage)})
+
+    def _whole(self, number: int, choice: _Choice) -> dict[str, Any]:
+        text, thoughts = "".join(choice.text), "".join(choice.reasoning)
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if thoughts and self._thoughts:
+            message["reasoning_content"] = thoughts
+        if choice.calls:
+            message["content"] = text or None
+            message["tool_calls"] = [_whole_call(call) for _, call in sorted(choice.calls.items())]
+        found: dict[str, Any] = {
+            "index": number,
+            "message": message,
+            "logprobs": {"content": choice.logprobs, "refusal": None} if self._logprobs is not None else None,
+            "finish_reason": choice.finish,
+            "stop_reason": choice.stop_reason or None,
+        }
+        if self._ids:
+            found["token_ids"] = choice.token_ids
+        return found
+
+    def _choice(self, event: Event) -> _Choice:
+        if not 0 <= event.choice < len(self._choices):
+            raise GatewayError(Kind.INTERNAL, "the model answered with a sequence that nobody asked for")
+        return self._choices[event.choice]
+
+    def _all_finished(self) -> None:
+        if not all(choice.finish for choice in self._choices):
+            raise GatewayError(Kind.INTERNAL, "the model ended its answer without saying why")
+
+    def _logprobs_of(self, event: Event) -> bytes:
+        if self._logprobs is None or not event.token_ids:
+            return b""
+        content = [{**said, "top_logprobs": top} for said, top in tokens_of(event, self._logprobs or 0)]
+        return encoder.encode({"content": content, "refusal": None})
+
+    def _event(
+        self, index: int, delta: bytes, *, finish: str = "", stop: str = "", logprobs: bytes = b"", ids: Any = ()
+    ) -> bytes:
+        said = b'{"index":%d,"delta":%b,"logprobs":%b,"finish_reason":%b' % (
+            index, delta, logprobs or b"null", encoder.encode(finish or None),
+        )  # fmt: skip
+        if stop:
+            said += b',"stop_reason":' + encoder.encode(stop)
+        if ids:
+            said += b',"token_ids":' + encoder.encode(ids)
+        said = b"data: " + self._chunk + said + b"}]"
+        if self._always:
+            said += b',"usage":' + encoder.encode(usage(self.usage))
+        return said + b"}\n\n"
+
+
+def _delta(call: CallDelta) -> dict[str, Any]:
+    if call.name:
+        function = {"name": call.name, "arguments": call.arguments}
+        return {"index": call.index, "id": call.id, "type": "function", "function": function}
+    return {"index": call.index, "function": {"arguments": call.arguments}}
+
+
+def _whole_call(call: CallDelta) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments or "{}"}}

@@ -1,0 +1,81 @@
+"""What OpenAI's chat and completions share: heads of answers, usage, errors, log-probabilities, events."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from inflight_gateway.core.errors import GatewayError
+from inflight_gateway.core.events import Event, ModelRequest, Usage
+from inflight_gateway.triton.channel import Model
+
+encoder = msgspec.json.Encoder()
+DONE = b"data: [DONE]\n\n"
+LEAST_LOGPROB = -9999.0  # minus infinity is no JSON
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Plan:
+    """One client's request, parsed."""
+
+    requests: Sequence[ModelRequest]
+    renderer: Any  # Chat or Completion
+    stream: bool
+    ignored: Sequence[str]
+    model: str
+    deadline_s: float | None = None
+
+
+def head(prefix: str, kind: str, model: Model) -> dict[str, Any]:
+    """What every object of one answer begins with."""
+    return {
+        "id": f"{prefix}-{secrets.token_hex(12)}",
+        "object": kind,
+        "created": int(time.time()),
+        "model": model.id,
+        "system_fingerprint": f"inflight-{model.info.release}-{model.info.engine}-{model.info.engine_version}",
+    }
+
+
+def usage(counted: Usage, reasoning: int = 0) -> dict[str, Any]:
+    """OpenAI's usage."""
+    return {
+        "prompt_tokens": counted.prompt_tokens,
+        "completion_tokens": counted.completion,
+        "total_tokens": counted.prompt_tokens + counted.completion,
+        "prompt_tokens_details": {"cached_tokens": sum(counted.cached.values())},
+        "completion_tokens_details": {"reasoning_tokens": reasoning},
+    }
+
+
+def error_body(error: GatewayError) -> dict[str, Any]:
+    """OpenAI's form of an error."""
+    said = {"message": error.message, "type": error.kind.type, "param": error.param, "code": error.kind.code}
+    return {"error": said}
+
+
+def sse(value: Any) -> bytes:
+    """One event."""
+    return b"data: " + encoder.encode(value) + b"\n\n"
+
+
+def tokens_of(event: Event, top: int) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Per token of the event: what is said of it, and of the `top` likeliest tokens."""
+    found = []
+    for token_id, said in zip(event.token_ids, event.logprobs, strict=False):
+        chosen = said.get(str(token_id), {})
+        found.append((_entry(chosen), [_entry(one) for one in said.values()][:top]))
+    return found
+
+
+def _entry(said: dict[str, Any]) -> dict[str, Any]:
+    number = said.get("logprob")
+    logprob = LEAST_LOGPROB if number is None else max(float(number), LEAST_LOGPROB)
+    token = said.get("decoded_token") or ""
+    known = said.get("bytes")  # told where the text is not all of it
+    return {"token": token, "logprob": logprob, "bytes": list(token.encode()) if known is None else known}

@@ -1,0 +1,131 @@
+"""OpenAI's own client through the gateway to the real server and model: what the README promises of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+
+import openai
+import pytest
+from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolParam
+from pydantic import BaseModel
+
+from inflight_tools.server.server import Server
+from tests.harness.gateway import Gateway, running
+from tests.harness.grpc_client import GrpcClient
+from tests.harness.http_client import wait_for_metric
+
+pytestmark = pytest.mark.server
+
+ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "What is the capital of France?"}]
+WEATHER: ChatCompletionToolParam = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def gateway(server: Server) -> Iterator[Gateway]:
+    with running(server.grpc_url) as found:
+        found.wait_ready()
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(gateway: Gateway) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0, timeout=60) as found:
+        yield found
+
+
+def test_streamed_whole_and_over_grpc_the_answer_is_the_same(client: openai.OpenAI, server: Server) -> None:
+    whole = client.chat.completions.create(model="llm", messages=ASK, temperature=0, max_tokens=24)
+    with client.chat.completions.stream(
+        model="llm", messages=ASK, temperature=0, max_tokens=24, stream_options={"include_usage": True}
+    ) as stream:
+        for _ in stream:
+            pass
+        streamed = stream.get_final_completion()
+    assert whole.choices[0].message.content
+    assert streamed.choices[0].message.content == whole.choices[0].message.content
+    assert streamed.choices[0].finish_reason == whole.choices[0].finish_reason == "stop"
+    assert streamed.usage == whole.usage
+    with GrpcClient(server.grpc_url) as grpc:
+        plain = grpc.generate(messages=json.dumps(ASK), temperature=0.0, max_tokens=24, add_special_tokens=False)
+    assert plain.text == whole.choices[0].message.content
+
+
+def test_a_required_tool_is_called_streamed_and_whole(client: openai.OpenAI) -> None:
+    messages = [{"role": "user", "content": "What is the weather in Paris?"}]
+    asked = {"model": "llm", "messages": messages, "temperature": 0, "max_tokens": 200, "tools": [WEATHER]}
+    whole = client.chat.completions.create(**asked, tool_choice="required")  # type: ignore[call-overload]
+    with client.chat.completions.stream(**asked, tool_choice="required") as stream:
+        for _ in stream:
+            pass
+        streamed = stream.get_final_completion()
+    for answer in (whole, streamed):
+        assert answer.choices[0].finish_reason == "tool_calls"
+        call = answer.choices[0].message.tool_calls[0]
+        assert call.function.name == "get_weather"
+        assert isinstance(json.loads(call.function.arguments)["city"], str)
+        assert call.id.startswith("call_")
+
+
+class City(BaseModel):
+    city: str
+
+
+def test_a_structured_answer_is_parsed_by_the_client(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.parse(
+        model="llm", messages=ASK, temperature=0, max_tokens=100, response_format=City
+    )
+    assert isinstance(answer.choices[0].message.parsed, City)
+
+
+def test_completions_of_several_prompts_with_log_probabilities(client: openai.OpenAI) -> None:
+    answer = client.completions.create(model="llm", prompt=["1 2 3", "The sky is"], temperature=0, n=1, logprobs=0)
+    assert [choice.index for choice in answer.choices] == [0, 1]
+    for choice in answer.choices:
+        assert choice.logprobs is not None
+        assert "".join(choice.logprobs.tokens or []) == choice.text
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 32
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "code"),
+    [
+        ({"model": "nope"}, openai.NotFoundError, "model_not_found"),
+        ({"logit_bias": {"1": 1}}, openai.BadRequestError, "unsupported_parameter"),
+        ({"messages": [{"role": "user", "content": "x " * 9000}]}, openai.BadRequestError, "context_length_exceeded"),
+        ({"logprobs": True, "top_logprobs": 3}, openai.BadRequestError, "unsupported_parameter"),
+    ],
+)
+def test_what_cannot_be_is_said_in_the_clients_words(
+    client: openai.OpenAI, values: dict[str, object], error: type[openai.APIStatusError], code: str
+) -> None:
+    for stream in (False, True):
+        with pytest.raises(error) as raised:
+            client.chat.completions.create(**{"model": "llm", "messages": ASK, "stream": stream, **values})  # type: ignore[call-overload]
+        assert raised.value.code == code
+
+
+def test_a_client_that_leaves_ends_its_request_in_the_engine(client: openai.OpenAI, server: Server) -> None:
+    stream = client.chat.completions.create(
+        model="llm", messages=ASK, max_tokens=4000, stream=True, extra_body={"ignore_eos": True}
+    )
+    next(iter(stream))
+    wait_for_metric(server.metrics_url, 1, "inflight_requests_running")
+    began = time.monotonic()
+    stream.close()
+    wait_for_metric(server.metrics_url, 0, "inflight_requests_running")
+    assert time.monotonic() - began < 5  # metrics are flushed at an interval
+
+
+def test_tokens_are_counted(gateway: Gateway) -> None:
+    status, _, body = gateway.call("POST", "/tokenize", {"model": "llm", "prompt": "hello world"})
+    assert status == 200
+    assert json.loads(body)["count"] == len(json.loads(body)["tokens"]) == 2

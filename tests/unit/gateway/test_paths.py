@@ -1,0 +1,220 @@
+"""The real gateway before a Triton of ours that breaks in every way: what an HTTP client then reads."""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from concurrent import futures
+from typing import Any
+
+import grpc
+import pytest
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc as pb_grpc
+
+from tests.harness.gateway import Gateway, running
+
+INFO = {"release": "1", "engine": "fake", "engine_version": "1", "context": 100, "chat": True}
+HELLO = {"model": "llm", "messages": [{"role": "user", "content": "hi"}]}
+
+
+def response(text: str = "", finish: str = "", final: bool = False, info: str = "") -> Any:
+    found = pb.ModelInferResponse()
+    outputs = {"text_output": text.encode(), "finish_reason": finish.encode()}
+    if info:
+        outputs["model_info"] = info.encode()
+    for name, value in outputs.items():
+        found.outputs.append(pb.ModelInferResponse.InferOutputTensor(name=name, datatype="BYTES", shape=[1]))
+        found.raw_output_contents.append(struct.pack("<I", len(value)) + value)
+    for name in ("num_input_tokens", "num_output_tokens"):
+        found.outputs.append(pb.ModelInferResponse.InferOutputTensor(name=name, datatype="UINT32", shape=[1]))
+        found.raw_output_contents.append(struct.pack("<I", 3 if name == "num_input_tokens" else bool(text)))
+    found.parameters["triton_final_response"].bool_param = final
+    return pb.ModelStreamInferResponse(infer_response=found)
+
+
+class FakeTriton(pb_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+    """One Inflight model, which does what the message says."""
+
+    def __init__(self) -> None:
+        self.left = threading.Event()
+        self.asked = 0
+
+    def RepositoryIndex(self, request: Any, context: Any) -> Any:
+        return pb.RepositoryIndexResponse(
+            models=[pb.RepositoryIndexResponse.ModelIndex(name="llm", version="1", state="READY")]
+        )
+
+    def ModelConfig(self, request: Any, context: Any) -> Any:
+        answer = pb.ModelConfigResponse()
+        answer.config.name, answer.config.backend = request.name, "inflight"
+        answer.config.input.add(name="top_p")
+        return answer
+
+    def ModelStreamInfer(self, requests: Any, context: Any) -> Iterator[Any]:
+        request = next(iter(requests))
+        inputs = {one.name: raw[4:] for one, raw in zip(request.inputs, request.raw_input_contents, strict=True)}
+        if "messages" not in inputs:
+            yield response(final=True, finish="stop", info=json.dumps(INFO))
+            return
+        self.asked += 1
+        act = json.loads(inputs["messages"])[-1]["content"]
+        if act == "restarting" and self.asked == 1:
+            yield pb.ModelStreamInferResponse(error_message="the engine is restarting; try again in a few seconds")
+            return
+        if act.startswith("error:"):
+            yield pb.ModelStreamInferResponse(error_message=act.removeprefix("error:"))
+            return
+        yield response("one ")
+        if act.startswith("then:"):
+            yield pb.ModelStreamInferResponse(error_message=act.removeprefix("then:"))
+        elif act == "break":
+            context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+        elif act == "end":
+            return
+        elif act == "silent":
+            yield response("two", final=True)
+        elif act == "hang":
+            context.add_callback(self.left.set)
+            self.left.wait(30)
+        else:
+            yield response("two", act if act in ("deadline", "cancelled") else "stop", final=True)
+
+
+@pytest.fixture
+def fake() -> Iterator[tuple[FakeTriton, str]]:
+    server = grpc.server(futures.ThreadPoolExecutor(16))
+    servicer = FakeTriton()
+    pb_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield servicer, f"127.0.0.1:{port}"
+    servicer.left.set()
+    server.stop(0)
+
+
+@pytest.fixture
+def gateway(fake: tuple[FakeTriton, str]) -> Iterator[Gateway]:
+    with running(fake[1], "--drain-notice", "1", "--drain-timeout", "1", "--max-body-bytes", "100000") as found:
+        found.wait_ready()
+        yield found
+
+
+def ask(gateway: Gateway, act: str, stream: bool) -> tuple[int, dict[str, str], bytes]:
+    body = HELLO | {"messages": [{"role": "user", "content": act}], "stream": stream}
+    return gateway.call("POST", "/v1/chat/completions", body)
+
+
+def test_every_way_in_which_an_answer_can_end(gateway: Gateway, fake: tuple[FakeTriton, str]) -> None:
+    """One gateway for all of them: starting it costs more than asking."""
+    for act, status, code in (
+        ("error:top_p must be above 0, but is 0", 400, None),
+        ("error:the queue is full (7 requests wait); try again in a moment", 503, "overloaded"),
+        ("error:the deadline passed while the request was queued; raise deadline_ms", 504, "timeout"),
+        ("error:Request for unknown model: 'llm' is not found", 404, "model_not_found"),
+        ("error:internal error while handling request 7; see the server's log", 500, "internal_error"),
+        ("error:what nobody foresaw", 500, "internal_error"),
+    ):
+        for stream in (False, True):  # nothing was streamed yet, so there is a status
+            found, headers, body = ask(gateway, act, stream)
+            assert (found, json.loads(body)["error"]["code"]) == (status, code), act
+            assert ("retry-after" in headers) == (code == "overloaded")
+            assert headers["x-request-id"]
+    for act in ("then:the engine died and is being restarted; try again", "break", "end", "silent", "cancelled"):
+        status, _, body = ask(gateway, act, False)
+        assert status >= 499, act
+        status, _, body = ask(gateway, act, True)
+        assert status == 200
+        last = json.loads(body.decode().strip().split("\n\n")[-1].removeprefix("data: "))
+        assert set(last["error"]) == {"message", "type", "param", "code"}, act
+        assert b"[DONE]" not in body
+    status, _, body = ask(gateway, "deadline", False)
+    assert json.loads(body)["choices"][0]["finish_reason"] == "length"
+    fake[0].asked = 0
+    status, _, body = ask(gateway, "restarting", False)
+    assert (status, json.loads(body)["choices"][0]["message"]["content"]) == (200, "one two")
+
+
+def test_a_client_that_leaves_cancels_its_request(gateway: Gateway, fake: tuple[FakeTriton, str]) -> None:
+    for stream in (True, False):
+        fake[0].left.clear()
+        body = json.dumps(HELLO | {"messages": [{"role": "user", "content": "hang"}], "stream": stream}).encode()
+        with socket.create_connection(("127.0.0.1", gateway.port), 10) as client:
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+            client.sendall(head.encode() + body)
+            time.sleep(0.3)
+            assert not fake[0].left.is_set()
+        assert fake[0].left.wait(1.0), f"stream {stream}"
+
+
+def test_what_never_reaches_the_model(gateway: Gateway) -> None:
+    for method, path, body, headers, status in (
+        ("GET", "/v1/chat/completions", None, {}, 405),
+        ("GET", "/nowhere", None, {}, 404),
+        ("POST", "/v1/chat/completions", b"{", {}, 400),
+        ("POST", "/v1/chat/completions", b" " * 200_000, {}, 413),
+        ("POST", "/v1/chat/completions", b"{}", {"content_encoding": "gzip"}, 415),
+        ("POST", "/v1/chat/completions", HELLO | {"model": "nope"}, {}, 404),
+        ("GET", "/v1/models/nope", None, {}, 404),
+        ("GET", "/v1/models/llm", None, {}, 200),
+        ("GET", "/models", None, {}, 200),
+        ("GET", "/live", None, {}, 200),
+        ("POST", "/chat/completions", HELLO | {"model": "dummy"}, {}, 200),
+    ):
+        found, said, answer = gateway.call(method, path, body, x_request_id="abc", **headers)
+        assert found == status, (path, answer)
+        assert said["x-request-id"] == "abc"
+        if status >= 400:
+            assert json.loads(answer)["error"]["message"]
+    metrics = gateway.call("GET", "/metrics")[2].decode()
+    assert 'inflight_gateway_requests_total{route="/v1/chat/completions",status="404"} 1.0' in metrics
+    assert "inflight_gateway_requests_in_flight 0.0" in metrics
+
+
+def test_a_drain_is_seen_before_anything_is_refused(gateway: Gateway) -> None:
+    gateway.terminate()
+    time.sleep(0.3)
+    assert gateway.call("GET", "/ready")[0] == 503
+    assert ask(gateway, "hi", False)[0] == 200
+    assert gateway.process.wait(10) == 0
+
+
+def test_what_runs_at_the_end_of_a_drain_hears_of_it(gateway: Gateway) -> None:
+    said: list[bytes] = []
+    asking = threading.Thread(target=lambda: said.append(ask(gateway, "hang", True)[2]))
+    asking.start()
+    time.sleep(0.3)
+    gateway.terminate()
+    asking.join(15)
+    assert b'"code":"draining"' in said[0]
+    assert gateway.process.wait(10) == 0
+
+
+def test_keys_are_wanted_everywhere_but_for_probes(fake: tuple[FakeTriton, str]) -> None:
+    with running(fake[1], keys="one,two") as gateway:
+        gateway.wait_ready()
+        assert gateway.call("GET", "/v1/models")[0] == 401
+        assert gateway.call("GET", "/metrics")[0] == 401
+        assert gateway.call("GET", "/v1/models", authorization="Bearer no")[0] == 401
+        for headers in ({"authorization": "Bearer two"}, {"authorization": "bearer one"}, {"x_api_key": "two"}):
+            assert gateway.call("GET", "/v1/models", None, **headers)[0] == 200
+
+
+def test_without_a_triton_it_says_so_and_comes_back_by_itself() -> None:
+    with running("127.0.0.1:1") as gateway:
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            try:
+                status, headers, body = ask(gateway, "hi", True)
+                break
+            except OSError:
+                time.sleep(0.1)
+        assert (status, json.loads(body)["error"]["code"]) == (503, "unavailable")
+        assert headers["retry-after"]
+        assert b"127.0.0.1" not in body
+        assert gateway.call("GET", "/ready")[0] == 503
+        assert gateway.call("GET", "/live")[0] == 200
