@@ -56,6 +56,9 @@ _MEND |= dict.fromkeys(("openvino", "openvino_genai", "tokenizers", "jinja2"), '
 _MEND |= dict.fromkeys(
     ("torch", "transformers", "nncf", "optimum", "safetensors", "huggingface_hub"), '"inflight[build]"'
 )
+_MEND |= dict.fromkeys(
+    ("inflight_gateway", "uvicorn", "uvloop", "httptools", "prometheus_client"), '"inflight[gateway]"'
+)
 _MEND |= {"rich": "rich", "msgspec": "msgspec"}
 
 

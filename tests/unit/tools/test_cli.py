@@ -163,7 +163,7 @@ def test_plan_needs_a_config_and_msgspec(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("line", "extra"),
-    [("load-test", "client"), ("import a b", "client"), ("selfcheck", "client")],
+    [("gateway", "gateway"), ("load-test", "client"), ("import a b", "client"), ("selfcheck", "client")],
 )
 def test_what_needs_an_extra_names_it(tmp_path: Path, line: str, extra: str) -> None:
     done = bare(tmp_path, *line.split())
