@@ -187,7 +187,8 @@ def test_vllm_backends_log_probabilities(
             ((token_id, value),) = entry.items()
             assert token_id.isdigit()
             assert set(value) - {"bytes"} == {"logprob", "rank", "decoded_token"}
-            assert ("bytes" in value) == ("\ufffd" in value["decoded_token"]), "only where the text is not all of it"
+            partial = "\ufffd" in value["decoded_token"]
+            assert ("bytes" in value) == (partial or not asked), "vLLM's name brings vLLM's form"
             assert isinstance(value["logprob"], float)
             assert isinstance(value["decoded_token"], str)
 

@@ -327,12 +327,14 @@ class Stream:
         return json.dumps(entries, ensure_ascii=False)
 
     def _entry(self, token_id: int, logprob: float, rank: int | None) -> dict[str, object]:
-        """One token, with the fields of vLLM's backend, which its clients count; its bytes, too, where its text is not
-        all of it: a part of a character.
+        """One token. Asked for by the name of vLLM's backend, it has the fields of that, which its clients count, and
+        its bytes only where its text is not all of it: a part of a character.
         """
         text, data = self._token_text(token_id), self._token_bytes(token_id)
         entry: dict[str, object] = {"logprob": logprob, "rank": rank, "decoded_token": text}
-        return entry if text.encode("utf-8", "replace") == data else {**entry, "bytes": list(data)}
+        as_vllm = self.request.spelt.get("return_log_probs") == "return_logprobs"
+        plain = as_vllm and text.encode("utf-8", "replace") == data
+        return entry if plain else {**entry, "bytes": list(data)}
 
     def _rank(self, sequence: _Sequence, place: int, logprob: float, alone: bool) -> int | None:
         """Of a chosen token that is not among the likeliest: as the engine says, or, where it names none of those

@@ -301,8 +301,8 @@ OUTPUTS: tuple[Output, ...] = (
         "logprobs",
         "STRING",
         -1,
-        "JSON: per token {id: {logprob, rank, decoded_token}}, and bytes where its text is not all of it (a part of a "
-        "character); rank is null where no engine knows it, see below",
+        "JSON: per token {id: {logprob, rank, decoded_token, bytes}}, with return_logprobs in vLLM's form: bytes only "
+        "where the text is not all of the token; rank is null where no engine knows it, see below",
         "return_log_probs, return_logprobs, or logprobs",
     ),
     Output("num_input_tokens", "UINT32", -1, "prompt tokens", "return_num_input_tokens"),

@@ -241,7 +241,7 @@ def test_times_come_with_the_last_response_only() -> None:
 
 
 def test_log_probabilities_follow_their_tokens_in_vllms_form() -> None:
-    stream = stream_of(logprobs=2, stream=True, return_log_probs=True)
+    stream = stream_of(logprobs=2, stream=True, return_logprobs=True)
     a, b = ids("a")[0], ids("b")[0]
     stream.append(
         EngineOutput(1, 0, [a, b], logprobs=[-0.5, -2.0], top_logprobs=[{a: -0.5, b: -1.0}, {a: -0.25, 9: -1.5}]), 9
@@ -258,9 +258,10 @@ def test_log_probabilities_follow_their_tokens_in_vllms_form() -> None:
     assert reply.cumulative_logprobs == [-2.5]
 
 
-def test_the_bytes_of_a_token_that_is_no_whole_text_are_told() -> None:
+@pytest.mark.parametrize("asked", ["return_log_probs", "return_logprobs"])
+def test_the_bytes_of_a_token_are_told_and_under_vllms_name_only_where_its_text_is_not_all_of_it(asked: str) -> None:
     """Clients of vLLM's backend count the fields of the others (its own test does)."""
-    parsed = request(logprobs=0, stream=True, return_log_probs=True)
+    parsed = request(logprobs=0, stream=True, **{asked: True})
     half, whole = 7, 8
     stream = Stream(
         parsed,
@@ -276,7 +277,7 @@ def test_the_bytes_of_a_token_that_is_no_whole_text_are_told() -> None:
     (reply,) = stream.take().replies
     first, second = json.loads(reply.top_logprobs[0])
     assert first[str(half)]["bytes"] == [0xF0, 0x9F]
-    assert set(second[str(whole)]) == {"logprob", "rank", "decoded_token"}
+    assert second[str(whole)].get("bytes") == (list(b" of") if asked == "return_log_probs" else None)
 
 
 def test_log_probabilities_behind_a_stop_string_are_cut_off_with_their_tokens() -> None:

@@ -1,0 +1,181 @@
+#!/usr/bin/env python3
+"""Measures what the gateway costs: tokens/s and time to the first token over plain gRPC, and its CPU per token.
+
+A real server with the real model answers the same kind of chats in turns: over gRPC, and through the gateway as an
+OpenAI stream. Both clients are asyncio programs in processes of their own that read every response. No prompt is used
+twice. Exit status: 0 done, 1 an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from inflight_tools.common.layout import MODEL_REPOSITORY, REPOSITORY
+from inflight_tools.common.report import Failure, run_main
+from inflight_tools.server.server import Ports, Server, ServerConfig
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+START_S = 20.0
+
+
+def cpu_s(pid: int) -> float:
+    """CPU time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def messages(run: str, number: int) -> list[dict[str, str]]:
+    """A chat that was not asked before."""
+    return [{"role": "user", "content": f"{run}.{number}: tell me a story of the sea."}]
+
+
+async def one_http(port: int, body: bytes) -> float:
+    """One stream, read whole; seconds until its first event."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    began = time.perf_counter()
+    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+    head = await reader.readuntil(b"\r\n\r\n")
+    if b" 200 " not in head.partition(b"\r\n")[0]:
+        raise Failure(f"the gateway answers {head.partition(b'?')[0]!r}.")
+    first, tail = 0.0, b""
+    while b"[DONE]" not in tail:
+        part = await reader.read(65536)
+        if not part:
+            raise Failure("a stream of the gateway broke off.")
+        first = first or time.perf_counter() - began
+        tail = (tail + part)[-64:]
+    writer.close()
+    return first
+
+
+async def client(kind: str, target: str, run: str, streams: int, requests: int, tokens: int) -> None:
+    """`requests` of each of `streams`; prints seconds, and each request's time to the first token, as JSON."""
+    firsts: list[float] = []
+    options = {"temperature": 0, "max_tokens": tokens, "ignore_eos": True}
+    if kind == "http":
+
+        async def ask(number: int) -> float:
+            body = {"model": "llm", "messages": messages(run, number), "stream": True, **options}
+            return await one_http(int(target), json.dumps(body).encode())
+
+    else:
+        import grpc
+        from tritonclient.grpc import service_pb2 as pb
+
+        channel = grpc.aio.insecure_channel(target)
+        method = channel.stream_stream(
+            "/inference.GRPCInferenceService/ModelStreamInfer",
+            request_serializer=pb.ModelInferRequest.SerializeToString,
+            response_deserializer=pb.ModelStreamInferResponse.FromString,
+        )
+
+        async def ask(number: int) -> float:
+            message = pb.ModelInferRequest(model_name="llm")
+            given = {
+                "messages": json.dumps(messages(run, number)),
+                "sampling_parameters": json.dumps(options | {"stream": True}),
+            }
+            for name, value in given.items():
+                message.inputs.append(pb.ModelInferRequest.InferInputTensor(name=name, datatype="BYTES", shape=[1]))
+                message.raw_input_contents.append(len(value).to_bytes(4, "little") + value.encode())
+            began, first = time.perf_counter(), 0.0
+            call = method()
+            await call.write(message)
+            await call.done_writing()
+            while (response := await call.read()) is not grpc.aio.EOF:
+                if response.error_message:
+                    raise Failure(f"the model answers {response.error_message!r}.")
+                first = first or time.perf_counter() - began
+            return first
+
+    async def stream(number: int) -> None:
+        for turn in range(requests):
+            firsts.append(await ask(number * requests + turn))
+
+    began = time.perf_counter()
+    await asyncio.gather(*(stream(number) for number in range(streams)))
+    print(json.dumps({"seconds": time.perf_counter() - began, "firsts": firsts}))
+
+
+def turn(kind: str, target: str, run: str, streams: int, options: argparse.Namespace) -> tuple[float, float]:
+    """Tokens/s, and the median time to the first token in ms."""
+    numbers = [str(each) for each in (streams, options.requests, options.tokens)]
+    done = subprocess.run(
+        [sys.executable, __file__, "--client", kind, target, run, *numbers], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise Failure(f"the {kind} client failed: {done.stderr.strip()[-300:]}")
+    found = json.loads(done.stdout)
+    return streams * options.requests * options.tokens / found["seconds"], 1000 * statistics.median(found["firsts"])
+
+
+def wait_ready(port: int) -> None:
+    """Until the gateway is ready. Raises `Failure`."""
+    end = time.monotonic() + START_S
+    while time.monotonic() < end:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=2):
+                return
+        except OSError:
+            time.sleep(0.1)
+    raise Failure("the gateway is not ready.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """See the module's text."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["--client"]:
+        kind, target, run, *numbers = given[1:]
+        streams, requests, tokens = map(int, numbers)
+        asyncio.run(client(kind, target, run, streams, requests, tokens))
+        return 0
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--streams", default="1,8,32", metavar="N,N", help="at once (default: %(default)s)")
+    parser.add_argument("--requests", type=int, default=3, help="of each stream (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=64, help="of each answer (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="in turns (default: %(default)s)")
+    options = parser.parse_args(given)
+    port = Ports.free().http
+    environment = dict(os.environ, PYTHONPATH=str(REPOSITORY / "gateway"))
+    with Server(ServerConfig(repository=MODEL_REPOSITORY, models=("llm",))) as server:
+        server.wait_ready()
+        command = [sys.executable, "-m", "inflight_gateway", "--triton", server.grpc_url, "--port", str(port)]
+        gateway = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        try:
+            wait_ready(port)
+            print("| at once | tokens/s, gateway over gRPC | first token, added ms | CPU per token, µs |")
+            print("|---|---|---|---|", flush=True)
+            for streams in map(int, options.streams.split(",")):
+                rates, firsts, costs = [], [], []
+                for repeat in range(options.repeats):
+                    plain = turn("grpc", server.grpc_url, f"g{streams}.{repeat}", streams, options)
+                    before = cpu_s(gateway.pid)
+                    through = turn("http", str(port), f"h{streams}.{repeat}", streams, options)
+                    costs.append(1e6 * (cpu_s(gateway.pid) - before) / (streams * options.requests * options.tokens))
+                    rates.append(through[0] / plain[0])
+                    firsts.append(through[1] - plain[1])
+                cells = [
+                    f"{statistics.median(each):.{digits}f} ({min(each):.{digits}f} to {max(each):.{digits}f})"
+                    for each, digits in ((rates, 2), (firsts, 1), (costs, 0))
+                ]
+                print(f"| {streams} | {' | '.join(cells)} |", flush=True)
+        finally:
+            gateway.terminate()
+            gateway.kill()
+            gateway.wait(10)
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)
