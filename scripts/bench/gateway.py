@@ -112,7 +112,10 @@ def turn(kind: str, target: str, run: str, streams: int, options: argparse.Names
     """Tokens/s, and the median time to the first token in ms."""
     numbers = [str(each) for each in (streams, options.requests, options.tokens)]
     done = subprocess.run(
-        [sys.executable, __file__, "--client", kind, target, run, *numbers], capture_output=True, text=True, check=False
+        [sys.executable, __file__, "--client", kind, target, run, *numbers],
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
     )
     if done.returncode:
         raise Failure(f"the {kind} client failed: {done.stderr.strip()[-300:]}")
