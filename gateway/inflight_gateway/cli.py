@@ -34,9 +34,7 @@ def parser(program: str | None = None) -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog=program, description=(__doc__ or "").split("\n", 1)[0])
     found.add_argument("--triton", default="localhost:8001", metavar="HOST:PORT", help="Triton's gRPC (%(default)s)")
     found.add_argument("--host", default=os.environ.get("INFLIGHT_HOST", "127.0.0.1"), help="%(default)s")
-    found.add_argument(
-        "--port", type=int, default=int(os.environ.get("INFLIGHT_GATEWAY_PORT", "8080")), help="%(default)s"
-    )
+    found.add_argument("--port", type=int, default=os.environ.get("INFLIGHT_GATEWAY_PORT", "8080"), help="%(default)s")
     found.add_argument("--api-keys", type=Path, metavar="FILE", help=f"one key a line; also ${VARIABLE}, by commas")
     found.add_argument("--max-requests", type=int, default=1024, metavar="N", help="under way at once (%(default)s)")
     found.add_argument("--max-requests-per-key", type=int, metavar="N", help="(default: --max-requests)")
@@ -101,8 +99,8 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
     options = found.parse_args(sys.argv[1:] if arguments is None else arguments)
     try:
         keys = Keys(options.api_keys, os.environ)
-    except OSError as error:
-        found.error(f"{options.api_keys} cannot be read: {error.strerror}")
+    except (OSError, UnicodeError) as error:
+        found.error(f"{options.api_keys} cannot be read: {error}")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
     limits = Limits(
         body_bytes=options.max_body_bytes,
@@ -133,8 +131,8 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
     def reload(_number: int, _frame: FrameType | None) -> None:
         try:
             keys.load()
-        except OSError as error:
-            log.error("%s cannot be read, the keys stay as they were: %s", options.api_keys, error.strerror)
+        except (OSError, UnicodeError) as error:
+            log.error("%s cannot be read, the keys stay as they were: %s", options.api_keys, error)
 
     signal.signal(signal.SIGHUP, reload)
     server = _Server(config, front, options.drain_notice, options.drain_timeout)

@@ -92,12 +92,13 @@ def _tools(fields: Fields, options: dict[str, Any]) -> list[Any]:
     if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
         allowed = choice.get("allowed_tools")
         allowed = allowed if isinstance(allowed, dict) else choice
-        names = {
-            (one.get("function") or one).get("name")
-            for one in allowed.get("tools") or []
-            if isinstance(one, dict) and isinstance(one.get("function") or one, dict)
-        }
-        tools = [one for one in tools if isinstance(one, dict) and (one.get("function") or {}).get("name") in names]
+        listed = allowed.get("tools")
+        names = (
+            [_name(one) or one.get("name") for one in listed or [] if isinstance(one, dict)]
+            if isinstance(listed, list)
+            else []
+        )
+        tools = [one for one in tools if isinstance(_name(one), str) and _name(one) in names]
         choice = allowed.get("mode", "auto")
     if choice is not None and not isinstance(choice, str | dict):
         raise invalid("tool_choice", "must be none, auto, required or an object that names a tool")
@@ -106,6 +107,12 @@ def _tools(fields: Fields, options: dict[str, Any]) -> list[Any]:
     if tools and parallel is not None:
         options["parallel_tool_calls"] = parallel
     return tools
+
+
+def _name(tool: Any) -> Any:
+    """What a tool in OpenAI's form is called; None for what has no such form."""
+    function = tool.get("function") if isinstance(tool, dict) else None
+    return function.get("name") if isinstance(function, dict) else None
 
 
 class _Choice:

@@ -28,7 +28,6 @@ class Plan:
     stream: bool
     ignored: Sequence[str]
     model: str
-    deadline_s: float | None = None
 
 
 def head(prefix: str, kind: str, model: Model) -> dict[str, Any]:
@@ -42,15 +41,16 @@ def head(prefix: str, kind: str, model: Model) -> dict[str, Any]:
     }
 
 
-def usage(counted: Usage, reasoning: int = 0) -> dict[str, Any]:
-    """OpenAI's usage."""
-    return {
+def usage(counted: Usage) -> dict[str, Any]:
+    """OpenAI's usage. Reused tokens are told where the engine knows them; those of thoughts nobody counts."""
+    found: dict[str, Any] = {
         "prompt_tokens": counted.prompt_tokens,
         "completion_tokens": counted.completion,
         "total_tokens": counted.prompt_tokens + counted.completion,
-        "prompt_tokens_details": {"cached_tokens": sum(counted.cached.values())},
-        "completion_tokens_details": {"reasoning_tokens": reasoning},
     }
+    if counted.cached:
+        found["prompt_tokens_details"] = {"cached_tokens": sum(counted.cached.values())}
+    return found
 
 
 def error_body(error: GatewayError) -> dict[str, Any]:

@@ -16,7 +16,7 @@ _JSON = msgspec.json.Encoder()
 # They mean nothing here, and change no answer.
 IGNORED = (
     "user", "safety_identifier", "metadata", "store", "service_tier", "prompt_cache_key", "prompt_cache_retention",
-    "verbosity", "session_id", "stream_interval", "guided_decoding_backend", "include_stop_token", "request_id",
+    "verbosity", "session_id", "stream_interval", "guided_decoding_backend", "request_id",
 )  # fmt: skip
 # They would change the answer.
 REFUSED = (
@@ -62,10 +62,9 @@ def options_of(fields: Fields, model: Model, max_tokens: int | None) -> tuple[di
     seed = fields.whole("seed", -(2**63), 2**64 - 1)
     if seed is not None:
         options["seed"] = seed & (2**64 - 1)
-    for name, limit in (("min_tokens", 2**31 - 1),):
-        number = fields.whole(name, 0, limit)
-        if number is not None:
-            options[name] = number
+    least_tokens = fields.whole("min_tokens", 0, 2**31 - 1)
+    if least_tokens is not None:
+        options["min_tokens"] = least_tokens
     stops = fields.strings("stop")
     if stops:
         options["stop_words"] = stops
@@ -74,8 +73,8 @@ def options_of(fields: Fields, model: Model, max_tokens: int | None) -> tuple[di
         options["bad_words"] = bad
     ids = fields.raw("stop_token_ids")
     if ids:
-        if not isinstance(ids, list) or not all(isinstance(one, int) and not isinstance(one, bool) for one in ids):
-            raise invalid("stop_token_ids", "must be a list of whole numbers")
+        if not isinstance(ids, list) or not all(type(one) is int and 0 <= one < 2**31 for one in ids):
+            raise invalid("stop_token_ids", "must be a list of token ids")
         options["stop_token_ids"] = ids
     count = fields.whole("n", 1, MAX_CHOICES) or 1
     if fields.flag("use_beam_search"):
@@ -126,7 +125,7 @@ def _guide(fields: Fields) -> dict[str, Any]:
             continue
         if key == "json":
             schema("structured_outputs", value)
-        elif key == "json_object":
+        elif key == "json_object" and value is True:
             found.append(("structured_outputs", "json", None))
         elif key in ("regex", "choice", "grammar"):
             kind = {"regex": "regex", "choice": "choice", "grammar": "ebnf_grammar"}[key]

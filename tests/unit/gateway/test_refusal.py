@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -85,8 +84,3 @@ def test_a_sentence_means_its_kind_and_names_the_clients_field(sentence: str, ki
 def test_a_sentence_of_others_is_not_shown() -> None:
     said = "in ensemble 'x', failed at /srv/models/secret"
     assert "secret" not in refusal(said, PARAMETERS).message
-
-
-def test_the_sources_are_where_they_are_looked_for() -> None:
-    assert (SERVING / "errors.py").is_file()
-    assert Path(__file__).is_file()
