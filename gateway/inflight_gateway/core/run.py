@@ -15,7 +15,7 @@ Infer = Callable[[ModelRequest], AsyncGenerator[Event, None]]
 
 
 async def run(
-    infer: Infer, requests: Sequence[ModelRequest], restarted: Callable[[], Awaitable[None]]
+    infer: Infer, requests: Sequence[ModelRequest], restarted: Callable[[ModelRequest], Awaitable[None]]
 ) -> AsyncGenerator[Event, None]:
     """The events of all requests. Of several prompts the choices are numbered prompt by prompt. Raises `GatewayError`;
     all that is still under way ends with the iterator. `restarted` is awaited before a request that met a restarting
@@ -57,7 +57,7 @@ async def run(
 
 
 async def _once_more(
-    infer: Infer, request: ModelRequest, restarted: Callable[[], Awaitable[None]]
+    infer: Infer, request: ModelRequest, restarted: Callable[[ModelRequest], Awaitable[None]]
 ) -> AsyncGenerator[Event, None]:
     """The events of one request, which is sent a second time where the engine was restarting and nothing had come."""
     begun = False
@@ -70,7 +70,7 @@ async def _once_more(
     except GatewayError as error:
         if begun or error.kind is not Kind.RESTARTING:
             raise
-    await restarted()
+    await restarted(request)
     async with contextlib.aclosing(infer(request)) as events:
         async for event in events:
             yield event

@@ -19,11 +19,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from inflight_gateway.core.errors import RETRY_AFTER, GatewayError, Kind
+from inflight_gateway.core.models import Model
 from inflight_gateway.core.run import run
 from inflight_gateway.http.exchange import COMMENT, Exchange, Receive, Scope, Send
 from inflight_gateway.http.keys import Keys
 from inflight_gateway.http.metrics import Metrics
-from inflight_gateway.triton.channel import Model, TritonServer
+from inflight_gateway.triton.channel import TritonServer
 from inflight_gateway.wire import chat, completion, tokenize
 from inflight_gateway.wire.fields import decode
 from inflight_gateway.wire.openai import Plan, encoder, error_body, sse

@@ -21,6 +21,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from inflight_gateway.core.errors import GatewayError, Kind
 from inflight_gateway.core.events import Event, ModelRequest
+from inflight_gateway.core.models import Model, ModelInfo
 from inflight_gateway.core.refusal import refusal
 from inflight_gateway.triton.messages import decode, encode
 
@@ -42,34 +43,6 @@ _OPTIONS = [
 ]
 DOWN = "the model's server cannot be reached; try again in a few seconds"
 BROKE = "the model's server ended before the answer was whole; send the request again"
-
-
-class ModelInfo(msgspec.Struct, frozen=True):
-    """What a model says of itself (docs/chat.md)."""
-
-    release: str = ""
-    engine: str = ""
-    engine_version: str = ""
-    context: int = 4096
-    capabilities: tuple[str, ...] = ()
-    chat: bool = False
-    tool_format: str = "none"
-    reasoning_format: str = "none"
-    generation_defaults: dict[str, Any] = {}
-    adapters: tuple[str, ...] = ()
-
-
-class Model(msgspec.Struct, frozen=True):
-    """A name that clients may ask for."""
-
-    id: str
-    triton_name: str
-    batched: bool
-    inputs: frozenset[str]
-    info: ModelInfo
-    adapter: str | None
-    created: int
-    engine_dir: str
 
 
 class TritonServer:
@@ -115,16 +88,16 @@ class TritonServer:
             model = self.models.get(name)
         return model
 
-    async def restarted(self) -> None:
-        """Return when an engine that was starting again has had time to: what a request waits that met it so."""
+    async def restarted(self, request: ModelRequest) -> None:
+        """Return when the engine of that model has had time to start again: what a request waits that met it so."""
         await asyncio.sleep(RESTART_STEP_S)
         end = time.monotonic() + RESTART_S
         while time.monotonic() < end:
             try:
-                name = next(iter(self.models.values()), None)
-                if name is None:
+                model = self._model_of(request)
+                if model is None:
                     return
-                await self._info(name.triton_name, name.batched, name.inputs)
+                await self._info(model.triton_name, model.batched, model.inputs)
                 return
             except GatewayError as error:
                 if error.kind not in (Kind.RESTARTING, Kind.DOWN):
@@ -133,7 +106,7 @@ class TritonServer:
 
     async def infer(self, request: ModelRequest) -> AsyncGenerator[Event, None]:
         """The events of one request, the last of which ends it. Raises `GatewayError`."""
-        model = next((one for one in self.models.values() if one.triton_name == request.model), None)
+        model = self._model_of(request)
         batched = model.batched if model is not None else False
         inputs = model.inputs if model is not None else frozenset()
         async with contextlib.aclosing(self._infer(request, batched, inputs)) as events:
@@ -168,6 +141,9 @@ class TritonServer:
             raise GatewayError(Kind.DOWN, DOWN) from None
         finally:
             call.cancel()
+
+    def _model_of(self, request: ModelRequest) -> Model | None:
+        return next((one for one in self.models.values() if one.triton_name == request.model), None)
 
     async def look(self) -> None:
         """Ask which models there are now."""

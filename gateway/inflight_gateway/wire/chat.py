@@ -6,7 +6,7 @@ from typing import Any
 
 from inflight_gateway.core.errors import GatewayError, Kind, invalid, unsupported
 from inflight_gateway.core.events import CallDelta, Event, ModelRequest, Usage
-from inflight_gateway.triton.channel import Model
+from inflight_gateway.core.models import Model
 from inflight_gateway.wire.fields import Fields
 from inflight_gateway.wire.openai import DONE, Plan, encoder, head, tokens_of, usage
 from inflight_gateway.wire.sampling import IGNORED, REFUSED, options_of

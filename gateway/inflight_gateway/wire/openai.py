@@ -12,7 +12,7 @@ import msgspec
 
 from inflight_gateway.core.errors import GatewayError
 from inflight_gateway.core.events import Event, ModelRequest, Usage
-from inflight_gateway.triton.channel import Model
+from inflight_gateway.core.models import Model
 
 encoder = msgspec.json.Encoder()
 DONE = b"data: [DONE]\n\n"

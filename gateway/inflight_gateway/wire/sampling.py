@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from inflight_gateway.core.errors import invalid, unsupported
-from inflight_gateway.triton.channel import Model
+from inflight_gateway.core.models import Model
 from inflight_gateway.wire.fields import Fields
 
 MAX_CHOICES = 128

@@ -6,7 +6,7 @@ from typing import Any
 
 from inflight_gateway.core.errors import invalid
 from inflight_gateway.core.events import Event, ModelRequest, Usage
-from inflight_gateway.triton.channel import Model
+from inflight_gateway.core.models import Model
 from inflight_gateway.wire.fields import Fields
 from inflight_gateway.wire.openai import Plan, encoder
 

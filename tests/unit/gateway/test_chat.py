@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from inflight_gateway.core.errors import GatewayError, Kind
 from inflight_gateway.core.events import CallDelta, Event
-from inflight_gateway.triton.channel import Model, ModelInfo
+from inflight_gateway.core.models import Model, ModelInfo
 from inflight_gateway.wire import chat, completion
 from inflight_gateway.wire.fields import decode
 
