@@ -78,6 +78,10 @@ class FakeTriton(pb_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
             return
         elif act == "silent":
             yield response("two", final=True)
+        elif act == "flood":
+            context.add_callback(self.left.set)
+            while not self.left.is_set():
+                yield response("x" * 60_000)
         elif act == "hang":
             context.add_callback(self.left.set)
             self.left.wait(30)
@@ -218,3 +222,22 @@ def test_without_a_triton_it_says_so_and_comes_back_by_itself() -> None:
         assert b"127.0.0.1" not in body
         assert gateway.call("GET", "/ready")[0] == 503
         assert gateway.call("GET", "/live")[0] == 200
+
+
+def test_an_idle_stream_is_kept_open_and_who_does_not_read_is_let_go(fake: tuple[FakeTriton, str]) -> None:
+    with running(fake[1], "--keep-alive", "0.5", "--write-timeout", "1") as gateway:
+        gateway.wait_ready()
+        for act in ("hang", "flood"):
+            fake[0].left.clear()
+            body = json.dumps(HELLO | {"messages": [{"role": "user", "content": act}], "stream": True}).encode()
+            with socket.create_connection(("127.0.0.1", gateway.port), 10) as client:
+                head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+                client.sendall(head.encode() + body)
+                if act == "flood":
+                    assert fake[0].left.wait(15), "nobody reads, and the model goes on"
+                    continue
+                read = b""
+                while b": keep-alive\n\n" not in read:
+                    part = client.recv(65536)
+                    assert part
+                    read += part
