@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from inflight_gateway.core.errors import GatewayError, Kind, invalid, unsupported
+from inflight_gateway.core.errors import invalid, unsupported
 from inflight_gateway.core.events import CallDelta, Event, ModelRequest, Usage
 from inflight_gateway.core.models import Model
+from inflight_gateway.wire.choices import Choices
 from inflight_gateway.wire.fields import Fields
 from inflight_gateway.wire.openai import DONE, Plan, encoder, head, tokens_of, usage
 from inflight_gateway.wire.sampling import IGNORED, REFUSED, options_of
@@ -144,7 +145,7 @@ class Chat:
     ) -> None:
         self._head = head("chatcmpl", "chat.completion", model)
         self._chunk = encoder.encode(self._head | {"object": "chat.completion.chunk"})[:-1] + b',"choices":['
-        self._choices = [_Choice() for _ in range(count)]
+        self._choices = Choices(_Choice() for _ in range(count))
         self._include_usage, self._always = include_usage, usage_always
         self._logprobs, self._ids, self._thoughts = logprobs, ids, thoughts
         self.usage = Usage()
@@ -152,7 +153,7 @@ class Chat:
     def chunks(self, event: Event) -> bytes:
         """What one event adds to a stream."""
         self.usage.add(event)
-        choice = self._choice(event)
+        choice = self._choices.of(event)
         said: list[bytes] = []
         if not choice.begun:
             choice.begun = True
@@ -172,7 +173,7 @@ class Chat:
 
     def end(self) -> bytes:
         """The end of a stream in which every choice has come to its own."""
-        self._all_finished()
+        self._choices.require_finished()
         last = DONE
         if self._include_usage:
             last = b"data: " + self._chunk + b'],"usage":' + encoder.encode(usage(self.usage)) + b"}\n\n" + DONE
@@ -181,7 +182,7 @@ class Chat:
     def push(self, event: Event) -> None:
         """Take one event of a whole answer."""
         self.usage.add(event)
-        choice = self._choice(event)
+        choice = self._choices.of(event)
         choice.text.append(event.text)
         choice.reasoning.append(event.reasoning)
         for call in event.calls:
@@ -197,7 +198,7 @@ class Chat:
 
     def whole(self) -> bytes:
         """The whole answer."""
-        self._all_finished()
+        self._choices.require_finished()
         choices = [self._whole(number, choice) for number, choice in enumerate(self._choices)]
         return encoder.encode({**self._head, "choices": choices, "usage": usage(self.usage)})
 
@@ -219,15 +220,6 @@ class Chat:
         if self._ids:
             found["token_ids"] = choice.token_ids
         return found
-
-    def _choice(self, event: Event) -> _Choice:
-        if not 0 <= event.choice < len(self._choices):
-            raise GatewayError(Kind.INTERNAL, "the model answered with a sequence that nobody asked for")
-        return self._choices[event.choice]
-
-    def _all_finished(self) -> None:
-        if not all(choice.finish for choice in self._choices):
-            raise GatewayError(Kind.INTERNAL, "the model ended its answer without saying why")
 
     def _logprobs_of(self, event: Event) -> bytes:
         if self._logprobs is None or not event.token_ids:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from inflight_gateway.core.errors import GatewayError, Kind, invalid, unsupported
+from inflight_gateway.core.errors import invalid, unsupported
 from inflight_gateway.core.events import Event, ModelRequest, Usage
 from inflight_gateway.core.models import Model
 from inflight_gateway.wire.chat import stream_fields
+from inflight_gateway.wire.choices import Choices
 from inflight_gateway.wire.fields import Fields
 from inflight_gateway.wire.openai import DONE, Plan, encoder, head, tokens_of, usage
 from inflight_gateway.wire.sampling import IGNORED, MAX_CHOICES, REFUSED, options_of
@@ -107,7 +108,7 @@ class Completion:
     def __init__(self, model: Model, echoed: list[str], include_usage: bool, logprobs: int | None) -> None:
         self._head = head("cmpl", "text_completion", model)
         self._chunk = encoder.encode(self._head)[:-1] + b',"choices":['
-        self._choices = [_Choice(echo) for echo in echoed]
+        self._choices = Choices(_Choice(echo) for echo in echoed)
         self._include_usage = include_usage
         self._logprobs = logprobs
         self.usage = Usage()
@@ -115,7 +116,7 @@ class Completion:
     def chunks(self, event: Event) -> bytes:
         """What one event adds to a stream."""
         self.usage.add(event)
-        choice = self._choice(event)
+        choice = self._choices.of(event)
         text = "".join(choice.text) + event.text
         choice.text = []
         logprobs = self._logprobs_of(choice, event)
@@ -130,7 +131,7 @@ class Completion:
 
     def end(self) -> bytes:
         """The end of a stream in which every choice has come to its own."""
-        self._all_finished()
+        self._choices.require_finished()
         if not self._include_usage:
             return DONE
         return b"data: " + self._chunk + b'],"usage":' + encoder.encode(usage(self.usage)) + b"}\n\n" + DONE
@@ -138,7 +139,7 @@ class Completion:
     def push(self, event: Event) -> None:
         """Take one event of a whole answer."""
         self.usage.add(event)
-        choice = self._choice(event)
+        choice = self._choices.of(event)
         choice.text.append(event.text)
         found = self._logprobs_of(choice, event)
         for key, values in (found or {}).items():
@@ -148,7 +149,7 @@ class Completion:
 
     def whole(self) -> bytes:
         """The whole answer."""
-        self._all_finished()
+        self._choices.require_finished()
         choices = [
             {
                 "index": number,
@@ -160,15 +161,6 @@ class Completion:
             for number, choice in enumerate(self._choices)
         ]
         return encoder.encode({**self._head, "choices": choices, "usage": usage(self.usage)})
-
-    def _choice(self, event: Event) -> _Choice:
-        if not 0 <= event.choice < len(self._choices):
-            raise GatewayError(Kind.INTERNAL, "the model answered with a sequence that nobody asked for")
-        return self._choices[event.choice]
-
-    def _all_finished(self) -> None:
-        if not all(choice.finish for choice in self._choices):
-            raise GatewayError(Kind.INTERNAL, "the model ended its answer without saying why")
 
     def _logprobs_of(self, choice: _Choice, event: Event) -> dict[str, list[Any]] | None:
         if self._logprobs is None or not event.token_ids:
