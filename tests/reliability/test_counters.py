@@ -14,9 +14,9 @@ import pytest
 
 from inflight.serving.metrics import exported
 from tests.harness.http_client import HttpClient
+from tests.harness.prometheus import Prometheus, program
 from tests.reliability.conftest import OpenRig, Report
 from tests.reliability.load import LEFT, End, Load, drive, make_request, tally
-from tests.reliability.prometheus import Prometheus, program
 from tests.reliability.rig import Rig, Samples
 
 pytestmark = pytest.mark.server
