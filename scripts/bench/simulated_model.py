@@ -15,6 +15,21 @@ from inflight_tools.server.server import Server, ServerConfig
 READY_S = 60.0
 
 
+def write_simulated(
+    repository: Path, engine: Path, options: Mapping[str, Any], parameters: Mapping[str, str], name: str = "llm"
+) -> None:
+    """A model of the simulated engine in `repository`; `engine` is a directory with tokenizer.json."""
+    given = {"engine": "simulated", "engine_options": json.dumps(dict(options)), **parameters}
+    text = 'backend: "inflight"\nmax_batch_size: 0\nmodel_transaction_policy { decoupled: true }\n'
+    text += "instance_group [ { count: 1, kind: KIND_CPU } ]\n"
+    for key, value in given.items():
+        text += f"parameters {{ key: {json.dumps(key)} value {{ string_value: {json.dumps(value)} }} }}\n"
+    model = repository / name
+    (model / "1").mkdir(parents=True)
+    (model / "1" / "engine").symlink_to(engine)
+    (model / "config.pbtxt").write_text(text, encoding="utf-8")
+
+
 @contextmanager
 def serving(
     engine: Path,
@@ -28,16 +43,8 @@ def serving(
 
     `engine` is a directory with tokenizer.json; `environment` and `arguments` are the server's. Raises `Failure`.
     """
-    given = {"engine": "simulated", "engine_options": json.dumps(dict(options)), **(parameters or {})}
-    text = 'backend: "inflight"\nmax_batch_size: 0\nmodel_transaction_policy { decoupled: true }\n'
-    text += "instance_group [ { count: 1, kind: KIND_CPU } ]\n"
-    for key, value in given.items():
-        text += f"parameters {{ key: {json.dumps(key)} value {{ string_value: {json.dumps(value)} }} }}\n"
     with tempfile.TemporaryDirectory(prefix="inflight-bench-") as name:
-        model = Path(name) / "llm"
-        (model / "1").mkdir(parents=True)
-        (model / "1" / "engine").symlink_to(engine)
-        (model / "config.pbtxt").write_text(text, encoding="utf-8")
+        write_simulated(Path(name), engine, options, parameters or {})
         config = ServerConfig(repository=Path(name), environment=environment or {}, arguments=tuple(arguments))
         with Server(config, triton) as server:
             server.wait_ready(READY_S)

@@ -11,8 +11,6 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,102 +19,29 @@ from typing import Any
 
 import pytest
 
-from inflight_tools.common.layout import REPOSITORY
-from inflight_tools.server.server import Ports, Server, ServerConfig
+from bench import recipes
+from bench.fleet_servers import NOTICE_MS, FleetServer
+from bench.recipes import Balancer
+from inflight_tools.common.layout import ENGINE
+from inflight_tools.server.server import Server, ServerConfig
 from tests.conftest import require_installation
-from tests.harness import balancers
-from tests.harness.balancers import Balancer
-from tests.harness.http_client import HttpClient, metric
-from tests.harness.repository import write_model
+from tests.harness.http_client import metric
 from tests.reliability.conftest import Report
 from tests.reliability.load import Load, drive, make_request
 
 pytestmark = pytest.mark.server
 
-NOTICE_MS = 2000  # a balancer needs FALL checks of CHECK_MS to notice, and a moment
 REQUESTS = 1000
 CLIENTS = 8  # at the same time, over each protocol
 TOKENS, LONG_TOKENS = 6, 500  # of most requests, and of those that are under way for the whole of a drain
 OPTIONS = {"step_ms": 8}
 SETTLED_S = 1.0
-PROGRAMS = os.pathsep.join(str(REPOSITORY / name) for name in ("python_backend", "", "scripts"))
-
-
-class Member:
-    """One server of the fleet, with control sockets of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.ports = Ports.free()
-        self.environment = {"INFLIGHT_CONTROL_DIR": str(folder / "control"), "PYTHONPATH": PROGRAMS}
-        parameters = {"engine": "simulated", "engine_options": OPTIONS, "drain_notice_ms": NOTICE_MS}
-        write_model(folder / "repository", "llm", parameters)
-        self.processes: list[subprocess.Popen[bytes]] = []
-
-    def start(self, *command: str | Path, **more: Any) -> subprocess.Popen[bytes]:
-        with (self.folder / "output").open("ab") as output:
-            process = subprocess.Popen(
-                [sys.executable, *command],
-                env={**os.environ, **self.environment},
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                **more,
-            )
-        self.processes.append(process)
-        return process
-
-    def serve(self) -> None:
-        """`inflight serve`, which has its port of health by itself."""
-        numbers = dataclasses.asdict(self.ports)
-        ports = [word for name, port in numbers.items() for word in (f"--{name}-port", str(port))]
-        self.start(
-            *(REPOSITORY / "scripts" / "serve.py", "--repository", self.folder / "repository", *ports),
-            *("--log", self.folder / "tritonserver.log", "--end-with-parent"),
-        )
-
-    def command(self, *words: str) -> dict[str, Any]:
-        """`python -m inflight.control …`, as a preStop hook or an operator has it."""
-        done = subprocess.run(
-            [sys.executable, "-m", "inflight.control", *words],
-            env={**os.environ, **self.environment},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert done.returncode == 0, done.stderr
-        answer: dict[str, Any] = json.loads(done.stdout)
-        return answer
-
-    def health(self, path: str = "/ready") -> int:
-        with contextlib.suppress(OSError):
-            return HttpClient(f"127.0.0.1:{self.ports.health}", timeout_s=2.0).call("GET", path)[0]
-        return 0
-
-    def finished(self) -> float:
-        """Requests that it has brought to their end."""
-        return metric(f"http://127.0.0.1:{self.ports.metrics}/metrics", "inflight_requests_total", outcome="length")
-
-    def wait_ready(self) -> None:
-        give_up = time.monotonic() + 90.0
-        while self.health() != 200:
-            assert all(process.poll() is None for process in self.processes), (self.folder / "output").read_text()
-            assert time.monotonic() < give_up, (self.folder / "output").read_text()
-            time.sleep(0.05)
-
-    def stop(self) -> None:
-        for process in self.processes:
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)
-                try:
-                    process.wait(40.0)
-                except subprocess.TimeoutExpired:
-                    process.kill()
 
 
 @pytest.fixture
-def members(tmp_path: Path) -> Iterator[list[Member]]:
+def members(tmp_path: Path) -> Iterator[list[FleetServer]]:
     require_installation()
-    made = [Member(tmp_path / name) for name in "ab"]
+    made = [FleetServer(tmp_path / name, ENGINE, OPTIONS) for name in "ab"]
     yield made
     for member in made:
         member.stop()
@@ -213,26 +138,32 @@ def check(traffic: Traffic, began: float, requests: int) -> str:
 
 
 @contextlib.contextmanager
-def haproxy(folder: Path, members: list[Member], agent: bool = False) -> Iterator[Balancer]:
-    if not balancers.haproxy_program():
+def haproxy(folder: Path, members: list[FleetServer], agent: bool = False) -> Iterator[Balancer]:
+    if not recipes.haproxy_program():
         pytest.skip("haproxy is missing: apt-get install haproxy")
-    with balancers.running(folder, *balancers.haproxy(folder, [each.ports for each in members], agent)) as balancer:
+    recipe = recipes.Recipe([each.place for each in members], "round robin", retries=False)
+    with recipes.haproxy(folder, recipe, agent) as balancer:
         yield balancer
 
 
 @contextlib.contextmanager
-def envoy(folder: Path, members: list[Member]) -> Iterator[Balancer]:
-    with balancers.running(folder, *balancers.envoy(folder, [each.ports for each in members])) as balancer:
-        time.sleep(1.0)  # until it has asked everybody
+def envoy(folder: Path, members: list[FleetServer]) -> Iterator[Balancer]:
+    recipe = recipes.Recipe([each.place for each in members], "round robin", retries=False)
+    with recipes.envoy(folder, recipe) as balancer:
         yield balancer
 
 
+def finished(member: FleetServer) -> float:
+    """Requests that it has brought to their end."""
+    return metric(f"http://127.0.0.1:{member.ports.metrics}/metrics", "inflight_requests_total", outcome="length")
+
+
 FULL = pytest.mark.full
-BALANCERS = [pytest.param(haproxy, id="haproxy"), pytest.param(envoy, id="envoy", marks=FULL)]
+BALANCERS = [pytest.param(haproxy, id="haproxy", marks=FULL), pytest.param(envoy, id="envoy")]
 
 
 @pytest.mark.parametrize("balance", BALANCERS)
-def test_sigterm_loses_nothing(balance: Any, members: list[Member], tmp_path: Path, report: Report) -> None:
+def test_sigterm_loses_nothing(balance: Any, members: list[FleetServer], tmp_path: Path, report: Report) -> None:
     for member in members:
         member.serve()
     for member in members:
@@ -262,7 +193,7 @@ def test_sigterm_loses_nothing(balance: Any, members: list[Member], tmp_path: Pa
     "balance", [*BALANCERS, pytest.param(lambda *given: haproxy(*given, agent=True), id="haproxy's agent")]
 )
 def test_a_drain_that_is_taken_back_loses_nothing(
-    balance: Any, members: list[Member], tmp_path: Path, report: Report
+    balance: Any, members: list[FleetServer], tmp_path: Path, report: Report
 ) -> None:
     for member in members:
         member.serve()
@@ -274,12 +205,12 @@ def test_a_drain_that_is_taken_back_loses_nothing(
         assert (answer["drained"], answer["ended"], answer["left"]) == (True, 0, 0)
         assert (members[0].health(), members[0].health("/live")) == (503, 200)
         time.sleep(SETTLED_S)
-        at_rest = members[0].finished()
+        at_rest = finished(members[0])
         assert members[0].command("undrain")["undrained"] is True
         while members[0].health() != 200:
             time.sleep(0.02)
         time.sleep(3 * SETTLED_S)
-        return at_rest, members[0].finished(), members[1].finished()
+        return at_rest, finished(members[0]), finished(members[1])
 
     with balance(tmp_path, members) as balancer:
         traffic, began, (at_rest, after, other) = under_load(balancer, REQUESTS, there_and_back)
@@ -290,7 +221,9 @@ def test_a_drain_that_is_taken_back_loses_nothing(
 
 @FULL
 @pytest.mark.parametrize("balance", BALANCERS)
-def test_a_prestop_command_loses_nothing(balance: Any, members: list[Member], tmp_path: Path, report: Report) -> None:
+def test_a_prestop_command_loses_nothing(
+    balance: Any, members: list[FleetServer], tmp_path: Path, report: Report
+) -> None:
     """A container that starts tritonserver itself, health beside it. Kubernetes runs the hook, then sends SIGTERM."""
     servers = []
     for member in members:

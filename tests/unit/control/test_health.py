@@ -20,11 +20,11 @@ from typing import Any
 
 import pytest
 
+from bench.recipes import haproxy_program
 from inflight import control
 from inflight.control import folder as control_folder
 from inflight.control.health import MAX_CONNECTIONS, REQUEST_S, HealthServer, listen
 from inflight.control.watch import Watch
-from tests.harness.balancers import haproxy_program
 
 PACKAGES = str(Path(control.__file__).resolve().parents[2])
 SOON_S = 1.0

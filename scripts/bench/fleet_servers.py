@@ -1,0 +1,163 @@
+"""One server of a fleet: `inflight serve` with a gateway before it, and control sockets of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.recipes import Place
+from bench.simulated_model import write_simulated
+from inflight_tools.common.layout import REPOSITORY
+from inflight_tools.common.report import Failure
+from inflight_tools.server.server import Ports
+
+READY_S = 90.0
+STOP_S = 40.0
+NOTICE_MS = 2000  # of a drain: a balancer needs two checks of 0.5 s to notice, and a moment
+PROGRAMS = os.pathsep.join(str(REPOSITORY / name) for name in ("python_backend", "", "scripts", "gateway"))
+
+
+class FleetServer:
+    """Everything of it lies in `folder`. Not started yet."""
+
+    def __init__(
+        self,
+        folder: Path,
+        engine: Path,
+        options: Mapping[str, Any],
+        parameters: Mapping[str, str] | None = None,
+        gateway: bool = False,
+    ) -> None:
+        """`engine` is a directory with tokenizer.json, `options` the simulated engine's, `parameters` the model's."""
+        self.folder = folder
+        self.ports = Ports.free()
+        self.gateway_port = Ports.free().http if gateway else 0
+        self.environment = {"INFLIGHT_CONTROL_DIR": str(folder / "control"), "PYTHONPATH": PROGRAMS}
+        given = {"drain_notice_ms": str(NOTICE_MS), **(parameters or {})}
+        write_simulated(folder / "repository", engine, options, given)
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    @property
+    def place(self) -> Place:
+        """For a recipe."""
+        return Place(self.ports, self.gateway_port)
+
+    def start(self, *command: str | Path) -> subprocess.Popen[bytes]:
+        """A Python program of this server's, which `stop` ends."""
+        with (self.folder / "output").open("ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, *command],
+                env={**os.environ, **self.environment},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        self.processes.append(process)
+        return process
+
+    def serve(self) -> None:
+        """`inflight serve`, which has its port of health by itself, and the gateway."""
+        numbers = dataclasses.asdict(self.ports)
+        ports = [word for name, port in numbers.items() for word in (f"--{name}-port", str(port))]
+        words: list[str | Path] = [REPOSITORY / "scripts" / "serve.py", "--repository", self.folder / "repository"]
+        self.start(*words, *ports, "--log", self.folder / "tritonserver.log", "--end-with-parent")
+        if self.gateway_port:
+            self.start(
+                *("-m", "inflight_gateway", "--triton", f"127.0.0.1:{self.ports.grpc}"),
+                *("--port", str(self.gateway_port), "--drain-notice", str(NOTICE_MS / 1000)),
+            )
+
+    def command(self, *words: str) -> dict[str, Any]:
+        """`python -m inflight.control …`, as a preStop hook or an operator has it. Raises `Failure`."""
+        done = subprocess.run(
+            [sys.executable, "-m", "inflight.control", *words],
+            env={**os.environ, **self.environment},
+            capture_output=True,
+            encoding="utf-8",
+            timeout=60,
+            check=False,
+        )
+        if done.returncode:
+            raise Failure(f"control {' '.join(words)}: {done.stderr.strip()}")
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+
+    def engine_pid(self) -> int:
+        """Of the engine's process."""
+        return int(self.command("status")["engine_pid"])
+
+    def health(self, path: str = "/ready") -> int:
+        """The status that the server's port of health answers; 0: nobody does."""
+        return _status(self.ports.health, path)
+
+    def is_ready(self) -> bool:
+        """Server and gateway."""
+        return self.health() == 200 and (not self.gateway_port or _status(self.gateway_port, "/ready") == 200)
+
+    def wait_ready(self) -> None:
+        """Until everything of it is. Raises `Failure`."""
+        give_up = time.monotonic() + READY_S
+        while not self.is_ready():
+            if time.monotonic() > give_up or any(process.poll() is not None for process in self.processes):
+                said = (self.folder / "output").read_text(encoding="utf-8", errors="replace")
+                raise Failure(f"a server of the fleet does not become ready: {said[-2000:]}")
+            time.sleep(0.05)
+
+    def leave(self) -> list[int]:
+        """SIGTERM to server and gateway, as a pod gets it; their exit statuses."""
+        for process in self.processes:
+            process.terminate()
+        found = [process.wait(STOP_S) for process in self.processes]
+        self.processes.clear()
+        return found
+
+    def kill(self) -> None:
+        """SIGKILL to the tritonserver and to everything that watches it."""
+        (triton,) = _children(self.processes[0].pid)
+        os.kill(triton, signal.SIGKILL)
+        self.stop()
+
+    def stop(self) -> None:
+        """End what runs, soon."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+        for process in self.processes:
+            try:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(STOP_S)
+        self.processes.clear()
+
+
+def _children(pid: int) -> list[int]:
+    """The tritonserver among the processes that `inflight serve` has started."""
+    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
+    return [int(child) for child in listed if "tritonserver" in _command(int(child))]
+
+
+def _command(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"\0")[0].decode(errors="replace")
+    return ""
+
+
+def _status(port: int, path: str) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2.0)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status
+    except OSError:
+        return 0
+    finally:
+        connection.close()
