@@ -128,7 +128,7 @@ class TritonServer:
                 if event.finish == "cancelled":
                     raise GatewayError(Kind.CANCELLED, "the request was cancelled on the model's server")
                 if event.finish == "deadline":
-                    event.finish = "length"
+                    event.finish, event.stop_reason = "length", "deadline"
                 yield event
                 if final:
                     return

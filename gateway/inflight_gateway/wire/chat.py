@@ -19,7 +19,7 @@ def parse(body: dict[str, Any], model: Model) -> Plan:
     """One chat request. Raises `GatewayError`."""
     fields = Fields(body)
     fields.ignore(("model", *IGNORED))
-    fields.refuse(REFUSED)
+    fields.refuse((*REFUSED, "echo"))
     messages = fields.raw("messages")
     if not isinstance(messages, list) or not messages:
         raise invalid("messages", "must be a list of at least one message")
@@ -55,6 +55,7 @@ def parse(body: dict[str, Any], model: Model) -> Plan:
     want_ids = fields.flag("return_token_ids") or False
     if want_ids:
         options["return_token_ids"] = True
+    named_by_id = fields.flag("return_tokens_as_token_ids") or False
     show_thoughts = fields.flag("include_reasoning") is not False
     if model.info.reasoning_format != "none":
         options["reasoning"] = True
@@ -67,9 +68,8 @@ def parse(body: dict[str, Any], model: Model) -> Plan:
         options=options,
         sequences=count,
     )
-    renderer = Chat(
-        model, count, include_usage, usage_always, (top or 0) if logprobs else None, want_ids, show_thoughts
-    )
+    top_of = (top or 0) if logprobs else None
+    renderer = Chat(model, count, include_usage, usage_always, top_of, want_ids, show_thoughts, named_by_id)
     return Plan((request,), renderer, stream, fields.unknown(), model.id)
 
 
@@ -129,6 +129,26 @@ class _Choice:
         self.logprobs: list[dict[str, Any]] = []
         self.token_ids: list[int] = []
 
+    def delta(self, call: CallDelta) -> dict[str, Any]:
+        """What is new of a call, in OpenAI's form. Clients append whatever a delta has to what they know: id, type and
+        name are there once for each call, whatever the model repeats.
+        """
+        known = self.calls.get(call.index)
+        if known is not None:
+            known.arguments += call.arguments
+            return {"index": call.index, "function": {"arguments": call.arguments}}
+        self.calls[call.index] = CallDelta(call.index, call.id, call.name, call.arguments)
+        function = {"name": call.name, "arguments": call.arguments}
+        return {"index": call.index, "id": call.id, "type": "function", "function": function}
+
+    def without_arguments(self) -> list[CallDelta]:
+        """The deltas that make whole calls without arguments valid JSON: some clients run no tool for "". A call that
+        was cut stays as it is.
+        """
+        if self.finish != "tool_calls":
+            return []
+        return [CallDelta(index, "", "", "{}") for index, call in sorted(self.calls.items()) if not call.arguments]
+
 
 class Chat:
     """Renders one chat answer, streamed or whole."""
@@ -142,12 +162,13 @@ class Chat:
         logprobs: int | None,
         ids: bool,
         thoughts: bool,
+        named_by_id: bool,
     ) -> None:
         self._head = head("chatcmpl", "chat.completion", model)
         self._chunk = encoder.encode(self._head | {"object": "chat.completion.chunk"})[:-1] + b',"choices":['
         self._choices = Choices(_Choice() for _ in range(count))
         self._include_usage, self._always = include_usage, usage_always
-        self._logprobs, self._ids, self._thoughts = logprobs, ids, thoughts
+        self._logprobs, self._ids, self._thoughts, self._named_by_id = logprobs, ids, thoughts, named_by_id
         self.usage = Usage()
 
     def chunks(self, event: Event) -> bytes:
@@ -165,9 +186,11 @@ class Chat:
             delta = b'{"content":' + encoder.encode(event.text) + b"}"
             said.append(self._event(event.choice, delta, logprobs=logprobs, ids=event.token_ids if self._ids else ()))
         for call in event.calls:
-            said.append(self._event(event.choice, encoder.encode({"tool_calls": [_delta(call)]})))
+            said.append(self._event(event.choice, encoder.encode({"tool_calls": [choice.delta(call)]})))
         if event.finish:
             choice.finish = event.finish
+            for call in choice.without_arguments():
+                said.append(self._event(event.choice, encoder.encode({"tool_calls": [choice.delta(call)]})))
             said.append(self._event(event.choice, b"{}", finish=event.finish, stop=event.stop_reason))
         return b"".join(said)
 
@@ -186,15 +209,15 @@ class Chat:
         choice.text.append(event.text)
         choice.reasoning.append(event.reasoning)
         for call in event.calls:
-            known = choice.calls.setdefault(call.index, CallDelta(call.index, "", "", ""))
-            known.id, known.name = known.id or call.id, known.name or call.name
-            known.arguments += call.arguments
+            choice.delta(call)
         if self._ids:
             choice.token_ids += event.token_ids
         if self._logprobs is not None:
-            choice.logprobs += [{**said, "top_logprobs": top} for said, top in tokens_of(event, self._logprobs or 0)]
+            choice.logprobs += self._tokens_of(event)
         if event.finish:
             choice.finish, choice.stop_reason = event.finish, event.stop_reason
+            for call in choice.without_arguments():
+                choice.delta(call)
 
     def whole(self) -> bytes:
         """The whole answer."""
@@ -224,8 +247,11 @@ class Chat:
     def _logprobs_of(self, event: Event) -> bytes:
         if self._logprobs is None or not event.token_ids:
             return b""
-        content = [{**said, "top_logprobs": top} for said, top in tokens_of(event, self._logprobs or 0)]
-        return encoder.encode({"content": content, "refusal": None})
+        return encoder.encode({"content": self._tokens_of(event), "refusal": None})
+
+    def _tokens_of(self, event: Event) -> list[dict[str, Any]]:
+        tokens = tokens_of(event, self._logprobs or 0, self._named_by_id)
+        return [{**said, "top_logprobs": top} for said, top in tokens]
 
     def _event(
         self, index: int, delta: bytes, *, finish: str = "", stop: str = "", logprobs: bytes = b"", ids: Any = ()
@@ -243,12 +269,5 @@ class Chat:
         return said + b"}\n\n"
 
 
-def _delta(call: CallDelta) -> dict[str, Any]:
-    if call.name:
-        function = {"name": call.name, "arguments": call.arguments}
-        return {"index": call.index, "id": call.id, "type": "function", "function": function}
-    return {"index": call.index, "function": {"arguments": call.arguments}}
-
-
 def _whole_call(call: CallDelta) -> dict[str, Any]:
-    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments or "{}"}}
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}

@@ -47,7 +47,11 @@ def parse(body: dict[str, Any], model: Model) -> Plan:
         raise unsupported("echo", "with logprobs needs log-probabilities of the prompt, which the model does not give")
     if echo and any(not isinstance(prompt, str) for prompt in prompts):
         raise unsupported("echo", "needs a prompt of text")
-    stream, include_usage, _ = stream_fields(fields)
+    want_ids = fields.flag("return_token_ids") or False
+    if want_ids:
+        options["return_token_ids"] = True
+    named_by_id = fields.flag("return_tokens_as_token_ids") or False
+    stream, include_usage, usage_always = stream_fields(fields)
     requests = [
         ModelRequest(
             model.triton_name,
@@ -59,13 +63,10 @@ def parse(body: dict[str, Any], model: Model) -> Plan:
         for prompt in prompts
     ]
     echoed = [prompt if echo and isinstance(prompt, str) else "" for prompt in prompts for _ in range(count)]
-    return Plan(
-        requests,
-        Completion(model, echoed, include_usage, (top or 0) if logprobs else None),
-        stream,
-        fields.unknown(),
-        model.id,
+    renderer = Completion(
+        model, echoed, include_usage, usage_always, (top or 0) if logprobs else None, want_ids, named_by_id
     )
+    return Plan(requests, renderer, stream, fields.unknown(), model.id)
 
 
 def prompts_of(value: Any) -> list[str | list[int]]:
@@ -92,7 +93,7 @@ def _is_id(value: Any) -> bool:
 
 
 class _Choice:
-    __slots__ = ("finish", "logprobs", "offset", "stop_reason", "text")
+    __slots__ = ("finish", "logprobs", "offset", "stop_reason", "text", "token_ids")
 
     def __init__(self, echo: str) -> None:
         self.text = [echo]
@@ -100,17 +101,27 @@ class _Choice:
         self.stop_reason = ""
         self.offset = 0
         self.logprobs: dict[str, list[Any]] = _no_logprobs()
+        self.token_ids: list[int] = []
 
 
 class Completion:
     """Renders one answer, streamed or whole."""
 
-    def __init__(self, model: Model, echoed: list[str], include_usage: bool, logprobs: int | None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        echoed: list[str],
+        include_usage: bool,
+        usage_always: bool,
+        logprobs: int | None,
+        ids: bool,
+        named_by_id: bool,
+    ) -> None:
         self._head = head("cmpl", "text_completion", model)
         self._chunk = encoder.encode(self._head)[:-1] + b',"choices":['
         self._choices = Choices(_Choice(echo) for echo in echoed)
-        self._include_usage = include_usage
-        self._logprobs = logprobs
+        self._include_usage, self._always = include_usage, usage_always
+        self._logprobs, self._ids, self._named_by_id = logprobs, ids, named_by_id
         self.usage = Usage()
 
     def chunks(self, event: Event) -> bytes:
@@ -120,14 +131,20 @@ class Completion:
         text = "".join(choice.text) + event.text
         choice.text = []
         logprobs = self._logprobs_of(choice, event)
-        if not text and not event.finish and logprobs is None:
+        ids = event.token_ids if self._ids else ()
+        if not text and not event.finish and logprobs is None and not ids:
             return b""
         choice.finish = choice.finish or event.finish
-        said = b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":%b,"stop_reason":%b}' % (
+        said = b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":%b,"stop_reason":%b' % (
             event.choice, encoder.encode(text), encoder.encode(logprobs), encoder.encode(event.finish or None),
             encoder.encode(event.stop_reason or None),
         )  # fmt: skip
-        return b"data: " + self._chunk + said + b"]}\n\n"
+        if ids:
+            said += b',"token_ids":' + encoder.encode(ids)
+        said = b"data: " + self._chunk + said + b"}]"
+        if self._always:
+            said += b',"usage":' + encoder.encode(usage(self.usage))
+        return said + b"}\n\n"
 
     def end(self) -> bytes:
         """The end of a stream in which every choice has come to its own."""
@@ -144,6 +161,8 @@ class Completion:
         found = self._logprobs_of(choice, event)
         for key, values in (found or {}).items():
             choice.logprobs[key] += values
+        if self._ids:
+            choice.token_ids += event.token_ids
         if event.finish:
             choice.finish, choice.stop_reason = event.finish, event.stop_reason
 
@@ -157,6 +176,7 @@ class Completion:
                 "logprobs": choice.logprobs if self._logprobs is not None else None,
                 "finish_reason": choice.finish,
                 "stop_reason": choice.stop_reason or None,
+                **({"token_ids": choice.token_ids} if self._ids else {}),
             }
             for number, choice in enumerate(self._choices)
         ]
@@ -166,12 +186,12 @@ class Completion:
         if self._logprobs is None or not event.token_ids:
             return None
         found = _no_logprobs()
-        for said, top in tokens_of(event, self._logprobs):
+        for said, top in tokens_of(event, self._logprobs, self._named_by_id):
             found["tokens"].append(said["token"])
             found["token_logprobs"].append(said["logprob"])
             found["top_logprobs"].append({one["token"]: one["logprob"] for one in top})
             found["text_offset"].append(choice.offset)
-            choice.offset += len(said["token"])
+            choice.offset += len(bytes(said["bytes"]).decode(errors="replace"))
         return found
 
 

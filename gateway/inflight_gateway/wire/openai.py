@@ -64,18 +64,25 @@ def sse(value: Any) -> bytes:
     return b"data: " + encoder.encode(value) + b"\n\n"
 
 
-def tokens_of(event: Event, top: int) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """Per token of the event: what is said of it, and of the `top` likeliest tokens."""
+def tokens_of(event: Event, top: int, named_by_id: bool = False) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Per token of the event: what is said of it, and of the `top` likeliest tokens. `named_by_id`: tokens are called
+    "token_id:7", as in vLLM, so that two of one text can be told apart.
+    """
     found = []
     for token_id, said in zip(event.token_ids, event.logprobs, strict=False):
-        chosen = said.get(str(token_id), {})
-        found.append((_entry(chosen), [_entry(one) for one in said.values()][:top]))
+        chosen = _entry(str(token_id), said.get(str(token_id), {}), named_by_id)
+        others = [_entry(other, one, named_by_id) for other, one in said.items()]
+        found.append((chosen, others[:top]))
     return found
 
 
-def _entry(said: dict[str, Any]) -> dict[str, Any]:
+def _entry(token_id: str, said: dict[str, Any], named_by_id: bool) -> dict[str, Any]:
     number = said.get("logprob")
     logprob = LEAST_LOGPROB if number is None else max(float(number), LEAST_LOGPROB)
     token = said.get("decoded_token") or ""
     known = said.get("bytes")  # told where the text is not all of it
-    return {"token": token, "logprob": logprob, "bytes": list(token.encode()) if known is None else known}
+    return {
+        "token": f"token_id:{token_id}" if named_by_id else token,
+        "logprob": logprob,
+        "bytes": list(token.encode()) if known is None else known,
+    }

@@ -137,7 +137,8 @@ def test_every_way_in_which_an_answer_can_end(gateway: Gateway, fake: tuple[Fake
         assert set(last["error"]) == {"message", "type", "param", "code"}, act
         assert b"[DONE]" not in body
     status, _, body = ask(gateway, "deadline", False)
-    assert json.loads(body)["choices"][0]["finish_reason"] == "length"
+    choice = json.loads(body)["choices"][0]
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("length", "deadline")
     fake[0].asked = 0
     status, _, body = ask(gateway, "restarting", False)
     assert (status, json.loads(body)["choices"][0]["message"]["content"]) == (200, "one two")
