@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import re
@@ -24,10 +25,11 @@ from inflight_gateway.core.run import run
 from inflight_gateway.http.exchange import COMMENT, Exchange, Receive, Scope, Send
 from inflight_gateway.http.keys import Keys
 from inflight_gateway.http.metrics import Metrics
+from inflight_gateway.http.routes import ANSWERED, dialect_of
 from inflight_gateway.triton.channel import TritonServer
-from inflight_gateway.wire import chat, completion, tokenize
+from inflight_gateway.wire.dialect import OPENAI, Dialect, Endpoint
 from inflight_gateway.wire.fields import decode
-from inflight_gateway.wire.openai import Plan, encoder, error_body, sse
+from inflight_gateway.wire.openai import Plan, encoder
 
 log = logging.getLogger("inflight_gateway")
 access = logging.getLogger("inflight_gateway.access")
@@ -57,6 +59,8 @@ class Record:
     id: str
     route: str = "unknown"
     model: str = ""
+    dialect: Dialect = OPENAI
+    renderer: Any = None  # of an answer that has begun
     began: float = dataclasses.field(default_factory=time.monotonic)
     first: float | None = None
     last: float = 0.0
@@ -82,17 +86,14 @@ class Front:
         self.leaving = False  # not ready, and everything is served
         self.refusing = False  # nothing new is taken
         self._ticker: asyncio.Task[None] | None = None
-        posts: dict[str, Handler] = {
-            "/v1/chat/completions": self._chat,
-            "/v1/completions": self._completion,
-            "/v1/tokenize": self._tokenize,
-        }
         gets: dict[str, Handler] = {
             "/v1/models": self._models,
             "/v1/version": self._version,
             "/metrics": self._metrics,
         }
-        self._routes = {("POST", path): handler for path, handler in posts.items()}
+        self._routes: dict[tuple[str, str], Handler] = {
+            ("POST", path): functools.partial(self._generate, endpoint) for path, endpoint in ANSWERED.items()
+        }
         self._routes |= {("GET", path): handler for path, handler in gets.items()}
         self._open = {"/live", "/health/live", "/ready", "/health/ready", "/health", "/ping", "/v2/health/ready"}
 
@@ -153,13 +154,13 @@ class Front:
         try:
             await self._routed(exchange, record)
         except GatewayError as error:
-            await self._say_error(exchange, error)
+            await self._say_error(exchange, record, error)
         except asyncio.CancelledError:
             raise
         except Exception:
             log.exception("request %s: an error that nobody has foreseen", record.id)
             ours = GatewayError(Kind.INTERNAL, f"the gateway failed; its log has the reason under {record.id}")
-            await self._say_error(exchange, ours)
+            await self._say_error(exchange, record, ours)
         finally:
             self._told(exchange, record)
 
@@ -169,10 +170,13 @@ class Front:
             record.route = path
             await self._health(exchange, path)
             return
+        full = path if path.startswith("/v1/") or path == "/metrics" else f"/v1{path}"
+        record.dialect = dialect_of(full)
+        if record.dialect.id_header:
+            exchange.extra.append((record.dialect.id_header, record.id.encode()))
         owner = self._keys.owner(exchange.headers)
         if owner is None:
             raise GatewayError(Kind.NO_KEY, "there is no API key, or a wrong one; send it as Authorization: Bearer KEY")
-        full = path if path.startswith("/v1/") or path == "/metrics" else f"/v1{path}"
         if full.startswith("/v1/models/"):
             record.route = "/v1/models/{id}"
             await self._one_model(exchange, full.removeprefix("/v1/models/"))
@@ -188,15 +192,16 @@ class Front:
         record.route = full
         await handler(exchange, record, owner)
 
-    async def _say_error(self, exchange: Exchange, error: GatewayError) -> None:
+    async def _say_error(self, exchange: Exchange, record: Record, error: GatewayError) -> None:
         with contextlib.suppress(OSError, RuntimeError):
             if not exchange.started:
                 headers = {"retry-after": str(RETRY_AFTER[error.kind])} if error.kind in RETRY_AFTER else {}
                 if error.kind is Kind.NO_KEY:
                     headers["www-authenticate"] = "Bearer"
-                await exchange.answer(error.kind.status, encoder.encode(error_body(error)), JSON, headers)
+                status, body = record.dialect.refused(error, record.id)
+                await exchange.answer(status, encoder.encode(body), JSON, headers)
             elif exchange.streaming:
-                await exchange.write(sse(error_body(error)), more=False)
+                await exchange.write(record.dialect.broken(error, record.id, record.renderer), more=False)
 
     def _told(self, exchange: Exchange, record: Record) -> None:
         status = str(exchange.status or 499)
@@ -247,18 +252,7 @@ class Front:
 
     # Answers of models.
 
-    async def _chat(self, exchange: Exchange, record: Record, owner: str) -> None:
-        await self._generate(exchange, record, owner, chat.parse)
-
-    async def _completion(self, exchange: Exchange, record: Record, owner: str) -> None:
-        await self._generate(exchange, record, owner, completion.parse)
-
-    async def _tokenize(self, exchange: Exchange, record: Record, owner: str) -> None:
-        await self._generate(exchange, record, owner, tokenize.parse)
-
-    async def _generate(
-        self, exchange: Exchange, record: Record, owner: str, parse: Callable[[dict[str, Any], Model], Plan]
-    ) -> None:
+    async def _generate(self, endpoint: Endpoint, exchange: Exchange, record: Record, owner: str) -> None:
         if self.refusing:
             raise GatewayError(Kind.DRAINING, "the gateway is draining; send the request to another one")
         if self._generating >= self._limits.requests:
@@ -273,7 +267,8 @@ class Front:
             values = decode(await exchange.body(self._limits.body_bytes, self._limits.body_s))
             model = await self._model(values.get("model"))
             record.model = model.id
-            plan = parse(values, model)
+            plan = endpoint.parse(values, model)
+            record.renderer = plan.renderer
             if plan.ignored:
                 shown = ",".join(name for name in plan.ignored if name.isascii() and name.isprintable())
                 exchange.extra.append((b"x-inflight-ignored", shown.encode()[:1000]))

@@ -1,0 +1,1 @@
+"""Anthropic's /v1/messages: requests become a conversation in OpenAI's form, answers blocks of content."""
