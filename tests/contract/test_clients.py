@@ -257,7 +257,8 @@ def test_vllm_backends_generate_examples(body: dict[str, Any], server: Server) -
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_of_the_tensorrt_llm_ensemble(stream: bool, server: Server) -> None:
+@pytest.mark.parametrize("without", [None, "min_tokens"], ids=["every input", "without min_tokens"])
+def test_a_client_of_the_tensorrt_llm_ensemble(without: str | None, stream: bool, server: Server) -> None:
     tensors: list[Tensor] = [
         ("text_input", "BYTES", [1, 1], ["Born in north-east France, Soyer trained as a"]),
         ("max_tokens", "INT32", [1, 1], [9]),
@@ -280,7 +281,7 @@ def test_a_client_of_the_tensorrt_llm_ensemble(stream: bool, server: Server) -> 
         ("return_log_probs", "BOOL", [1, 1], [True]),
         ("exclude_input_in_output", "BOOL", [1, 1], [True]),
     ]
-    received = send(server, request(TRTLLM, tensors))
+    received = send(server, request(TRTLLM, [tensor for tensor in tensors if tensor[0] != without]))
     assert received.text
     assert sum(len(values) for values in received.column("output_log_probs")) == 9
     assert received.type_of("cum_log_probs") == "FP32"

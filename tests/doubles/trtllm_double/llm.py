@@ -22,6 +22,7 @@ from trtllm_double.llm_samplers import Sampler, Sequence, responses
 from trtllm_double.llm_types import ARGUMENTS, GuidedDecodingParams, LoRARequest, SamplingParams
 from trtllm_double.llm_worker import (
     Executor,
+    Prefixes,
     Request,
     check_arguments,
     end_token,
@@ -75,6 +76,7 @@ class _TorchLLM:
         self._made = 0
         self._failing = False
         self._known: set[tuple[int, ...]] = set()  # first blocks of prompts
+        self._prefixes = Prefixes()  # of all prompts
 
     def generate_async(
         self,
@@ -104,7 +106,7 @@ class _TorchLLM:
             raise ValueError(f"The sum of prompt length ({len(prompt)}.0) should not exceed max_num_tokens ({most})")
         self._executor.stats = self._executor.stats or IterationResult()
         self._executor.stats.mark_undone()
-        request = self._made_request(prompt, params, lora_request)
+        request = self._made_request(prompt, params, lora_request, cache_salt or "")
         self._executor.handle_background_error()
         if params.return_context_logits:
             request.output.context_logits = self._context_logits(prompt)
@@ -112,7 +114,9 @@ class _TorchLLM:
             self._task = loop.create_task(self._work())
         return request.output
 
-    def _made_request(self, prompt: list[int], params: SamplingParams, lora_request: LoRARequest | None) -> Request:
+    def _made_request(
+        self, prompt: list[int], params: SamplingParams, lora_request: LoRARequest | None, salt: str
+    ) -> Request:
         """In the worker; what it refuses comes as a response, and what it trips over kills it."""
         assert self._executor is not None
         beams = params.best_of or 1 if params.use_beam_search else 1
@@ -141,8 +145,15 @@ class _TorchLLM:
             output.aqueue.put_nowait(Response(error=refusal, final=True))
             return request
         request.forced = self._forced(params.guided_decoding)
+        cache = self._kwargs.get("kv_cache_config")
+        reuses = cache is None or cache.enable_block_reuse is not False
         request.sequences = [
-            Sequence(index, tokens.start(prompt, seed, index, adapter)) for index, seed in enumerate(seeds)
+            Sequence(
+                index,
+                tokens.start(prompt, seed, index, adapter),
+                self._prefixes.cached(prompt, salt, adapter) if reuses else 0,
+            )
+            for index, seed in enumerate(seeds)
         ]
         self._requests.append(request)
         return request

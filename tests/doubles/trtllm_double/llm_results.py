@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from trtllm_double.llm_types import Logprob, SamplingParams
+from trtllm_double.options import profile
 
 
 class RequestError(RuntimeError):
@@ -36,10 +37,13 @@ class CompletionOutput:
 class Response:
     """One response of the worker about one sequence, or about all beams, or about a request that failed."""
 
-    def __init__(self, sequence: int = 0, *, error: str = "", final: bool = False) -> None:
+    def __init__(
+        self, sequence: int = 0, *, error: str = "", final: bool = False, cached_tokens: int = 0
+    ) -> None:
         self.sequence = sequence
         self.error = error
         self.final = final  # the last one of the whole request
+        self.cached_tokens = cached_tokens  # of the prompt of the sequence that it is about
         self.reason = "NOT_FINISHED"
         self.tokens: list[list[int]] = []
         self.logprobs: list[list[dict[int, Logprob]]] | None = None  # of all tokens so far
@@ -57,6 +61,9 @@ class RequestOutput:
         self._done = False
         self._aborted = False
         self._abort = abort
+        self._tells_cached = profile().get("llm_cached_tokens", True)
+        if self._tells_cached:  # NVIDIA/TensorRT-LLM pull request 7637
+            self.cached_tokens = 0
 
     @property
     def outputs(self) -> list[CompletionOutput]:
@@ -94,6 +101,8 @@ class RequestOutput:
         if response.error:
             raise RequestError(response.error)
         self._done = response.final
+        if self._tells_cached:  # the latest response's, whichever sequence it is about
+            self.cached_tokens = response.cached_tokens
         if self.sampling_params.use_beam_search:
             for beam in range(len(response.tokens)):
                 self._handle(response, beam, beam)

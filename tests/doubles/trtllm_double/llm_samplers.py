@@ -23,9 +23,10 @@ UNLIKELY = 7  # every so many sampled tokens is not among the likeliest N
 class Sequence:
     """One answer that grows."""
 
-    def __init__(self, index: int, state: int) -> None:
+    def __init__(self, index: int, state: int, cached: int) -> None:
         self.index = index
         self.state = state
+        self.cached = cached  # tokens of its prompt that were not computed again
         self.tokens: list[int] = []
         self.logprobs: list[dict[int, Logprob]] = []
         self.reason = "NOT_FINISHED"
@@ -109,7 +110,7 @@ def responses(sequences: list[Sequence], params: SamplingParams, returned: int) 
     """What the worker tells of an iteration; `returned` is the number of beams that come back."""
     done = all(sequence.ended for sequence in sequences)
     if params.use_beam_search:
-        response = Response(final=done)
+        response = Response(final=done, cached_tokens=sequences[0].cached)
         response.tokens = [sequence.tokens[:] for sequence in sequences[:returned]]
         response.reason = sequences[0].reason if done else "NOT_FINISHED"
         response.logprobs = [sequence.logprobs[:] for sequence in sequences[:returned]] if params.logprobs else None
@@ -118,7 +119,7 @@ def responses(sequences: list[Sequence], params: SamplingParams, returned: int) 
     for sequence in sequences:
         if sequence.reported or (not sequence.ended and len(sequence.tokens) == sequence.sent):
             continue
-        response = Response(sequence.index)
+        response = Response(sequence.index, cached_tokens=sequence.cached)
         response.tokens = [sequence.tokens[sequence.sent :]]
         response.reason = sequence.reason
         response.logprobs = [sequence.logprobs[:]] if params.logprobs else None

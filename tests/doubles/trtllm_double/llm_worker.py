@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from trtllm_double import tokens
 from trtllm_double.llm_results import IterationResult, RequestOutput
 from trtllm_double.llm_samplers import Sequence
 from trtllm_double.options import profile
@@ -50,6 +51,27 @@ class Request:
     def cancel(self) -> None:
         """At the next iteration."""
         self.cancelled = True
+
+
+class Prefixes:
+    """What is left of earlier prompts in the KV cache, token by token: blocks that match in part are copied."""
+
+    MOST = 200_000  # beginnings of prompts; then all are dropped
+
+    def __init__(self) -> None:
+        self._known: set[tuple[str, int]] = set()
+
+    def cached(self, prompt: list[int], salt: str, adapter: int) -> int:
+        """How many tokens of a prompt are not computed again; its last one always is. Remembers the prompt."""
+        if len(self._known) > self.MOST:
+            self._known.clear()
+        count, state = 0, tokens.start([], adapter=adapter)
+        for place, token in enumerate(prompt[:-1], 1):
+            state = tokens.advance(state, token)
+            if (salt, state) in self._known:
+                count = place
+            self._known.add((salt, state))
+        return count
 
 
 def check_arguments(kwargs: dict[str, Any]) -> None:

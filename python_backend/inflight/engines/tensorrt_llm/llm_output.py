@@ -36,12 +36,15 @@ class Sampler(enum.Enum):
 
 
 class Piece(NamedTuple):
-    """What one sequence has gained since the last look. `finish` and `logprobs` are LLM's."""
+    """What one sequence has gained since the last look. `finish` and `logprobs` are LLM's. `cached` is how many tokens
+    of the prompt were in the cache: told once, of the first sequence, by releases that know it.
+    """
 
     sequence: int
     ids: list[int]
     finish: str | None
     logprobs: Any
+    cached: int | None = None
 
 
 class NoLogprobError(Exception):
@@ -68,8 +71,10 @@ class LiveRequest:
         """Whether every sequence has had its end."""
         return len(self.ended) == self.request.sampling.num_sequences
 
-    def advance(self, piece: Piece, sampler: Sampler) -> EngineOutput | None:
-        """Count what came; None where there is nothing to pass on. Raises `NoLogprobError`."""
+    def advance(self, piece: Piece, sampler: Sampler, block_size: int) -> EngineOutput | None:
+        """Count what came; None where there is nothing to pass on. `block_size` is that of the KV cache, in tokens.
+        Raises `NoLogprobError`.
+        """
         sampling = self.request.sampling
         if piece.sequence in self.ended or piece.sequence >= sampling.num_sequences:
             return None
@@ -88,7 +93,10 @@ class LiveRequest:
         self.made[piece.sequence] = before + len(ids)
         if not ids and reason is None:
             return None
-        return self._said(piece.sequence, ids, logprobs, reason)
+        output = self._said(piece.sequence, ids, logprobs, reason)
+        if self.request.perf_metrics and piece.cached is not None:
+            output.reused_blocks = piece.cached // block_size
+        return output
 
     def end(self, index: int, sampler: Sampler, context: int) -> EngineOutput:
         """The end of a sequence of which LLM told none with the request's. `context` is prompt plus answer."""
@@ -132,7 +140,9 @@ def snapshot(live: LiveRequest) -> list[Piece]:
         ids = [int(token) for token in output.token_ids[begin:]]
         live.seen[output.index] = begin + len(ids)
         entries = list(output.logprobs[begin:]) if output.logprobs else None
-        found.append(Piece(output.index, ids, output.finish_reason, entries))
+        # Each response overwrites it, whichever sequence that is about: it is read with the first one's first tokens.
+        cached = getattr(live.output, "cached_tokens", None) if output.index == 0 and ids and not begin else None
+        found.append(Piece(output.index, ids, output.finish_reason, entries, cached))
     return found
 
 

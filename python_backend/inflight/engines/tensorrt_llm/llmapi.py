@@ -254,7 +254,7 @@ class LlmEngine:
 
     def _advance(self, live: LiveRequest, pieces: list[Piece], outputs: list[EngineOutput]) -> None:
         for piece in pieces:
-            output = live.advance(piece, self._sampler)
+            output = live.advance(piece, self._sampler, self.info.block_size)
             if output is not None:
                 outputs.append(output)
         if live.done:

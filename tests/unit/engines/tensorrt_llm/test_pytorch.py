@@ -155,3 +155,29 @@ def test_close_with_work_under_way_returns(checkpoint: Checkpoint) -> None:
     engine.step(0.05)
     engine.close()
     engine.close = lambda: None
+
+
+@pytest.mark.parametrize(("profile", "tells"), [("1.0", False), ("1.2", True), ("1.3", True)])
+def test_how_much_of_a_prompt_was_in_the_cache(checkpoint: Checkpoint, profile: str, tells: bool) -> None:
+    """Of the first sequence, although the others' responses overwrite what LLM says; rounded down to whole blocks."""
+    engine = checkpoint(profile, max_seq_len=512)
+    long = list(range(20, 320))
+
+    def reused(request_id: int, prompt: list[int], **more: Any) -> list[int | None]:
+        found = run(engine, request(request_id, prompt, **{"perf_metrics": True, "max_tokens": 4, **more}))
+        outputs = [output for sequence in found.values() for output in sequence]
+        assert all(output.sequence_index == 0 for output in outputs if output.reused_blocks is not None)
+        return [output.reused_blocks for output in outputs if output.reused_blocks is not None]
+
+    sampled = {"temperature": 1.0, "num_sequences": 3, "seed": 1}
+    assert reused(1, long, **sampled) == [0] * tells
+    assert reused(2, long) == [299 // 32] * tells
+    assert reused(3, [*long[:70], 9, 9, 9]) == [70 // 32] * tells
+    assert reused(4, long, perf_metrics=False) == []
+
+
+def test_without_reuse_nothing_was_in_the_cache(checkpoint: Checkpoint) -> None:
+    engine = checkpoint("1.2", enable_kv_cache_reuse=False)
+    for request_id in (1, 2):
+        (outputs,) = run(engine, request(request_id, list(range(20, 120)), perf_metrics=True)).values()
+        assert [output.reused_blocks for output in outputs if output.reused_blocks is not None] == [0]
