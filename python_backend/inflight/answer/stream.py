@@ -179,7 +179,8 @@ class Stream:
         if sequence.done:
             return
         if output.error is not None:
-            self._error = internal(self.identity.id)
+            refused = RequestError(ErrorCode.INVALID_ARG, output.error)
+            self._error = refused if output.refusal else internal(self.identity.id)
             return
         if output.reused_blocks is not None:
             self.timing.reused_blocks = output.reused_blocks

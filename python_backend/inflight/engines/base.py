@@ -108,7 +108,9 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 class EngineOutput(msgspec.Struct, array_like=True, omit_defaults=True):
     """What one step gave one sequence.
 
-    `token_ids` are new tokens only. A `finish` or an `error` makes it the sequence's one terminal output. `logprobs`
+    `token_ids` are new tokens only. A `finish` or an `error` makes it the sequence's one terminal output. An `error` is
+    for the log (the client is told INTERNAL), unless it is a `refusal`: then it is a sentence for the client, which
+    says what of its request the engine does not take (`refusals.refused_late`). `logprobs`
     has one value per new token, `ranks` the place of each among all tokens by likelihood (1 is the likeliest; None
     where the engine does not know); `top_logprobs` one {token id: log-probability} per new token. `reused_blocks` is
     how many KV blocks of the prompt were not computed again, told once of sequence 0, with tokens or without, if the
@@ -124,6 +126,7 @@ class EngineOutput(msgspec.Struct, array_like=True, omit_defaults=True):
     top_logprobs: list[dict[int, float]] | None = None
     ranks: list[int] | None = None
     reused_blocks: int | None = None
+    refusal: bool = False
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 
-from inflight.engines.base import EngineRefusal, EngineRequest
-from inflight.engines.faults import sparingly
+from inflight.engines.base import EngineOutput, EngineRefusal, EngineRequest
+from inflight.engines.faults import fit_for_clients, sparingly
 
 # What OpenVINO, vLLM and TensorRT-LLM call what a client sends, and what the contract calls it. camelCase is read as
 # snake_case; the words of a message are looked up in their order.
@@ -75,6 +75,12 @@ def in_our_words(engine: str, error: Exception, request: EngineRequest) -> Engin
         value = getattr(request.sampling, name, None)
         shown = f"is {value:g}" if isinstance(value, (int, float)) else "has a value"
     return EngineRefusal(f"{shown}, which the {engine} engine does not take in this request; change it", name)
+
+
+def refused_late(refusal: EngineRefusal, request_id: int, index: int) -> EngineOutput:
+    """The end of a sequence whose request the library has taken, and refuses afterwards; the client reads why."""
+    what = refusal.parameter or "the engine refuses this request:"
+    return EngineOutput(request_id, index, [], error=f"{what} {fit_for_clients(str(refusal))}", refusal=True)
 
 
 def _named_in(words: str) -> str | None:

@@ -82,7 +82,7 @@ class ExecutorDouble:
         if problem is None:
             problem, adapter = self._adapter(request)
         if self._enqueued == self._options.error_at:
-            problem = "the stand-in was told to answer with an error"
+            problem = self._options.error_words
         if problem is not None and self._options.errors == "raise" and self._enqueued != self._options.error_at:
             raise RuntimeError(f"[TensorRT-LLM][ERROR] Assertion failed: {problem}")
         request_id = next(self._ids)

@@ -37,9 +37,7 @@ class CompletionOutput:
 class Response:
     """One response of the worker about one sequence, or about all beams, or about a request that failed."""
 
-    def __init__(
-        self, sequence: int = 0, *, error: str = "", final: bool = False, cached_tokens: int = 0
-    ) -> None:
+    def __init__(self, sequence: int = 0, *, error: str = "", final: bool = False, cached_tokens: int = 0) -> None:
         self.sequence = sequence
         self.error = error
         self.final = final  # the last one of the whole request

@@ -182,6 +182,14 @@ def test_the_first_error_wins_and_nothing_follows_it() -> None:
     assert stream.outcome == "cancelled"
 
 
+def test_a_late_refusal_is_the_clients_to_read() -> None:
+    stream = stream_of()
+    stream.append(EngineOutput(1, 0, [], error="top_k is 5, which it does not take", refusal=True), 9)
+    error = stream.take().error
+    assert error is not None
+    assert (error.code, error.message) == (ErrorCode.INVALID_ARG, "top_k is 5, which it does not take")
+
+
 def test_an_error_of_the_engine_is_internal_and_keeps_its_words_from_the_client() -> None:
     stream = make_stream(True, 1, [])
     stream.append(EngineOutput(1, 0, [], error="/opt/secret: segmentation fault"), 9)

@@ -23,6 +23,7 @@ from inflight.engines.tensorrt_llm.iterations import shut_down
 from inflight.engines.tensorrt_llm.sampling import executor_request, split_stops
 
 DRAFT_POLL_S = 0.001
+ROUND_FAILED = "a round of its drafts failed, for the reason above; send it again, or serve the model without drafts"
 
 
 class _Pair:
@@ -187,14 +188,17 @@ class DraftedEngine:
             return
         del self._pairs[output.request_id]
         finish = FinishReason.CANCELLED if pair.cancelled and output.error is None else output.finish
-        outputs.append(EngineOutput(output.request_id, 0, output.token_ids, finish, error=output.error))
+        refusal = output.refusal and verified == len(pair.request.token_ids)  # later rounds are none of the client's
+        outputs.append(
+            EngineOutput(output.request_id, 0, output.token_ids, finish, error=output.error, refusal=refusal)
+        )
 
     def _give_up(self, error: Exception, pair: _Pair, outputs: list[EngineOutput]) -> None:
         """A round of one request failed: that request ends."""
         concerns_one_request(error, pair.request.request_id)
         if self._pairs.pop(pair.request.request_id, None) is not None:
             self._engine.cancel(pair.request.request_id)
-            outputs.append(EngineOutput(pair.request.request_id, 0, [], error="a round of its drafts failed"))
+            outputs.append(EngineOutput(pair.request.request_id, 0, [], error=ROUND_FAILED))
 
     def _end(self, pair: _Pair, reason: FinishReason, ids: list[int], outputs: list[EngineOutput]) -> None:
         del self._pairs[pair.request.request_id]

@@ -23,8 +23,8 @@ from inflight.engines.base import (
     FinishReason,
 )
 from inflight.engines.faults import concerns_one_request, sparingly
-from inflight.engines.refusals import in_our_words
-from inflight.engines.tensorrt_llm.iterations import Iterations, shut_down
+from inflight.engines.refusals import in_our_words, refused_late
+from inflight.engines.tensorrt_llm.iterations import IN_A_FAILED_ITERATION, ITERATION_FAILED, Iterations, shut_down
 from inflight.engines.tensorrt_llm.limits import PromptLimit
 from inflight.engines.tensorrt_llm.lora import MISSING, Adapters
 from inflight.engines.tensorrt_llm.sampling import Stops, executor_request, split_stops
@@ -328,8 +328,11 @@ class ExecutorEngine:
             self._own_id.pop(live.request.request_id, None)
 
     def _failed(self, live: _Live, message: str, outputs: list[EngineOutput]) -> None:
-        """An error in place of a result. An evicted adapter is sent again, once; anything else ends the request."""
+        """An error in place of a result. An evicted adapter is sent again, once; anything else ends the request: what
+        fails before its first token is a request that TensorRT-LLM does not take, for which it has no other way to say.
+        """
         self._forget(live)
+        refusal: EngineRefusal | None = None
         name = live.request.lora_name
         if (
             name is not None
@@ -341,13 +344,18 @@ class ExecutorEngine:
             self._adapters.forget(name)
             try:
                 self._enqueue(live)
-            except EngineRefusal as refusal:
-                message = str(refusal)
+            except EngineRefusal as refused:
+                refusal = refused
             else:
                 self._own_id[live.request.request_id] = live.own_id
                 return
-        log.error("request %d failed in TensorRT-LLM: %s", live.request.request_id, message)
-        self._end_with(message, live, outputs)
+        failed = message.startswith(ITERATION_FAILED)
+        if refusal is None and not failed and not live.made and not live.ended:
+            refusal = in_our_words(self.info.name, RuntimeError(message), live.request)
+        if refusal is None:
+            log.error("request %d failed in TensorRT-LLM: %s", live.request.request_id, message[:1000])
+        broken = "TensorRT-LLM ended it with an error, which stands above; send it again"
+        self._end_with(IN_A_FAILED_ITERATION if failed else broken, live, outputs, refusal)
 
     def _forget(self, live: _Live) -> bool:
         """Whether it was known until now."""
@@ -362,11 +370,16 @@ class ExecutorEngine:
                 self._executor.cancel_request(live.own_id)
         self._end_with("what TensorRT-LLM said of it could not be read", live, outputs)
 
-    def _end_with(self, message: str, live: _Live, outputs: list[EngineOutput]) -> None:
+    def _end_with(
+        self, message: str, live: _Live, outputs: list[EngineOutput], refusal: EngineRefusal | None = None
+    ) -> None:
+        """End what has not ended: with a `message` for the log, or a `refusal` for the client."""
+        request_id = live.request.request_id
         for index in range(live.sequences):
             if index not in live.ended:
                 live.ended.add(index)
-                outputs.append(EngineOutput(live.request.request_id, index, [], error=message))
+                said = EngineOutput(request_id, index, [], error=message)
+                outputs.append(said if refusal is None else refused_late(refusal, request_id, index))
         self._own_id.pop(live.request.request_id, None)
 
     # -- statistics --------------------------------------------------------------------------------------------------

@@ -13,6 +13,13 @@ ITERATION_FAILED = ("Encountered an error in forwardAsync", "Encountered an erro
 FAILED_ITERATIONS = 3  # one after the other, with no token in between, are no request's fault
 
 
+# What is said of a request that was in such an iteration; TensorRT-LLM's own words stand above it in the log.
+IN_A_FAILED_ITERATION = (
+    "an iteration of TensorRT-LLM failed with it in the batch; send it again, and if that fails again, see the "
+    "words of TensorRT-LLM above (out of memory: lower max_num_tokens or kv_cache_free_gpu_mem_fraction)"
+)
+
+
 class Iterations:
     """Tells an iteration that failed from an executor that fails for good."""
 

@@ -11,7 +11,8 @@ import dataclasses
 import enum
 from typing import Any, NamedTuple
 
-from inflight.engines.base import EngineOutput, EngineRequest, FinishReason
+from inflight.engines.base import EngineOutput, EngineRefusal, EngineRequest, FinishReason
+from inflight.engines.refusals import refused_late
 from inflight.engines.tensorrt_llm.sampling import Stops
 
 _FINISH = {
@@ -47,10 +48,6 @@ class Piece(NamedTuple):
     cached: int | None = None
 
 
-class NoLogprobError(Exception):
-    """LLM told the likeliest tokens and not the chosen one. The text is for the client."""
-
-
 @dataclasses.dataclass(slots=True)
 class LiveRequest:
     """A request in LLM. `made` counts the tokens passed on, by sequence; `ended` holds the sequences that have ended.
@@ -73,7 +70,7 @@ class LiveRequest:
 
     def advance(self, piece: Piece, sampler: Sampler, block_size: int) -> EngineOutput | None:
         """Count what came; None where there is nothing to pass on. `block_size` is that of the KV cache, in tokens.
-        Raises `NoLogprobError`.
+        Raises `EngineRefusal`.
         """
         sampling = self.request.sampling
         if piece.sequence in self.ended or piece.sequence >= sampling.num_sequences:
@@ -109,11 +106,14 @@ class LiveRequest:
             return self._said(index, left_out, None, FinishReason.STOP)
         return self._said(index, [], None, FinishReason.LENGTH)
 
-    def failed(self, message: str) -> list[EngineOutput]:
-        """An error for every sequence that has not ended."""
+    def failed(self, why: str | EngineRefusal) -> list[EngineOutput]:
+        """An error, for the log or for the client, for every sequence that has not ended."""
         left = [index for index in range(self.request.sampling.num_sequences) if index not in self.ended]
         self.ended.update(left)
-        return [EngineOutput(self.request.request_id, index, [], error=message) for index in left]
+        number = self.request.request_id
+        if isinstance(why, EngineRefusal):
+            return [refused_late(why, number, index) for index in left]
+        return [EngineOutput(number, index, [], error=why) for index in left]
 
     def _left_out(self, sampler: Sampler) -> list[int]:
         """The end token that the sequence has had and its output lacks."""
@@ -151,7 +151,7 @@ def log_probabilities(
 ) -> tuple[list[float] | None, list[dict[int, float]] | None, list[int] | None]:
     """(of the chosen tokens, of the likeliest ones, ranks of the chosen); entries are {token: Logprob} or numbers.
 
-    Raises `NoLogprobError`.
+    Raises `EngineRefusal`.
     """
     if wanted < 0 or not entries:
         return None, None, None
@@ -162,9 +162,10 @@ def log_probabilities(
             top.append({token: float(entry)})
             continue
         if token not in entry:
-            raise NoLogprobError(
-                "this release of TensorRT-LLM gives no log-probability of a sampled token beyond the likeliest ones; "
-                "leave logprobs out, or ask with temperature 0"
+            raise EngineRefusal(
+                "cannot be told of every sampled token: this release of TensorRT-LLM gives none of a token beyond the "
+                "likeliest ones; leave it out, or ask with temperature 0",
+                "logprobs",
             )
         chosen.append(float(entry[token].logprob))
         if entry[token].rank is not None:

@@ -34,7 +34,7 @@ from inflight.engines.refusals import in_our_words
 from inflight.engines.tensorrt_llm.llm_adapters import check_adapter
 from inflight.engines.tensorrt_llm.llm_load import capabilities_of, load_llm, number_of
 from inflight.engines.tensorrt_llm.llm_loop import LlmLoop
-from inflight.engines.tensorrt_llm.llm_output import LiveRequest, NoLogprobError, Piece, Sampler
+from inflight.engines.tensorrt_llm.llm_output import LiveRequest, Piece, Sampler
 from inflight.engines.tensorrt_llm.options import TensorRtLlmOptions
 from inflight.engines.tensorrt_llm.probe import Installed, first_line
 from inflight.engines.tensorrt_llm.sampling import PENALTIES, llm_sampling_params, split_llm_stops
@@ -46,6 +46,12 @@ DEFAULT_MAX_RUNNING = 256
 CALL_S = 10.0
 CLOSE_S = 2.0
 FIRST_ANSWER_S = 300.0  # kernels may be compiled when the first request comes; nothing has stalled yet
+
+# What is said of a request that LLM ends; what LLM said stands above it in the log.
+ENDED_BY_LLM = (
+    "tensorrt_llm.LLM ended it with an error, which stands above: a step failed, which ends every request in it, or "
+    "LLM does not take this one; send it again, and if that fails again, change what the error names"
+)
 
 # Said of one request, but the GPU's context is lost for all: the worker would fail every request from then on.
 GPU_LOST = re.compile(r"CUDA error|cudaError|device-side assert|illegal memory access|launch failure|NCCL error", re.I)
@@ -246,8 +252,8 @@ class LlmEngine:
                 self._end(live, outputs)
             else:
                 self._advance(live, said, outputs)
-        except NoLogprobError as error:
-            self._give_up(live, outputs, str(error))
+        except EngineRefusal as refusal:
+            self._give_up(live, outputs, refusal)
         except Exception as error:  # noqa: BLE001 — LLM's words for one request, which we fail to read
             concerns_one_request(error, live.request.request_id)
             self._give_up(live, outputs, "what TensorRT-LLM said of it could not be read")
@@ -275,13 +281,13 @@ class LlmEngine:
         if GPU_LOST.search(str(error)):
             raise EngineBroken(f"TensorRT-LLM has lost the GPU: {words}")
         log.error("request %d failed in TensorRT-LLM: %s", live.request.request_id, words)
-        outputs.extend(live.failed(words))
+        outputs.extend(live.failed(ENDED_BY_LLM))
         del self._live[live.request.request_id]
 
-    def _give_up(self, live: LiveRequest, outputs: list[EngineOutput], message: str) -> None:
+    def _give_up(self, live: LiveRequest, outputs: list[EngineOutput], why: str | EngineRefusal) -> None:
         """End a request with an error that LLM knows nothing of."""
         self._loop.abort(live)
-        outputs.extend(live.failed(message))
+        outputs.extend(live.failed(why))
         self._live.pop(live.request.request_id, None)
 
     def _adapter(self, name: str) -> Any:

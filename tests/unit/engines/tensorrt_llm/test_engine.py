@@ -15,10 +15,12 @@ import pytest
 
 from inflight import manifest
 from inflight.engines.base import Capability, EngineBroken, EngineRefusal, FinishReason, Guide
+from inflight.engines.tensorrt_llm.iterations import IN_A_FAILED_ITERATION
 from tests.doubles.stand_in import StandIn, collect, ids, request, run, stand_in
 
 pytestmark = pytest.mark.fast
 
+TOGETHER = "the engine refuses this request: it does not take these values together; the server's log has the reason"
 PROMPT = [11, 12, 13, 14]
 Install = Callable[..., StandIn]
 
@@ -345,10 +347,11 @@ def test_limits_that_only_tensorrt_llm_knows(install: Install, how: str, caplog:
     if how == "raise":
         with pytest.raises(EngineRefusal, match="does not take these values together"):
             engine.add(odd)
-        assert "EndId (20001) is not within acceptable range" in caplog.text
     else:
         (outputs,) = run(engine, odd).values()
-        assert "EndId (20001) is not within acceptable range" in str(outputs[-1].error)
+        assert outputs[-1].error == TOGETHER
+        assert outputs[-1].refusal
+    assert "EndId (20001) is not within acceptable range" in caplog.text
     assert run(engine, request(2, PROMPT))
 
 
@@ -418,12 +421,20 @@ def test_enqueue_that_raises_harms_nobody_else(install: Install, caplog: pytest.
     assert collect(engine, {(1, 0)})[(1, 0)][-1].finish is FinishReason.LENGTH
 
 
-def test_a_response_with_an_error_ends_every_sequence(install: Install) -> None:
+def test_a_response_with_an_error_ends_every_sequence(install: Install, caplog: pytest.LogCaptureFixture) -> None:
+    """It comes before the first token: TensorRT-LLM does not take the request. The log has its words."""
     engine = install(error_at=1).engine()
     found = run(engine, request(1, PROMPT, num_sequences=2, temperature=1.0))
-    assert [str(outputs[-1].error)[-45:] for outputs in found.values()] == [
-        " the stand-in was told to answer with an error"[1:]
-    ] * 2
+    assert [(outputs[-1].error, outputs[-1].refusal) for outputs in found.values()] == [(TOGETHER, True)] * 2
+    assert "the stand-in was told to answer with an error" in caplog.text
+
+
+def test_what_a_late_refusal_names_the_client_reads_by_its_own_name(install: Install) -> None:
+    engine = install(error_at=1, error_words="Prompt length (9) exceeds maxInputLen (8)").engine()
+    (outputs,) = run(engine, request(1, PROMPT)).values()
+    assert outputs[-1].error == (
+        f"input_ids has {len(PROMPT)} tokens, which the tensorrt_llm engine does not take in this request; change it"
+    )
 
 
 def test_a_cuda_context_that_is_lost_ends_the_engine(install: Install) -> None:
@@ -434,10 +445,13 @@ def test_a_cuda_context_that_is_lost_ends_the_engine(install: Install) -> None:
         collect(engine, {(1, 0)})
 
 
-def test_iterations_that_fail_one_after_the_other_end_the_engine(install: Install) -> None:
+def test_iterations_that_fail_one_after_the_other_end_the_engine(
+    install: Install, caplog: pytest.LogCaptureFixture
+) -> None:
     engine = install(break_at=5, break_words="the scheduler is confused").engine()
     found = run(engine, request(1, PROMPT, max_tokens=50))
-    assert "the scheduler is confused" in str(found[1, 0][-1].error)
+    assert (found[1, 0][-1].error, found[1, 0][-1].refusal) == (IN_A_FAILED_ITERATION, False)
+    assert "the scheduler is confused" in caplog.text
     run(engine, request(2, PROMPT))
     with pytest.raises(EngineBroken, match="the scheduler is confused"):
         run(engine, request(3, PROMPT))
@@ -451,7 +465,7 @@ def test_an_iteration_that_fails_ends_every_sequence_of_the_requests_in_it(insta
     engine.add(request(1, PROMPT, max_tokens=50, num_sequences=3, temperature=1.0, stop_token_ids=(1, stop)))
     found = collect(engine, {(1, 0), (1, 1), (1, 2)})
     assert (len(ids(found[1, 0])), found[1, 0][-1].finish) == (2, FinishReason.STOP)
-    assert all("out of memory" in str(found[1, index][-1].error) for index in (1, 2))
+    assert all(found[1, index][-1].error == IN_A_FAILED_ITERATION for index in (1, 2))
     assert run(engine, request(2, PROMPT))[2, 0][-1].finish is FinishReason.LENGTH
     assert not engine._live  # type: ignore[attr-defined]
     assert not engine._of_child  # type: ignore[attr-defined]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from inflight.engines.base import Capability, EngineRefusal, FinishReason, Guide
+from inflight.engines.tensorrt_llm.llmapi import ENDED_BY_LLM
 from inflight.errors import LoadError
 from tests.doubles.folders import write_checkpoint
 from tests.doubles.hf_adapters import write_hf_adapter
@@ -115,14 +116,15 @@ def test_cancel_and_errors(checkpoint: Checkpoint) -> None:
         engine.add(request(2, [5] * 9000))
     assert refusal.value.parameter == "input_ids"
     (outputs,) = run(engine, request(3, [5] * 3000)).values()
-    assert outputs[-1].error, "what is beyond the context LLM says where its answer is read"
+    assert outputs[-1].error == ENDED_BY_LLM, "what is beyond the context LLM says where its answer is read"
     assert run(engine, request(4, PROMPT, max_tokens=2))
 
 
-def test_a_request_that_fails_ends_alone(checkpoint: Checkpoint) -> None:
+def test_a_request_that_fails_ends_alone(checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture) -> None:
     engine = checkpoint(double={"error_at": 3})
     (outputs,) = run(engine, request(1, PROMPT)).values()
-    assert outputs[-1].error == "the stand-in was told to answer with an error"
+    assert outputs[-1].error == ENDED_BY_LLM
+    assert "the stand-in was told to answer with an error" in caplog.text
     assert run(engine, request(2, PROMPT))
 
 
