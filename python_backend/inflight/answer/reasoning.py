@@ -121,12 +121,27 @@ def form_of_template(template: str) -> ReasoningForm:
     return ReasoningForm.THINK_BRACKETS if "[/THINK]" in template else ReasoningForm.NONE
 
 
-def is_open(prompt: str, form: ReasoningForm, prefill: str = "") -> bool:
-    """Whether the model goes on within thoughts: the prompt ends with the opening tag, or the beginning of an answer
-    that the client gave (`prefill`, the prompt's end) has opened and not closed them. A tag in what a user wrote says
-    nothing.
+class Stage(enum.Enum):
+    """Where a prompt leaves its model: before a thought that it may begin, within one, or behind all of them."""
+
+    BEFORE = "before"
+    WITHIN = "within"
+    BEHIND = "behind"
+
+
+def stage_of(prompt: str, form: ReasoningForm, prefill: str = "") -> Stage:
+    """By how the prompt ends, or by the beginning of an answer that the client gave (`prefill`, the prompt's end). A
+    tag in what a user wrote says nothing. A model that does not think is behind all thoughts.
     """
     if form is ReasoningForm.NONE:
-        return False
+        return Stage.BEHIND
     opening, closing = TAGS[form]
-    return prompt.rstrip(SPACE).endswith(opening) or prefill.rfind(opening) > prefill.rfind(closing)
+    bare = prompt.rstrip(SPACE)
+    if bare.endswith(opening) or prefill.rfind(opening) > prefill.rfind(closing):
+        return Stage.WITHIN
+    return Stage.BEHIND if bare.endswith(closing) or prefill.strip(SPACE) else Stage.BEFORE
+
+
+def is_open(prompt: str, form: ReasoningForm, prefill: str = "") -> bool:
+    """Whether the model goes on within thoughts."""
+    return stage_of(prompt, form, prefill) is Stage.WITHIN

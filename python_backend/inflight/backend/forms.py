@@ -7,13 +7,16 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import msgspec
+
 from inflight.answer.parts import PartsForm
-from inflight.answer.reasoning import TAGS, ReasoningForm, is_open
+from inflight.answer.reasoning import TAGS, ReasoningForm, Stage, is_open
 from inflight.answer.reasoning import form_of_template as reasoning_of
 from inflight.answer.tools.forms import MARKERS, ToolForm
 from inflight.answer.tools.forms import form_of_template as tools_of
 from inflight.engines.base import Guide
 from inflight.errors import invalid, unsupported
+from inflight.grammar.thought import Thought
 from inflight.grammar.tools import FORMS, relaxations
 from inflight.model.parameters import ModelConfig
 from inflight.request.chat import ToolChoice
@@ -34,11 +37,24 @@ class ModelForms:
     shows_tools: bool
     markers: frozenset[int]
 
-    def guided(self, request: GenerationRequest, opens: Callable[[GenerationRequest], bool]) -> GenerationRequest:
-        """The request with the guide that keeps what its tool_choice promises. Raises `RequestError`.
+    def guided(self, request: GenerationRequest, stage: Callable[[GenerationRequest], Stage]) -> GenerationRequest:
+        """The request with the guide that keeps what its tool_choice promises, and with room for a thought before its
+        guide, whichever it is. Raises `RequestError`.
 
-        `opens` says whether the prompt will end within a thought.
+        `stage` says where the prompt will leave the model.
         """
+        guided = self._with_calls(request)
+        if guided.guide is None or self.reasoning is ReasoningForm.NONE:
+            return guided
+        found = stage(guided)
+        # A bare text asks for no thought, unless it ends in one or the request knows of thoughts.
+        chats = request.messages is not None or bool(request.chat.tools) or request.reasoning
+        if found is Stage.BEHIND or not (chats or found is Stage.WITHIN):
+            return guided
+        thought = Thought(*TAGS[self.reasoning], found is Stage.WITHIN)
+        return dataclasses.replace(guided, guide=msgspec.structs.replace(guided.guide, thought=thought))
+
+    def _with_calls(self, request: GenerationRequest) -> GenerationRequest:
         chat = request.chat
         if not chat.tools or chat.tool_choice is ToolChoice.NONE:
             return request
@@ -55,8 +71,6 @@ class ModelForms:
         tools = _callable(request)
         several = chat.parallel_tool_calls and chat.tool_choice is ToolChoice.REQUIRED
         guide: dict[str, Any] = {"form": self.forced.value, "tools": tools, "parallel": several}
-        if self.reasoning is not ReasoningForm.NONE:
-            guide |= {"tags": TAGS[self.reasoning], "opened": opens(request)}
         return dataclasses.replace(request, guide=Guide("tools", json.dumps(guide, sort_keys=True)))
 
     @staticmethod

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, MutableMapping
 
 from inflight.answer.detokenizer import DetokenizerFactory
-from inflight.answer.reasoning import is_open
+from inflight.answer.reasoning import Stage, stage_of
 from inflight.answer.stream import Stream
 from inflight.backend.about import with_left_out
 from inflight.backend.forms import ModelForms
@@ -168,7 +168,7 @@ class Reader:
         info = self._info
         assert info is not None
         request = parse_request(raw, self._config, self._defaults, self._builder.limits(info))
-        request = self._forms.guided(request, self._opens_thought)
+        request = self._forms.guided(request, self._stage)
         with request.its_words():
             check_capabilities(request, info)
             if request.guide is not None:
@@ -190,10 +190,10 @@ class Reader:
             priority=request.priority,
         )
 
-    def _opens_thought(self, request: GenerationRequest) -> bool:
-        """Whether the prompt will end within a thought, which is seen before it is made: the answer's guide says so."""
+    def _stage(self, request: GenerationRequest) -> Stage:
+        """Where the prompt will leave the model, which is seen before it is made: the answer's guide says so."""
         end, prefill = self._builder.ending(request)
-        return is_open(end, self._forms.reasoning, prefill)
+        return stage_of(end, self._forms.reasoning, prefill)
 
     def _wait_for_guide(self, raw: RawRequest, arrival: Arrival, guide: Guide) -> None:
         """It comes back into the pool with its decision; if it ends before, it is let go at once."""

@@ -10,6 +10,8 @@ from typing import Protocol
 
 import msgspec
 
+from inflight.grammar.thought import Thought
+
 
 class Capability(enum.Enum):
     """What an engine may be able to do. A request that needs a missing one is refused before it is queued."""
@@ -85,11 +87,14 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         return ((high << 32) | (low ^ mixed ^ (mixed >> 15))) & ((1 << bits) - 1)
 
 
-class Guide(msgspec.Struct, frozen=True):
-    """A grammar that the output must follow. `kind` is json, json_schema, regex, ebnf_grammar or choice."""
+class Guide(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A grammar that the output must follow. `kind` is json, json_schema, regex, ebnf_grammar, choice or tools.
+    `thought`: what the model may think before it; an engine gets guides in which that is worked in already.
+    """
 
     kind: str
     text: str
+    thought: Thought | None = None
 
 
 class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 from inflight.grammar import json_values as values
 from inflight.grammar.ebnf import parse_ebnf
@@ -10,40 +11,54 @@ from inflight.grammar.json_schema import schema_grammar
 from inflight.grammar.network import Conflict, Network
 from inflight.grammar.nodes import Grammar, GrammarError, alt, literal
 from inflight.grammar.regex import parse_regex
+from inflight.grammar.thought import Thought, behind
 from inflight.grammar.tools import tools_grammar
 
 
-def prepare(kind: str, text: str) -> str:
-    """EBNF for a guide of kind json, json_schema, regex, ebnf_grammar, choice or tools.
+def prepare(kind: str, text: str, thought: Thought | None = None) -> str:
+    """EBNF for a guide of kind json, json_schema, regex, ebnf_grammar, choice or tools, behind a thought.
 
     Raises `GrammarError` whose message completes the sentence "guided_decoding_guide …". May take long for a hostile
     guide: call it where it can be killed.
     """
-    return network(kind, text).print()
+    return network(kind, text, thought).print()
 
 
-def network(kind: str, text: str) -> Network:
+def network(kind: str, text: str, thought: Thought | None = None) -> Network:
     """The automata behind `prepare`."""
+    make = _reader(kind, text)
+    conflict: Conflict | None = None
+    for share in (True, False) if kind in _SHARING else (True,):
+        grammar = make(share)
+        for form in [grammar] if thought is None else behind(thought, grammar):
+            try:
+                return Network(form)
+            except Conflict as error:
+                conflict = error
+    assert conflict is not None
+    raise conflict
+
+
+_SHARING = frozenset({"json_schema", "tools"})
+
+
+def _reader(kind: str, text: str) -> Callable[[bool], Grammar]:
+    """Makes the grammar, from a text that is read once; what it takes says whether parts are shared."""
     if kind == "json":
-        return Network(Grammar({**values.RULES, "root": values.ANY_OBJECT}, frozenset({"white", "string", "value"})))
+        opaque = frozenset({"white", "string", "value"})
+        return lambda _: Grammar({**values.RULES, "root": values.ANY_OBJECT}, opaque)
     if kind == "json_schema":
         schema = parse_json(text)
-        try:
-            return Network(schema_grammar(schema))
-        except Conflict:
-            return Network(schema_grammar(schema, share=False))
+        return lambda share: schema_grammar(schema, share)
     if kind == "tools":
         tools = parse_json(text)
-        try:
-            return Network(tools_grammar(tools))
-        except Conflict:
-            return Network(tools_grammar(tools, share=False))
+        return lambda share: tools_grammar(tools, share)
     if kind == "regex":
-        return Network(Grammar({"root": parse_regex(text)}))
+        return lambda _: Grammar({"root": parse_regex(text)})
     if kind == "choice":
-        return Network(Grammar({"root": alt(literal(choice) for choice in parse_choices(text))}))
+        return lambda _: Grammar({"root": alt(literal(choice) for choice in parse_choices(text))})
     if kind == "ebnf_grammar":
-        return Network(parse_ebnf(text))
+        return lambda _: parse_ebnf(text)
     raise GrammarError(f"is of the unknown type {kind!r}")
 
 

@@ -1,8 +1,7 @@
 """Calls of tools → `nodes`: the tools' schemas inside the envelope that the model's family writes calls in.
 
 The guide's text is JSON: {"form": one of `FORMS`, "tools": OpenAI's list, "parallel": bool}. At least one of the tools
-is called; `parallel` lets further calls follow. Of a model that thinks, "tags" are those of its thoughts, and "opened"
-says whether the prompt has begun one: the call comes behind what it thinks.
+is called; `parallel` lets further calls follow.
 """
 
 from __future__ import annotations
@@ -11,11 +10,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from inflight.grammar import chars
 from inflight.grammar import json_values as values
 from inflight.grammar.json_schema import Converter
 from inflight.grammar.loosen import loosen
-from inflight.grammar.nodes import Chars, Grammar, GrammarError, Node, Repeat, alt, literal, maybe, seq
+from inflight.grammar.nodes import Grammar, GrammarError, Node, Repeat, alt, literal, seq
 
 # form → (before the first call, before each, the key of arguments, after each, between two, after the last)
 _ENVELOPES: Final[Mapping[str, tuple[str, str, str, str, str, str]]] = {
@@ -43,24 +41,8 @@ def tools_grammar(guide: object, share: bool = True) -> Grammar:
         )
     call = alt(calls)
     more: Node = Repeat(seq(literal(between), call), 0, None) if guide.get("parallel", True) else seq()
-    root = seq(_thought(guide), literal(first), call, more, literal(last))
+    root = seq(literal(first), call, more, literal(last))
     return Grammar({**values.RULES, **converter.rules, "root": root}, frozenset(converter.opaque))
-
-
-def _thought(guide: Mapping[str, Any]) -> Node:
-    """Any text up to the closing tag, or, where no thought has begun, nothing at all."""
-    if "tags" not in guide:
-        return seq()
-    opening, closing = guide["tags"]
-    # Parts of the closing tag may stand in the text, one behind the other, as long as something else follows. It has
-    # its first character nowhere but in front, so each further part begins a new try.
-    parts = [closing[:length] for length in range(1, len(closing))]
-    tries = Repeat(alt(map(literal, parts)), 0, None)
-    other = Chars(chars.difference(chars.charset([(1, 0x10FFFF)]), chars.of(closing[0])))
-    missed = [seq(literal(part), Chars(chars.difference(other.chars, chars.of(closing[len(part)])))) for part in parts]
-    text = Repeat(alt([other, seq(tries, alt(missed))]), 0, None)
-    thought = seq(text, tries, literal(closing), Repeat(literal("\n"), 0, 2))
-    return thought if guide.get("opened") else maybe(seq(literal(opening), thought))
 
 
 def _arguments(converter: Converter, schema: object, function: Mapping[str, Any]) -> Node:

@@ -10,6 +10,7 @@ import time
 import msgspec
 
 from inflight.engine_process.framing import FrameBuffer, FrameError, pack
+from inflight.grammar.thought import Thought
 
 MAX_FRAME_BYTES = 4 << 20
 RECEIVE_BYTES = 1 << 18
@@ -26,10 +27,11 @@ class Start(msgspec.Struct, tag="start", frozen=True):
 
 
 class Check(msgspec.Struct, tag="check", frozen=True):
-    """Check one guide."""
+    """Check one guide, behind a thought."""
 
     kind: str
     text: str
+    thought: Thought | None = None
 
 
 class Ready(msgspec.Struct, tag="ready", frozen=True):

@@ -283,7 +283,7 @@ class GuideService:
                 checking = True
                 compile_s = scaled(self._limits.compile_s, process.vocab_size, self._limits.most_compile_s)
                 check_s = self._limits.check_s + compile_s - self._limits.compile_s
-                verdict = process.check(Check(guide.kind, guide.text), check_s)
+                verdict = process.check(Check(guide.kind, guide.text, guide.thought), check_s)
             except TooLong as error:
                 self._end_process()
                 self.kills += 1
@@ -364,4 +364,4 @@ def _tell(askers: Iterable[_Asker], decision: Decision) -> None:
 
 
 def _key(guide: Guide) -> bytes:
-    return hashlib.sha256(f"{guide.kind}\0{guide.text}".encode("utf-8", "surrogatepass")).digest()
+    return hashlib.sha256(f"{guide.kind}\0{guide.thought}\0{guide.text}".encode("utf-8", "surrogatepass")).digest()

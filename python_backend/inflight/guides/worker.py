@@ -88,7 +88,7 @@ def _check(compiler: Compiler, check: Check, most_bytes: int) -> Verdict:
     grammar = problem = ""
     spent = Spent(0.0, 0.0, 0.0)
     try:
-        grammar = prepare(check.kind, check.text)
+        grammar = prepare(check.kind, check.text, check.thought)
         meter = Meter(time.process_time)
         _compile(compiler, check.kind, grammar)
         spent = meter.spent()

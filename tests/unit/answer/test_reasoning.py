@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inflight.answer.reasoning import ReasoningForm, ReasoningSplitter, form_of_template, is_open
+from inflight.answer.reasoning import ReasoningForm, ReasoningSplitter, Stage, form_of_template, is_open, stage_of
 from tests.unit.machines.strategies import budget, cuts
 
 pytestmark = pytest.mark.fast
@@ -70,3 +70,19 @@ def test_what_the_template_and_the_prompt_show() -> None:
     assert not is_open("user: what does <think> do?\nassistant:", ReasoningForm.THINK)
     assert is_open("assistant:<think>well", ReasoningForm.THINK, "<think>well")
     assert not is_open("assistant:<think>well</think>so", ReasoningForm.THINK, "<think>well</think>so")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prefill", "stage"),
+    [
+        ("assistant\n<think>\n", "", Stage.WITHIN),
+        ("assistant\n", "", Stage.BEFORE),
+        ("assistant\n<think>\n\n</think>\n\n", "", Stage.BEHIND),
+        ("<think>a</think>b", "<think>a</think>b", Stage.BEHIND),
+        ("<think>a", "<think>a", Stage.WITHIN),
+        ("Sure, ", "Sure, ", Stage.BEHIND),
+    ],
+)
+def test_where_a_prompt_leaves_its_model(prompt: str, prefill: str, stage: Stage) -> None:
+    assert stage_of(prompt, ReasoningForm.THINK, prefill) is stage
+    assert stage_of(prompt, ReasoningForm.NONE, prefill) is Stage.BEHIND

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from inflight.answer.reasoning import ReasoningForm
+from inflight.answer.reasoning import ReasoningForm, Stage
 from inflight.answer.tools.forms import ToolForm
 from inflight.backend.about import with_left_out
 from inflight.backend.forms import ModelForms, model_forms
 from inflight.errors import ErrorCode, RequestError
+from inflight.grammar.thought import Thought
 from inflight.model.parameters import ModelConfig
 from inflight.request.prompt import Prompt
 from tests.unit.machines.strategies import request
@@ -27,8 +28,8 @@ def forms(template: str = HERMES, **parameters: Any) -> ModelForms:
     return model_forms(ModelConfig(**parameters), template, "tools" in template, {"<think>": 7, "[TOOL_CALLS]": 9})
 
 
-def guide_of(model: ModelForms, opened: bool = False, **values: Any) -> dict[str, Any]:
-    guided = model.guided(request(**{**CHAT, **values}), lambda _: opened)
+def guide_of(model: ModelForms, **values: Any) -> dict[str, Any]:
+    guided = model.guided(request(**{**CHAT, **values}), lambda _: Stage.BEFORE)
     assert guided.guide is not None
     assert guided.guide.kind == "tools"
     guide: dict[str, Any] = json.loads(guided.guide.text)
@@ -42,7 +43,6 @@ def guide_of(model: ModelForms, opened: bool = False, **values: Any) -> dict[str
 def test_a_required_call_is_guided_in_the_models_own_form_where_a_guide_knows_it(template: str, form: str) -> None:
     guide = guide_of(forms(template), tool_choice="required")
     assert (guide["form"], guide["parallel"], len(guide["tools"])) == (form, True, 2)
-    assert "tags" not in guide
 
 
 def test_a_named_tool_alone_is_called_once() -> None:
@@ -52,27 +52,54 @@ def test_a_named_tool_alone_is_called_once() -> None:
     assert guide_of(forms(), tool_choice="required", parallel_tool_calls=False)["parallel"] is False
 
 
-@pytest.mark.parametrize("opened", [False, True])
-def test_the_guide_of_a_model_that_thinks_begins_behind_the_thought(opened: bool) -> None:
-    guide = guide_of(forms(HERMES + "</think>"), opened, tool_choice="required")
-    assert guide["tags"] == ["<think>", "</think>"]
-    assert guide["opened"] is opened
+GUIDES = {
+    "json": {"guided_decoding_guide_type": "json"},
+    "json_schema": {"guided_decoding_guide_type": "json_schema", "guided_decoding_guide": '{"type": "object"}'},
+    "regex": {"guided_decoding_guide_type": "regex", "guided_decoding_guide": "a+"},
+    "ebnf_grammar": {"guided_decoding_guide_type": "ebnf_grammar", "guided_decoding_guide": 'root ::= "a"'},
+    "choice": {"guided_decoding_guide_type": "choice", "guided_decoding_guide": '["a"]'},
+    "tools": {"tools": TOOLS, "tool_choice": "required"},
+}
+THINKS = HERMES + "</think>"
+
+
+def thought_of(template: str, stage: Stage, **values: Any) -> Thought | None:
+    guide = forms(template).guided(request(**values), lambda _: stage).guide
+    assert guide is not None
+    return guide.thought
+
+
+@pytest.mark.parametrize("kind", sorted(GUIDES))
+def test_every_guide_of_a_model_that_thinks_begins_behind_the_thought(kind: str) -> None:
+    chat = {"messages": "[]", **GUIDES[kind]}
+    assert thought_of(THINKS, Stage.BEFORE, **chat) == Thought("<think>", "</think>", False)
+    assert thought_of(THINKS, Stage.WITHIN, **chat) == Thought("<think>", "</think>", True)
+    assert thought_of(THINKS, Stage.BEHIND, **chat) is None
+    assert thought_of(HERMES, Stage.BEHIND, **chat) is None
+    assert thought_of("[/THINK]", Stage.BEFORE, **{**chat, **GUIDES[kind]}) == Thought("[THINK]", "[/THINK]", False)
+
+
+def test_a_bare_text_is_guided_from_its_first_character_unless_it_asks_for_thoughts() -> None:
+    text = {"text_input": "x", **GUIDES["regex"]}
+    assert thought_of(THINKS, Stage.BEFORE, **text) is None
+    assert thought_of(THINKS, Stage.WITHIN, **text) is not None
+    assert thought_of(THINKS, Stage.BEFORE, **text, reasoning=True) is not None
 
 
 def test_a_guide_and_a_call_exclude_each_other() -> None:
     guide = {"guided_decoding_guide_type": "regex", "guided_decoding_guide": "a"}
     with pytest.raises(RequestError, match="tool_choice asks for a call"):
-        forms().guided(request(**CHAT, tool_choice="required", **guide), lambda _: False)
-    assert forms().guided(request(**CHAT, **guide), lambda _: False).guide is not None
+        forms().guided(request(**CHAT, tool_choice="required", **guide), lambda _: Stage.BEFORE)
+    assert forms().guided(request(**CHAT, **guide), lambda _: Stage.BEFORE).guide is not None
 
 
 def test_tools_that_the_model_cannot_be_told_of_are_refused() -> None:
     with pytest.raises(RequestError) as caught:
-        forms("{{ messages }}").guided(request(**CHAT), lambda _: False)
+        forms("{{ messages }}").guided(request(**CHAT), lambda _: Stage.BEFORE)
     assert caught.value.code is ErrorCode.UNSUPPORTED
     shown = forms("{{ messages }}", tool_format="hermes")
-    assert shown.guided(request(**CHAT), lambda _: False).guide is None
-    assert forms("{{ messages }}").guided(request(**CHAT, tool_choice="none"), lambda _: False).guide is None
+    assert shown.guided(request(**CHAT), lambda _: Stage.BEFORE).guide is None
+    assert forms("{{ messages }}").guided(request(**CHAT, tool_choice="none"), lambda _: Stage.BEFORE).guide is None
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from inflight.grammar.loosen import loosen
 from inflight.grammar.nodes import GrammarError
 from inflight.grammar.prepare import network, prepare
 from inflight.grammar.tools import FORMS, relaxations
-from tests.unit.machines.grammar_walks import accepts, sample
+from tests.unit.machines.grammar_walks import sample
 
 pytestmark = pytest.mark.fast
 
@@ -52,23 +52,6 @@ def test_what_it_allows_are_calls_that_parse_and_validate(form: str, seed: int) 
             schema = next(t["function"]["parameters"] for t in TOOLS if t["function"]["name"] == event.name)
             written = "".join(e.text for e in events if isinstance(e, CallArguments) and e.index == event.index)
             jsonschema.validate(json.loads(written), schema or {"type": "object", "maxProperties": 0})
-
-
-@pytest.mark.parametrize(
-    ("opened", "text", "fits"),
-    [
-        (True, 'hm <, </think, </<</think>\n\n<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>', True),
-        (True, '</think><tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>', True),
-        (True, '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>', False),
-        (True, 'a</think>b</think><tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>', False),
-        (False, '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>', True),
-        (False, '<think>\nso</think>\n<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>', True),
-        (False, 'so</think>\n<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>', False),
-    ],
-)
-def test_a_call_comes_behind_the_thought(opened: bool, text: str, fits: bool) -> None:
-    guide = {"form": "hermes", "tools": [tool("now")], "tags": ["<think>", "</think>"], "opened": opened}
-    assert accepts(network("tools", json.dumps(guide)), text) is fits
 
 
 def test_fifty_tools_of_twelve_distinct_parameters_compile() -> None:

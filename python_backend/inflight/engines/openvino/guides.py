@@ -43,7 +43,7 @@ def structured_output(guide: Guide) -> Any:
     Other kinds are prepared here; raises `GrammarError`.
     """
     config = openvino_genai.StructuredOutputConfig()
-    config.grammar = guide.text if guide.kind == "ebnf_grammar" else prepare(guide.kind, guide.text)
+    config.grammar = guide.text if guide.kind == "ebnf_grammar" else prepare(guide.kind, guide.text, guide.thought)
     return config
 
 

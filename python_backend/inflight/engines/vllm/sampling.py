@@ -49,7 +49,7 @@ def grammar_text(guide: Guide) -> str:
     if guide.kind == "ebnf_grammar":
         return guide.text  # the backend has prepared and checked it
     try:
-        return prepare(guide.kind, guide.text)
+        return prepare(guide.kind, guide.text, guide.thought)
     except GrammarError as error:
         raise EngineRefusal(str(error), "guided_decoding_guide") from None
 
