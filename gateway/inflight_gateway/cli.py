@@ -46,6 +46,7 @@ def parser(program: str | None = None) -> argparse.ArgumentParser:
     found.add_argument("--drain-timeout", type=float, default=30.0, metavar="S", help="for streams (%(default)s)")
     found.add_argument("--tls-cert", type=Path, metavar="FILE")
     found.add_argument("--tls-key", type=Path, metavar="FILE")
+    found.add_argument("--no-playground", action="store_true", help="no page at /")
     found.add_argument("--log-format", choices=("text", "json"), default="text")
 
     return found
@@ -110,7 +111,13 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
         write_s=options.write_timeout,
         keep_alive_s=options.keep_alive,
     )
-    front = Front(TritonServer(options.triton), keys, limits, log_json=options.log_format == "json")
+    front = Front(
+        TritonServer(options.triton),
+        keys,
+        limits,
+        log_json=options.log_format == "json",
+        page=not options.no_playground,
+    )
     config = uvicorn.Config(
         front,
         host=options.host,

@@ -41,13 +41,20 @@ class Gateway:
 
     def wait_ready(self, timeout_s: float = START_S) -> None:
         """Until it is ready. Raises TimeoutError."""
+        self._wait("/ready", timeout_s)
+
+    def wait_alive(self, timeout_s: float = START_S) -> None:
+        """Until it answers, whether its Triton does or not. Raises TimeoutError."""
+        self._wait("/live", timeout_s)
+
+    def _wait(self, path: str, timeout_s: float) -> None:
         end = time.monotonic() + timeout_s
         while time.monotonic() < end:
             with contextlib.suppress(OSError):
-                if self.call("GET", "/ready")[0] == 200:
+                if self.call("GET", path)[0] == 200:
                     return
             time.sleep(0.05)
-        raise TimeoutError("the gateway is not ready")
+        raise TimeoutError(f"the gateway's {path} does not answer 200")
 
     def terminate(self, number: int = signal.SIGTERM) -> None:
         """Ask it to end."""

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from inflight_gateway import playground
 from inflight_gateway.core.errors import RETRY_AFTER, GatewayError, Kind
 from inflight_gateway.core.models import Model
 from inflight_gateway.core.run import run
@@ -74,11 +75,14 @@ Handler = Callable[[Exchange, Record, str], Awaitable[None]]
 class Front:
     """The gateway as an ASGI application."""
 
-    def __init__(self, triton: TritonServer, keys: Keys, limits: Limits, *, log_json: bool = False) -> None:
+    def __init__(
+        self, triton: TritonServer, keys: Keys, limits: Limits, *, log_json: bool = False, page: bool = True
+    ) -> None:
         self._triton = triton
         self._keys = keys
         self._limits = limits
         self._log_json = log_json
+        self._page = playground.files() if page else {}
         self.metrics = Metrics()
         self._active: set[Exchange] = set()
         self._by_key: Counter[str] = Counter()
@@ -169,6 +173,11 @@ class Front:
         if path in self._open:
             record.route = path
             await self._health(exchange, path)
+            return
+        file = self._page.get(path) if method in ("GET", "HEAD") else None
+        if file is not None:
+            record.route = "/" if path == "/" else "/playground/{file}"
+            await exchange.answer(200, file.data, file.kind, playground.HEADERS)
             return
         full = path if path.startswith("/v1/") or path == "/metrics" else f"/v1{path}"
         record.dialect = dialect_of(full)

@@ -1,0 +1,38 @@
+// Light, dark, or as the system has it. Loaded before the page is drawn, so that it never flashes in the other one.
+"use strict";
+
+(() => {
+  const NAMES = { auto: "Auto", light: "Light", dark: "Dark" };
+  const SPOKEN = { auto: "as the system has it", light: "light", dark: "dark" };
+  const AFTER = { auto: "light", light: "dark", dark: "auto" };
+  const PLACE = "inflight.theme";
+  let theme = "auto";
+  try {
+    const kept = localStorage.getItem(PLACE);
+    if (kept in NAMES) theme = kept;
+  } catch {
+    // A browser that keeps nothing: the system's theme will do.
+  }
+  const wear = () => {
+    document.documentElement.dataset.theme = theme;
+  };
+  wear();
+  document.addEventListener("DOMContentLoaded", () => {
+    const button = document.getElementById("theme");
+    const name = () => {
+      button.textContent = NAMES[theme];
+      button.setAttribute("aria-label", `Theme: ${SPOKEN[theme]}`);
+    };
+    name();
+    button.addEventListener("click", () => {
+      theme = AFTER[theme];
+      wear();
+      name();
+      try {
+        localStorage.setItem(PLACE, theme);
+      } catch {
+        // Kept for this page alone.
+      }
+    });
+  });
+})();
