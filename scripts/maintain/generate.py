@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Writes what follows from the code: the shipped config.pbtxt files, docs/requests.md, docs/metrics.md and docs/map.md.
+"""Writes what follows from the code: the shipped config.pbtxt files, docs/requests.md, docs/metrics.md, docs/map.md and
+the Grafana dashboard.
 
 With --check nothing is written and the exit status says whether a file differs; the test suite calls it so.
 """
@@ -20,6 +21,7 @@ from inflight.request.contract import INPUTS, JSON_ALIASES, JSON_ONLY, OUTPUTS, 
 from inflight.request.limits import limits
 from inflight.serving.metrics import FAMILIES
 from inflight_tools.common.layout import REPOSITORY
+from maintain.dashboard import dashboard_text
 from maintain.peer_suites import FROM_TRTLLM, FROM_VLLM, Difference, tried
 
 ROOT = REPOSITORY
@@ -304,6 +306,7 @@ def generated() -> dict[Path, str]:
         ROOT / "docs/requests.md": requests_text(),
         ROOT / "docs/metrics.md": metrics_text(),
         ROOT / "docs/map.md": map_text(),
+        ROOT / "deploy/observability/grafana/dashboards/inflight.json": dashboard_text(),
     }
 
 
