@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Cuts OpenAI's own description of its API (openapi.json of github.com/openai/openai-openapi, MIT) to the paths that the
-gateway answers, without its prose and examples: `openai_description.py openapi.json`, and LICENSE beside it. It calls
-itself OpenAPI 3.1 and writes `nullable` as in 3.0: that becomes 3.1's null.
+"""Cuts OpenAI's own description of its API (openapi.json of github.com/openai/openai-openapi, MIT) to what the gateway
+answers, without prose and examples: `openai_description.py openapi.json`, and LICENSE beside it. It says OpenAPI
+3.1 and writes `nullable` as in 3.0: that becomes the null of 3.1.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import openai
 import pytest
@@ -125,7 +126,27 @@ def test_a_client_that_leaves_ends_its_request_in_the_engine(client: openai.Open
     assert time.monotonic() - began < 5  # metrics are flushed at an interval
 
 
-def test_tokens_are_counted(gateway: Gateway) -> None:
-    status, _, body = gateway.call("POST", "/tokenize", {"model": "llm", "prompt": "hello world"})
-    assert status == 200
-    assert json.loads(body)["count"] == len(json.loads(body)["tokens"]) == 2
+def test_texts_become_tokens_and_tokens_texts(gateway: Gateway) -> None:
+    def ask(path: str, **body: object) -> tuple[int, dict[str, Any]]:
+        status, _, answer = gateway.call("POST", path, body)
+        return status, json.loads(answer)
+
+    for prefix in ("", "/v1"):
+        for text in ("hello world", "<|im_start|>user\nnaïve 日本 🙂<|im_end|>\n"):
+            status, found = ask(f"{prefix}/tokenize", prompt=text)
+            assert (status, found["count"]) == (200, len(found["tokens"]))
+            assert ask(f"{prefix}/detokenize", model="llm", tokens=found["tokens"]) == (200, {"prompt": text})
+    assert ask("/detokenize", tokens=[]) == (200, {"prompt": ""})
+    for tokens in ([10**6], [0] * 9000):
+        status, found = ask("/detokenize", tokens=tokens)
+        assert (status, found["error"]["param"]) == (400, "tokens")
+
+
+def test_a_completion_of_no_tokens_is_its_prompt(client: openai.OpenAI) -> None:
+    answer = client.completions.create(model="llm", prompt=["1 2 3", "The sky"], max_tokens=0, echo=True)
+    assert [(choice.text, choice.finish_reason) for choice in answer.choices] == [
+        ("1 2 3", "length"),
+        ("The sky", "length"),
+    ]
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 0

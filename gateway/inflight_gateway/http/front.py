@@ -274,7 +274,8 @@ class Front:
         self._active.add(exchange)
         try:
             values = decode(await exchange.body(self._limits.body_bytes, self._limits.body_s))
-            model = await self._model(values.get("model"))
+            name = values.get("model")
+            model = await self._model(PLACEHOLDERS[0] if name is None and not endpoint.model_named else name)
             record.model = model.id
             plan = endpoint.parse(values, model)
             record.renderer = plan.renderer

@@ -13,7 +13,8 @@ from inflight_gateway.wire.dialect import OPENAI, Dialect, Endpoint
 ANSWERED: Final[Mapping[str, Endpoint]] = {
     "/v1/chat/completions": Endpoint(OPENAI, chat.parse),
     "/v1/completions": Endpoint(OPENAI, completion.parse),
-    "/v1/tokenize": Endpoint(OPENAI, tokenize.parse),
+    "/v1/tokenize": Endpoint(OPENAI, tokenize.parse, model_named=False),
+    "/v1/detokenize": Endpoint(tokenize.OF_TOKENS, tokenize.parse_tokens, model_named=False),
     "/v1/messages": Endpoint(anthropic_answer.DIALECT, anthropic.parse),
     "/v1/messages/count_tokens": Endpoint(anthropic_answer.DIALECT, anthropic.parse_count),
 }

@@ -23,9 +23,9 @@ def parse(body: dict[str, Any], model: Model) -> Plan:
     fields.ignore(("model", *IGNORED))
     fields.refuse((*REFUSED, "suffix"))
     prompts = prompts_of(fields.raw("prompt"))
-    given = fields.whole("max_tokens", 1, 2**31 - 1)
+    given = fields.whole("max_tokens", 0, 2**31 - 1)  # 0: the prompt's tokens are counted, and echoed where asked for
     if given is None:
-        given = fields.whole("n_predict", 1, 2**31 - 1)
+        given = fields.whole("n_predict", 0, 2**31 - 1)
     options, count = options_of(fields, model, DEFAULT_MAX_TOKENS if given is None else given)
     if len(prompts) * count > MAX_CHOICES:
         raise invalid("n", f"times the number of prompts may be at most {MAX_CHOICES}")
@@ -39,7 +39,7 @@ def parse(body: dict[str, Any], model: Model) -> Plan:
     logprobs = top is not None and top is not False
     if logprobs:
         top = fields.whole("logprobs", 0, 20) if top is not True else 0
-        options |= {"return_log_probs": True, "return_token_ids": True}
+        options |= {"return_log_probs": True, "return_token_ids": given != 0}
         if top:
             options["logprobs"] = top
     echo = fields.flag("echo") or False
@@ -49,7 +49,7 @@ def parse(body: dict[str, Any], model: Model) -> Plan:
         raise unsupported("echo", "needs a prompt of text")
     want_ids = fields.flag("return_token_ids") or False
     if want_ids:
-        options["return_token_ids"] = True
+        options["return_token_ids"] = given != 0  # else they would be the prompt's
     named_by_id = fields.flag("return_tokens_as_token_ids") or False
     stream, include_usage, usage_always = stream_fields(fields)
     requests = [
@@ -73,13 +73,11 @@ def prompts_of(value: Any) -> list[str | list[int]]:
     """A prompt, a list of prompts, token ids, or a list of those."""
     if isinstance(value, str):
         prompts: list[Any] = [value]
-    elif isinstance(value, list) and value and all(_is_id(item) for item in value):
-        prompts = [value]
+    elif isinstance(value, list) and value and not isinstance(value[0], str | list):
+        prompts = [token_ids(value)]
     else:
-        prompts = value if isinstance(value, list) else []
-    if not prompts or not all(
-        isinstance(one, str) or (isinstance(one, list) and one and all(_is_id(item) for item in one)) for one in prompts
-    ):
+        prompts = [one if isinstance(one, str) else token_ids(one) for one in value] if isinstance(value, list) else []
+    if not prompts or not all(isinstance(one, str) or one for one in prompts):
         raise invalid("prompt", "must be a string, a list of strings, a list of token ids or a list of such lists")
     if len(prompts) > MAX_PROMPTS:
         raise invalid("prompt", f"has {len(prompts)} prompts; at most {MAX_PROMPTS} are allowed")
@@ -88,8 +86,12 @@ def prompts_of(value: Any) -> list[str | list[int]]:
     return prompts
 
 
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+def token_ids(value: Any) -> list[int] | None:
+    """Token ids; whole numbers may be written as 7.0, as in any JSON. None: it is no list of them."""
+    if not isinstance(value, list):
+        return None
+    found = [int(one) if isinstance(one, float) and one.is_integer() else one for one in value]
+    return found if all(type(one) is int and 0 <= one < 2**31 for one in found) else None
 
 
 class _Choice:

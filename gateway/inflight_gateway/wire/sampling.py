@@ -45,7 +45,7 @@ def options_of(fields: Fields, model: Model, max_tokens: int | None) -> tuple[di
         options["temperature"] = temperature
     top_p = fields.number("top_p", 0, 1)
     if top_p is not None:
-        options["top_p"] = top_p or 1e-6
+        options["top_p"] = max(top_p, 1e-6)  # OpenAI allows 0, which the model does not
     top_k = fields.whole("top_k", -1, 2**31 - 1)
     if top_k is not None:
         options["top_k"] = top_k

@@ -79,8 +79,8 @@ INPUTS: tuple[Input, ...] = (
         "INT32",
         1,
         "model parameter default_max_tokens",
-        "0: only count the prompt's tokens (return_token_ids: and name them); else cut to what the context leaves room "
-        "for",
+        "0: only count the prompt's tokens (return_token_ids: and name them; exclude_input_in_output false: and give "
+        "their text); else cut to what the context leaves room for",
     ),
     Input(
         "min_tokens",

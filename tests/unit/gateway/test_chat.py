@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from inflight_gateway.core.errors import GatewayError, Kind
 from inflight_gateway.core.events import CallDelta, Event
 from inflight_gateway.core.models import Model, ModelInfo
-from inflight_gateway.wire import chat, completion
+from inflight_gateway.wire import chat, completion, tokenize
 from inflight_gateway.wire.fields import decode
 
 MODEL = Model(
@@ -130,6 +130,7 @@ def test_what_is_wrong_names_its_field(body: dict[str, Any], param: str) -> None
         ({"stop": ["", "x"]}, {"stop_words": ["x"]}),
         ({"priority": 5}, {"request_priority": -5}),
         ({"top_p": 0}, {"top_p": 1e-6}),
+        ({"top_p": 1e-300}, {"top_p": 1e-6}),
         ({"n": 3, "use_beam_search": True}, {"beam_width": 3, "num_return_sequences": 3}),
         ({"response_format": {"type": "json_object"}}, {"guided_decoding_guide_type": "json"}),
         ({"response_format": {"type": "json_object", "value": {}}}, {"guided_decoding_guide_type": "json_schema"}),
@@ -172,7 +173,31 @@ def test_prompts_of_completions_keep_their_order_and_their_echo() -> None:
     assert said["usage"] == {"prompt_tokens": 6, "completion_tokens": 4, "total_tokens": 10}
 
 
-@pytest.mark.parametrize("prompt", [None, "", [], [[]], [1, "a"], [-1], {"a": 1}, ["a\0"], ["x"] * 65])
+def test_token_ids_may_be_written_as_any_whole_number() -> None:
+    found = completion.parse({"model": "llm", "prompt": [[1, 2.0], [3.0]]}, MODEL)
+    assert [request.token_ids for request in found.requests] == [[1, 2], [3]]
+
+
+@pytest.mark.parametrize(
+    "prompt", [None, "", [], [[]], [1, "a"], [-1], {"a": 1}, ["a\0"], ["x"] * 65, [1.5], [True], ["a", 1], [[1], 2]]
+)
 def test_a_prompt_that_is_none_is_refused(prompt: Any) -> None:
     with pytest.raises(GatewayError):
         completion.parse({"model": "llm", "prompt": prompt}, MODEL)
+
+
+@pytest.mark.parametrize("tokens", [None, "x", [-1], [1.5], [True], [2**31], [[1]]])
+def test_tokens_that_are_none_are_refused(tokens: Any) -> None:
+    with pytest.raises(GatewayError) as raised:
+        tokenize.parse_tokens({"tokens": tokens}, MODEL)
+    assert raised.value.param == "tokens"
+
+
+def test_no_tokens_are_no_text_and_ask_no_model() -> None:
+    found = tokenize.parse_tokens({"tokens": []}, MODEL)
+    assert (found.requests, found.renderer.whole()) == ((), b'{"prompt":""}')
+
+
+def test_what_tokens_look_like_one_by_one_is_not_told_in_silence() -> None:
+    with pytest.raises(GatewayError):
+        tokenize.parse({"prompt": "x", "return_token_strs": True}, MODEL)
