@@ -130,7 +130,7 @@ def test_every_page_that_code_names_exists() -> None:
 NOT_OURS = {
     "FILE.svg", "PAGE.md", "report.md", "builder.py", "tensorrt_llm/builder.py", "modeling_utils.py", "result.py",
     "sampler.py", "llmapi/utils.py", "mutants_plugin.py", "triton_python_backend_utils.py", "hf_lora_convert.py",
-    "llama.cpp/convert_hf_to_gguf.py", "additional_outputs_test.py", "end_to_end_grpc_client.py",
+    "keda.sh", "llama.cpp/convert_hf_to_gguf.py", "additional_outputs_test.py", "end_to_end_grpc_client.py",
     "L0_backend_vllm/enabled_stream/enabled_stream_test.py", "L0_backend_vllm/vllm_backend/vllm_backend_test.py",
     "L0_backend_vllm/request_cancellation/request_cancellation_test.py",
 }  # fmt: skip
