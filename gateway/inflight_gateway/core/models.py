@@ -16,10 +16,26 @@ class ModelInfo(msgspec.Struct, frozen=True):
     context: int = 4096
     capabilities: tuple[str, ...] = ()
     chat: bool = False
+    template_variables: tuple[str, ...] = ()
     tool_format: str = "none"
     reasoning_format: str = "none"
     generation_defaults: dict[str, Any] = {}
     adapters: tuple[str, ...] = ()
+
+
+class _Told(msgspec.Struct, frozen=True):
+    relaxations: tuple[str, ...] = ()
+
+
+_told = msgspec.json.Decoder(_Told)
+
+
+def relaxations(info: str) -> tuple[str, ...]:
+    """What a guide leaves out of a request's tools, each as `tool/path: keyword`: from the output model_info."""
+    try:
+        return _told.decode(info).relaxations if info else ()
+    except msgspec.MsgspecError:  # of a model that says it in another way
+        return ()
 
 
 class Model(msgspec.Struct, frozen=True):

@@ -16,12 +16,12 @@ import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from inflight_gateway import playground
 from inflight_gateway.core.errors import RETRY_AFTER, GatewayError, Kind
-from inflight_gateway.core.models import Model
+from inflight_gateway.core.models import Model, relaxations
 from inflight_gateway.core.run import run
 from inflight_gateway.http.exchange import COMMENT, Exchange, Receive, Scope, Send
 from inflight_gateway.http.keys import Keys
@@ -280,8 +280,7 @@ class Front:
             plan = endpoint.parse(values, model)
             record.renderer = plan.renderer
             if plan.ignored:
-                shown = ",".join(name for name in plan.ignored if name.isascii() and name.isprintable())
-                exchange.extra.append((b"x-inflight-ignored", shown.encode()[:1000]))
+                exchange.extra.append((b"x-inflight-ignored", _listed(plan.ignored, ",")))
             await self._beside_the_client(exchange, record, plan)
         finally:
             self._active.discard(exchange)
@@ -331,6 +330,9 @@ class Front:
                 record.prompt_tokens = record.prompt_tokens or event.prompt_tokens
                 if not plan.stream:
                     renderer.push(event)
+                    notes = relaxations(event.info)
+                    if notes:
+                        exchange.extra.append((b"x-inflight-relaxed", _listed(notes, "; ")))
                     continue
                 if not exchange.started:  # the model has accepted
                     await exchange.start_stream()
@@ -352,6 +354,11 @@ class Front:
             self.metrics.between.observe((now - record.last) / tokens)
         record.last = now
         record.tokens += tokens
+
+
+def _listed(names: Sequence[str], between: str) -> bytes:
+    """As a header's value: what can stand in one, cut where that is long."""
+    return between.join(name for name in names if name.isascii() and name.isprintable()).encode()[:1000]
 
 
 def _described(model: Model) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from inflight_gateway.core.errors import invalid, unsupported
 from inflight_gateway.core.events import CallDelta, Event, ModelRequest, Usage
 from inflight_gateway.core.models import Model
 from inflight_gateway.wire.choices import Choices
+from inflight_gateway.wire.effort import template_kwargs
 from inflight_gateway.wire.fields import Fields
 from inflight_gateway.wire.openai import DONE, Plan, encoder, head, tokens_of, usage
 from inflight_gateway.wire.sampling import IGNORED, REFUSED, options_of
@@ -38,7 +39,7 @@ def parse(body: dict[str, Any], model: Model) -> Plan:
         flag = fields.flag(name)
         if flag is not None:
             options[name] = flag
-    kwargs = fields.object("chat_template_kwargs")
+    kwargs = template_kwargs(fields, model, fields.object("chat_template_kwargs") or {})
     if kwargs:
         options["chat_template_kwargs"] = encoder.encode(kwargs).decode()
     documents = fields.raw("documents")
@@ -61,6 +62,8 @@ def parse(body: dict[str, Any], model: Model) -> Plan:
         options["reasoning"] = True
     tools = _tools(fields, options)
     stream, include_usage, usage_always = stream_fields(fields)
+    if tools and not stream and options.get("tool_choice") not in (None, "none", "auto"):
+        options["return_model_info"] = True  # it says what the guide of the call leaves out of the tools' schemas
     request = ModelRequest(
         model.triton_name,
         messages=encoder.encode(messages),

@@ -12,12 +12,18 @@ from inflight.engines.base import EngineInfo
 from inflight.model.files import is_folder, path_of
 from inflight.model.parameters import ModelConfig
 from inflight.request.defaults import GenerationDefaults
+from inflight.request.template_files import ChatTemplates
 
 MOST_ADAPTERS = 1000
+MOST_VARIABLES = 200
 
 
 def about(
-    config: ModelConfig, forms: ModelForms, has_template: bool, defaults: GenerationDefaults, info: EngineInfo
+    config: ModelConfig,
+    forms: ModelForms,
+    templates: ChatTemplates | None,
+    defaults: GenerationDefaults,
+    info: EngineInfo,
 ) -> str:
     """The output `model_info`: a JSON object (docs/chat.md)."""
     return json.dumps(
@@ -29,7 +35,8 @@ def about(
             "vocab_size": info.vocab_size,
             "max_beam_width": info.max_beam_width,
             "capabilities": sorted(capability.value for capability in info.capabilities),
-            "chat": has_template,
+            "chat": templates is not None,
+            "template_variables": templates.settable[:MOST_VARIABLES] if templates is not None else [],
             "shows_tools": forms.shows_tools,
             "tool_format": forms.tools.value,
             "reasoning_format": forms.reasoning.value,

@@ -95,7 +95,7 @@ class Backend:
         )
         builder = PromptBuilder(tokenizer, templates, config.max_prompt_bytes, config.special_tokens_in_messages)
         defaults = read_generation_defaults(folder)
-        self._about = functools.partial(about, config, forms, templates is not None, defaults)
+        self._about = functools.partial(about, config, forms, templates, defaults)
         self._built_from = _built_from(folder)
         self._info: EngineInfo | None = None
         self._live: dict[int, LiveStream] = {}

@@ -81,6 +81,11 @@ class ChatTemplate:
                 f"the chat template is not a valid jinja2 template ({first_line(error)}); mend chat_template.jinja."
             ) from None
 
+    @property
+    def settable(self) -> frozenset[str]:
+        """Names that chat_template_kwargs may have: read, and given by neither us nor jinja nor the tokenizer."""
+        return self.features.variables.difference(_OURS, self._special_tokens, self._sandbox.globals)
+
     def render(
         self,
         messages: list[Message],

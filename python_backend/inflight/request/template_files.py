@@ -42,6 +42,11 @@ class ChatTemplates:
         return cls({DEFAULT: source}, {DEFAULT: ChatTemplate(source, special_tokens)})
 
     @property
+    def settable(self) -> list[str]:
+        """Names that chat_template_kwargs may have, whichever template is chosen."""
+        return sorted(frozenset.intersection(*(each.settable for each in self.compiled.values())))
+
+    @property
     def for_tools(self) -> str:
         """The source of the one that shows how tools are called."""
         return self.sources.get("tool_use", self.sources[DEFAULT])

@@ -201,3 +201,51 @@ def test_no_tokens_are_no_text_and_ask_no_model() -> None:
 def test_what_tokens_look_like_one_by_one_is_not_told_in_silence() -> None:
     with pytest.raises(GatewayError):
         tokenize.parse({"prompt": "x", "return_token_strs": True}, MODEL)
+
+
+def thinking(*variables: str) -> Model:
+    info = ModelInfo(context=100, reasoning_format="think", template_variables=variables)
+    return Model("llm", "llm", False, frozenset(), info, None, 1, "llm/1/engine")
+
+
+@pytest.mark.parametrize(
+    ("variables", "effort", "given", "expected"),
+    [
+        (("reasoning_effort", "date"), "high", {}, {"reasoning_effort": "high"}),
+        (("enable_thinking",), "none", {}, {"enable_thinking": False}),
+        (("enable_thinking",), "low", {}, {"enable_thinking": True}),
+        (("thinking", "reasoning_effort"), "none", {}, {"reasoning_effort": "none", "thinking": False}),
+        (("enable_thinking",), "high", {"enable_thinking": False}, {"enable_thinking": False}),
+        (("enable_thinking",), None, {}, None),
+        ((), "high", {}, None),
+        (("date",), "high", {"date": "x"}, {"date": "x"}),
+    ],
+)
+def test_an_effort_becomes_what_the_template_reads_and_else_is_ignored(
+    variables: tuple[str, ...], effort: str | None, given: dict[str, Any], expected: dict[str, Any] | None
+) -> None:
+    body = {"model": "llm", "messages": HELLO, "reasoning_effort": effort, "chat_template_kwargs": given}
+    found = chat.parse(body, thinking(*variables))
+    said = found.requests[0].options.get("chat_template_kwargs")
+    assert (None if said is None else json.loads(said)) == expected
+    reads = bool({"reasoning_effort", "enable_thinking", "thinking"} & set(variables))
+    assert list(found.ignored) == ([] if effort is None or reads else ["reasoning_effort"])
+
+
+@pytest.mark.parametrize("effort", ["lots", 3, {"effort": "low"}])
+def test_an_effort_that_is_none_of_openais_is_refused_where_it_would_count(effort: Any) -> None:
+    body = {"model": "llm", "messages": HELLO, "reasoning_effort": effort}
+    with pytest.raises(GatewayError) as raised:
+        chat.parse(body, thinking("enable_thinking"))
+    assert (raised.value.kind, raised.value.param) == (Kind.INVALID, "reasoning_effort")
+    assert chat.parse(body, thinking()).ignored == ["reasoning_effort"]
+
+
+@pytest.mark.parametrize(("choice", "asks"), [("required", True), ("auto", False), (None, False), ("none", False)])
+def test_a_whole_answer_with_a_forced_call_asks_what_its_guide_leaves_out(choice: str | None, asks: bool) -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    whole, stream = (
+        plan(tools=tools, tool_choice=choice, stream=stream).requests[0].options for stream in (False, True)
+    )
+    assert whole.get("return_model_info", False) is asks
+    assert "return_model_info" not in stream

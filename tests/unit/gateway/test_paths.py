@@ -85,6 +85,10 @@ class FakeTriton(pb_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
         elif act == "hang":
             context.add_callback(self.left.set)
             self.left.wait(30)
+        elif act == "relaxed":
+            asked = json.loads(inputs["sampling_parameters"]).get("return_model_info")
+            notes = ["f/properties/a: format", "g/properties/ü: format", "g: uniqueItems"]
+            yield response("two", "stop", final=True, info=json.dumps({"relaxations": notes}) if asked else "")
         else:
             yield response("two", act if act in ("deadline", "cancelled") else "stop", final=True)
 
@@ -142,6 +146,17 @@ def test_every_way_in_which_an_answer_can_end(gateway: Gateway, fake: tuple[Fake
     fake[0].asked = 0
     status, _, body = ask(gateway, "restarting", False)
     assert (status, json.loads(body)["choices"][0]["message"]["content"]) == (200, "one two")
+
+
+def test_what_was_ignored_and_what_a_guide_leaves_out_stand_in_headers(gateway: Gateway) -> None:
+    function = {"name": "f", "parameters": {"type": "object"}}
+    body = HELLO | {"messages": [{"role": "user", "content": "relaxed"}], "foo": 1, "reasoning_effort": "low"}
+    status, headers, _ = gateway.call("POST", "/v1/chat/completions", body)
+    assert (status, headers["x-inflight-ignored"]) == (200, "foo,reasoning_effort")
+    assert "x-inflight-relaxed" not in headers
+    forced = body | {"tools": [{"type": "function", "function": function}], "tool_choice": "required"}
+    status, headers, _ = gateway.call("POST", "/v1/chat/completions", forced)
+    assert (status, headers["x-inflight-relaxed"]) == (200, "f/properties/a: format; g: uniqueItems")
 
 
 def test_a_client_that_leaves_cancels_its_request(gateway: Gateway, fake: tuple[FakeTriton, str]) -> None:

@@ -16,7 +16,7 @@ from inflight.request.chat import ChatOptions
 from inflight.request.chat_template import ChatTemplate
 from inflight.request.limits import MAX_MESSAGES
 from inflight.request.messages import parse_messages
-from inflight.request.template_files import load_chat_templates
+from inflight.request.template_files import ChatTemplates, load_chat_templates
 
 pytestmark = pytest.mark.fast
 
@@ -548,3 +548,13 @@ def test_a_broken_tokenizer_config_fails_the_load_with_one_sentence(content: str
     (tmp_path / "tokenizer_config.json").write_text(content)
     with pytest.raises(LoadError, match="tokenizer_config"):
         load_chat_templates(tmp_path, None, {})
+
+
+def test_what_a_request_may_set_is_what_every_template_reads_and_nobody_else_gives() -> None:
+    source = "{{ bos_token }}{{ messages }}{{ tools }}{{ raise_exception }}{% for i in range(2) %}{{ i }}{% endfor %}"
+    one = source + "{{ enable_thinking }}{{ reasoning_effort }}{{ add_generation_prompt }}"
+    tokens = {"bos_token": "<s>"}
+    assert ChatTemplate(one, tokens).settable == {"enable_thinking", "reasoning_effort"}
+    assert ChatTemplates.of(source, tokens).settable == []
+    both = {"default": ChatTemplate(one, tokens), "tool_use": ChatTemplate("{{ enable_thinking }}{{ z }}", tokens)}
+    assert ChatTemplates({}, both).settable == ["enable_thinking"]
