@@ -58,12 +58,21 @@ function notice(sentence) {
 
 // The conversation.
 
-const near = () => log.scrollHeight - log.scrollTop - log.clientHeight < 80;
+// The end stays in view while an answer grows, unless somebody has scrolled away from it.
+let following = true;
+log.addEventListener("scroll", () => {
+  following = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
+});
+
+function follow() {
+  if (following) log.scrollTop = log.scrollHeight;
+}
 
 function add(element) {
   by("empty").hidden = true;
   log.append(element);
-  log.scrollTop = log.scrollHeight;
+  following = true;
+  follow();
 }
 
 function busy(going) {
@@ -85,7 +94,7 @@ async function ask(further) {
     return false;
   }
   notice("");
-  for (const message of further) add(question(message.content, message.role === "tool" ? "Tool" : "You"));
+  for (const message of further) add(question(message.content || "(nothing)", message.role === "tool" ? "Tool" : "You"));
   await answer(body, further);
   return true;
 }
@@ -96,7 +105,7 @@ async function answer(body, further) {
   under = new AbortController();
   busy(true);
   say("The model answers.");
-  const keepUp = new ResizeObserver(() => near() && (log.scrollTop = log.scrollHeight));
+  const keepUp = new ResizeObserver(follow);
   keepUp.observe(shown.element);
   try {
     for await (const chunk of chat(body, settings.key, under.signal)) shown.take(chunk);
@@ -110,7 +119,7 @@ async function answer(body, further) {
     keepUp.disconnect();
   }
   settle(shown, body, further);
-  if (near()) log.scrollTop = log.scrollHeight;
+  follow();
 }
 
 function failed(shown, error) {

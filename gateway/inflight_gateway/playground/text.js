@@ -1,4 +1,4 @@
-// A model's text as elements: paragraphs, fenced code, `code` and **bold**. What it says is only ever text: every
+// A model's text as elements: paragraphs, fenced code, `code`, **bold** and *stress*. What it says is only ever text: every
 // piece enters the page through textContent.
 
 /** Text → [{ code, text }]: what lies between ``` fences, and what lies around them. An open fence runs to the end. */
@@ -28,10 +28,11 @@ function made(kind, text) {
 }
 
 function inline(text) {
-  const parts = text.split(/(`[^`\n]+`|\*\*[^*\n]+\*\*)/);
+  const parts = text.split(/(`[^`\n]+`|\*\*[^*\n]+\*\*|\*\b[^*\n]+\b\*)/);
   return parts.filter(Boolean).map((part) => {
     if (part.length > 2 && part.startsWith("`") && part.endsWith("`")) return made("code", part.slice(1, -1));
     if (part.length > 4 && part.startsWith("**") && part.endsWith("**")) return made("strong", part.slice(2, -2));
+    if (/^\*\b[^*]+\*$/.test(part)) return made("em", part.slice(1, -1));
     return document.createTextNode(part);
   });
 }

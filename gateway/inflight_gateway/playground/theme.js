@@ -2,14 +2,12 @@
 "use strict";
 
 (() => {
-  const NAMES = { auto: "Auto", light: "Light", dark: "Dark" };
-  const SPOKEN = { auto: "as the system has it", light: "light", dark: "dark" };
   const AFTER = { auto: "light", light: "dark", dark: "auto" };
   const PLACE = "inflight.theme";
   let theme = "auto";
   try {
     const kept = localStorage.getItem(PLACE);
-    if (kept in NAMES) theme = kept;
+    if (kept in AFTER) theme = kept;
   } catch {
     // A browser that keeps nothing: the system's theme will do.
   }
@@ -20,8 +18,7 @@
   document.addEventListener("DOMContentLoaded", () => {
     const button = document.getElementById("theme");
     const name = () => {
-      button.textContent = NAMES[theme];
-      button.setAttribute("aria-label", `Theme: ${SPOKEN[theme]}`);
+      button.lastElementChild.textContent = theme;
     };
     name();
     button.addEventListener("click", () => {
