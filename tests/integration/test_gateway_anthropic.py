@@ -15,6 +15,7 @@ from tests.harness.gateway import Gateway, running
 pytestmark = pytest.mark.server
 
 ASK: Any = [{"role": "user", "content": "What is the capital of France?"}]
+GREEDY: Any = {"extra_body": {"temperature": 0}}  # the client has no parameter for it
 WEATHER: Any = {
     "name": "get_weather",
     "description": "The weather of a city.",
@@ -38,7 +39,7 @@ def client(gateway: Gateway) -> Iterator[anthropic.Anthropic]:
 def test_streamed_whole_and_in_openais_dialect_the_answer_is_the_same(
     client: anthropic.Anthropic, gateway: Gateway
 ) -> None:
-    asked: dict[str, Any] = {"model": "llm", "messages": ASK, "system": "Be brief.", "temperature": 0, "max_tokens": 24}
+    asked: dict[str, Any] = {"model": "llm", "messages": ASK, "system": "Be brief.", "max_tokens": 24, **GREEDY}
     whole = client.messages.create(**asked)
     with client.messages.stream(**asked) as stream:
         said = "".join(stream.text_stream)
@@ -60,7 +61,7 @@ def test_streamed_whole_and_in_openais_dialect_the_answer_is_the_same(
 
 def test_a_forced_tool_is_used_streamed_and_whole(client: anthropic.Anthropic) -> None:
     asked: dict[str, Any] = {
-        "model": "llm", "temperature": 0, "max_tokens": 200, "tools": [WEATHER], "tool_choice": {"type": "any"},
+        "model": "llm", "max_tokens": 200, "tools": [WEATHER], "tool_choice": {"type": "any"}, **GREEDY,
         "messages": [{"role": "user", "content": "What is the weather in Paris?"}],
     }  # fmt: skip
     whole = client.messages.create(**asked)
@@ -79,12 +80,10 @@ def test_a_forced_tool_is_used_streamed_and_whole(client: anthropic.Anthropic) -
 
 
 def test_the_end_is_told_by_its_kind_and_a_beginning_is_gone_on_with(client: anthropic.Anthropic) -> None:
-    cut = client.messages.create(model="llm", messages=ASK, temperature=0, max_tokens=3)
+    cut = client.messages.create(model="llm", messages=ASK, max_tokens=3, **GREEDY)
     assert cut.stop_reason == "max_tokens"
     asked = [*ASK, {"role": "assistant", "content": "The capital of"}]
-    stopped = client.messages.create(
-        model="llm", messages=asked, temperature=0, max_tokens=24, stop_sequences=["Paris"]
-    )
+    stopped = client.messages.create(model="llm", messages=asked, max_tokens=24, stop_sequences=["Paris"], **GREEDY)
     assert (stopped.stop_reason, stopped.stop_sequence) == ("stop_sequence", "Paris")
     assert "capital" not in stopped.content[0].text  # type: ignore[union-attr]
 

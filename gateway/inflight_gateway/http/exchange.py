@@ -70,6 +70,10 @@ class Exchange:
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
+    def tell(self, headers: Mapping[str, str]) -> None:
+        """Add headers to an answer that has not begun."""
+        self.extra += [(name.encode(), value.encode()) for name, value in headers.items()]
+
     async def answer(
         self, status: int, body: bytes, content_type: bytes, headers: Mapping[str, str] | None = None
     ) -> None:

@@ -23,14 +23,15 @@ from inflight_gateway import playground
 from inflight_gateway.core.errors import RETRY_AFTER, GatewayError, Kind
 from inflight_gateway.core.models import Model, relaxations
 from inflight_gateway.core.run import run
+from inflight_gateway.http import routes
 from inflight_gateway.http.exchange import COMMENT, Exchange, Receive, Scope, Send
 from inflight_gateway.http.keys import Keys
 from inflight_gateway.http.metrics import Metrics
-from inflight_gateway.http.routes import ANSWERED, dialect_of
 from inflight_gateway.triton.channel import TritonServer
 from inflight_gateway.wire.dialect import OPENAI, Dialect, Endpoint
 from inflight_gateway.wire.fields import decode
 from inflight_gateway.wire.openai import Plan, encoder
+from inflight_gateway.wire.tgi.info import info_of
 
 log = logging.getLogger("inflight_gateway")
 access = logging.getLogger("inflight_gateway.access")
@@ -91,12 +92,13 @@ class Front:
         self.refusing = False  # nothing new is taken
         self._ticker: asyncio.Task[None] | None = None
         gets: dict[str, Handler] = {
+            "/info": self._info,
             "/v1/models": self._models,
             "/v1/version": self._version,
             "/metrics": self._metrics,
         }
         self._routes: dict[tuple[str, str], Handler] = {
-            ("POST", path): functools.partial(self._generate, endpoint) for path, endpoint in ANSWERED.items()
+            ("POST", path): functools.partial(self._generate, endpoint) for path, endpoint in routes.ANSWERED.items()
         }
         self._routes |= {("GET", path): handler for path, handler in gets.items()}
         self._open = {"/live", "/health/live", "/ready", "/health/ready", "/health", "/ping", "/v2/health/ready"}
@@ -179,8 +181,8 @@ class Front:
             record.route = "/" if path == "/" else "/playground/{file}"
             await exchange.answer(200, file.data, file.kind, playground.HEADERS)
             return
-        full = path if path.startswith("/v1/") or path == "/metrics" else f"/v1{path}"
-        record.dialect = dialect_of(full)
+        full = routes.full(path)
+        record.dialect = routes.dialect_of(full)
         if record.dialect.id_header:
             exchange.extra.append((record.dialect.id_header, record.id.encode()))
         owner = self._keys.owner(exchange.headers)
@@ -249,6 +251,11 @@ class Front:
         releases = {model.info.release for model in self._triton.models.values()}
         await exchange.answer(200, encoder.encode({"version": ", ".join(sorted(releases)) or "unknown"}), JSON)
 
+    async def _info(self, exchange: Exchange, _record: Record, _owner: str) -> None:
+        await exchange.answer(
+            200, encoder.encode(info_of(await self._model(PLACEHOLDERS[0]), self._limits.requests)), JSON
+        )
+
     async def _models(self, exchange: Exchange, _record: Record, _owner: str) -> None:
         found = [_described(model) for model in self._triton.models.values()]
         await exchange.answer(200, encoder.encode({"object": "list", "data": found}), JSON)
@@ -274,6 +281,8 @@ class Front:
         self._active.add(exchange)
         try:
             values = decode(await exchange.body(self._limits.body_bytes, self._limits.body_s))
+            endpoint = endpoint.of(values)
+            record.dialect = endpoint.dialect
             name = values.get("model")
             model = await self._model(PLACEHOLDERS[0] if name is None and not endpoint.model_named else name)
             record.model = model.id
@@ -335,6 +344,7 @@ class Front:
                         exchange.extra.append((b"x-inflight-relaxed", _listed(notes, "; ")))
                     continue
                 if not exchange.started:  # the model has accepted
+                    exchange.tell(record.dialect.headers(renderer, None))
                     await exchange.start_stream()
                 data = renderer.chunks(event)
                 if data:
@@ -343,7 +353,9 @@ class Front:
         if plan.stream:
             await exchange.write(renderer.end(), more=False)
         else:
-            await exchange.answer(200, renderer.whole(), JSON)
+            body = renderer.whole()
+            headers = record.dialect.headers(renderer, time.monotonic() - record.began)
+            await exchange.answer(200, body, JSON, headers)
 
     def _timed(self, record: Record, tokens: int) -> None:
         now = time.monotonic()

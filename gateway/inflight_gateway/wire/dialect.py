@@ -18,21 +18,28 @@ class Dialect:
     """How clients of one API hear of an error.
 
     `refused`: status and body, from the error and the request's id. `broken`: the last event of a stream, also from the
-    answer's renderer. `id_header`: where its clients look for the request's id, besides x-request-id.
+    answer's renderer. `id_header`: where its clients look for the request's id, besides x-request-id. `headers`: an
+    answer's, from its renderer and the seconds since the request came; None where it only begins.
     """
 
     refused: Callable[[GatewayError, str], tuple[int, Mapping[str, Any]]]
     broken: Callable[[GatewayError, str, Any], bytes]
     id_header: bytes = b""
+    headers: Callable[[Any, float | None], Mapping[str, str]] = lambda _renderer, _seconds: {}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A path on which a model answers."""
+    """A path on which a model answers. A body with one of the fields in `shapes` is that endpoint's instead."""
 
     dialect: Dialect
     parse: Parse
     model_named: bool = True  # else a request without a model means the first one
+    shapes: Mapping[str, Endpoint] = dataclasses.field(default_factory=dict)
+
+    def of(self, body: Mapping[str, Any]) -> Endpoint:
+        """The endpoint that a body of that shape is for."""
+        return next((other for name, other in self.shapes.items() if body.get(name) is not None), self)
 
 
 OPENAI = Dialect(lambda error, _: (error.kind.status, error_body(error)), lambda error, _, __: sse(error_body(error)))

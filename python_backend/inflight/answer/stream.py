@@ -315,8 +315,11 @@ class Stream:
         return sequence.finish.value if sequence.finish is not None else ""
 
     def _logprobs_json(self, sequence: _Sequence) -> str:
-        """The form of vLLM's backend: a list with one {token id: {logprob, rank, decoded_token}} per new token."""
-        entries = []
+        """The form of vLLM's backend: a list with one {token id: {logprob, rank, decoded_token}} per new token.
+
+        Where the prompt's tokens are asked for, they have texts and no log-probability.
+        """
+        entries = [{str(token_id): self._entry(token_id, None, None)} for token_id in self._prompt_ids]
         for place, (token_id, logprob) in enumerate(zip(sequence.ids, sequence.logprobs, strict=False)):
             others = sequence.top[place] if place < len(sequence.top) else {}
             ranked = sorted(others.items(), key=lambda item: -item[1])
@@ -327,7 +330,7 @@ class Stream:
             entries.append({str(other): self._entry(other, value, ranks[other]) for other, value in values.items()})
         return json.dumps(entries, ensure_ascii=False)
 
-    def _entry(self, token_id: int, logprob: float, rank: int | None) -> dict[str, object]:
+    def _entry(self, token_id: int, logprob: float | None, rank: int | None) -> dict[str, object]:
         """One token. Asked for by the name of vLLM's backend, it has the fields of that, which its clients count, and
         its bytes only where its text is not all of it: a part of a character.
         """
