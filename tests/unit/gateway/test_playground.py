@@ -53,7 +53,7 @@ def test_nothing_else_is_open(gateway: Gateway) -> None:
 def test_it_can_be_left_out() -> None:
     with running("127.0.0.1:1", "--no-playground") as found:
         found.wait_alive()
-        assert found.call("GET", "/")[0] == 404
+        assert found.call("GET", "/")[0] == 405
         assert found.call("GET", "/playground/main.js")[0] == 404
 
 
