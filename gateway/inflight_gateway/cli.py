@@ -22,9 +22,10 @@ import uvicorn
 
 from inflight_gateway.http.front import Front, Limits
 from inflight_gateway.http.keys import VARIABLE, Keys
-from inflight_gateway.triton.channel import TritonServer
+from inflight_gateway.triton.fleet import Fleet
 
 log = logging.getLogger("inflight_gateway")
+TRITON = "localhost:8001"
 STEP_S = 0.05
 ERRORS_S = 1.0  # for answers that were ended to say so
 
@@ -32,7 +33,9 @@ ERRORS_S = 1.0  # for answers that were ended to say so
 def parser(program: str | None = None) -> argparse.ArgumentParser:
     """What the gateway can be told."""
     found = argparse.ArgumentParser(prog=program, description=(__doc__ or "").split("\n", 1)[0])
-    found.add_argument("--triton", default="localhost:8001", metavar="HOST:PORT", help="Triton's gRPC (%(default)s)")
+    found.add_argument(
+        "--triton", action="append", metavar="HOST:PORT", help=f"Triton's gRPC ({TRITON}); may repeat: several servers"
+    )
     found.add_argument("--host", default=os.environ.get("INFLIGHT_HOST", "127.0.0.1"), help="%(default)s")
     found.add_argument("--port", type=int, default=os.environ.get("INFLIGHT_GATEWAY_PORT", "8080"), help="%(default)s")
     found.add_argument("--api-keys", type=Path, metavar="FILE", help=f"one key a line; also ${VARIABLE}, by commas")
@@ -112,7 +115,7 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
         keep_alive_s=options.keep_alive,
     )
     front = Front(
-        TritonServer(options.triton),
+        Fleet(options.triton or [TRITON]),
         keys,
         limits,
         log_json=options.log_format == "json",

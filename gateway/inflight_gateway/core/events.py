@@ -13,7 +13,8 @@ import msgspec
 class ModelRequest:
     """One prompt for one model. Exactly one of `text`, `messages` (JSON) and `token_ids` is given.
 
-    `options` are the model's own parameters (docs/requests.md), as they go into `sampling_parameters`.
+    `options` are the model's own parameters (docs/requests.md), as they go into `sampling_parameters`. Of several
+    servers, requests of one `affinity` go to the same, as long as it is not crowded.
     """
 
     model: str
@@ -24,6 +25,7 @@ class ModelRequest:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     sequences: int = 1
     deadline_s: float | None = None
+    affinity: str = ""
 
 
 class CallDelta(msgspec.Struct, gc=False):

@@ -27,7 +27,7 @@ from inflight_gateway.http import routes
 from inflight_gateway.http.exchange import COMMENT, Exchange, Receive, Scope, Send
 from inflight_gateway.http.keys import Keys
 from inflight_gateway.http.metrics import Metrics
-from inflight_gateway.triton.channel import TritonServer
+from inflight_gateway.triton.fleet import Fleet
 from inflight_gateway.wire.dialect import OPENAI, Dialect, Endpoint
 from inflight_gateway.wire.fields import decode
 from inflight_gateway.wire.openai import Plan, encoder
@@ -76,9 +76,7 @@ Handler = Callable[[Exchange, Record, str], Awaitable[None]]
 class Front:
     """The gateway as an ASGI application."""
 
-    def __init__(
-        self, triton: TritonServer, keys: Keys, limits: Limits, *, log_json: bool = False, page: bool = True
-    ) -> None:
+    def __init__(self, triton: Fleet, keys: Keys, limits: Limits, *, log_json: bool = False, page: bool = True) -> None:
         self._triton = triton
         self._keys = keys
         self._limits = limits
@@ -287,6 +285,10 @@ class Front:
             model = await self._model(PLACEHOLDERS[0] if name is None and not endpoint.model_named else name)
             record.model = model.id
             plan = endpoint.parse(values, model)
+            affinity = affinity_of(exchange.headers, values)
+            if affinity:
+                requests = tuple(dataclasses.replace(one, affinity=affinity) for one in plan.requests)
+                plan = dataclasses.replace(plan, requests=requests)
             record.renderer = plan.renderer
             if plan.ignored:
                 exchange.extra.append((b"x-inflight-ignored", _listed(plan.ignored, ",")))
@@ -371,6 +373,18 @@ class Front:
 def _listed(names: Sequence[str], between: str) -> bytes:
     """As a header's value: what can stand in one, cut where that is long."""
     return between.join(name for name in names if name.isascii() and name.isprintable()).encode()[:1000]
+
+
+def affinity_of(headers: Mapping[bytes, bytes], values: Mapping[str, Any]) -> str:
+    """Whose requests should meet the same server: a session's, else those of one shared prompt, else a user's."""
+    session = headers.get(b"x-session-id", b"")
+    if session:
+        return f"session {session.decode('latin-1')}"
+    for name in ("prompt_cache_key", "user"):
+        value = values.get(name)
+        if isinstance(value, str) and value:
+            return f"{name} {value}"
+    return ""
 
 
 def _described(model: Model) -> dict[str, Any]:

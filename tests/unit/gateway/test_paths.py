@@ -4,105 +4,23 @@ from __future__ import annotations
 
 import json
 import socket
-import struct
 import threading
 import time
 from collections.abc import Iterator
-from concurrent import futures
-from typing import Any
 
-import grpc
 import pytest
-from tritonclient.grpc import service_pb2 as pb
-from tritonclient.grpc import service_pb2_grpc as pb_grpc
 
+from tests.harness.fake_triton import FakeTriton, serving
 from tests.harness.gateway import Gateway, running
 
-INFO = {"release": "1", "engine": "fake", "engine_version": "1", "context": 100, "chat": True}
 HELLO = {"model": "llm", "messages": [{"role": "user", "content": "hi"}]}
-
-
-def response(text: str = "", finish: str = "", final: bool = False, info: str = "") -> Any:
-    found = pb.ModelInferResponse()
-    outputs = {"text_output": text.encode(), "finish_reason": finish.encode()}
-    if info:
-        outputs["model_info"] = info.encode()
-    for name, value in outputs.items():
-        found.outputs.append(pb.ModelInferResponse.InferOutputTensor(name=name, datatype="BYTES", shape=[1]))
-        found.raw_output_contents.append(struct.pack("<I", len(value)) + value)
-    for name in ("num_input_tokens", "num_output_tokens"):
-        found.outputs.append(pb.ModelInferResponse.InferOutputTensor(name=name, datatype="UINT32", shape=[1]))
-        found.raw_output_contents.append(struct.pack("<I", 3 if name == "num_input_tokens" else bool(text)))
-    found.parameters["triton_final_response"].bool_param = final
-    return pb.ModelStreamInferResponse(infer_response=found)
-
-
-class FakeTriton(pb_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """One Inflight model, which does what the message says."""
-
-    def __init__(self) -> None:
-        self.left = threading.Event()
-        self.asked = 0
-
-    def RepositoryIndex(self, request: Any, context: Any) -> Any:
-        return pb.RepositoryIndexResponse(
-            models=[pb.RepositoryIndexResponse.ModelIndex(name="llm", version="1", state="READY")]
-        )
-
-    def ModelConfig(self, request: Any, context: Any) -> Any:
-        answer = pb.ModelConfigResponse()
-        answer.config.name, answer.config.backend = request.name, "inflight"
-        answer.config.input.add(name="top_p")
-        return answer
-
-    def ModelStreamInfer(self, requests: Any, context: Any) -> Iterator[Any]:
-        request = next(iter(requests))
-        inputs = {one.name: raw[4:] for one, raw in zip(request.inputs, request.raw_input_contents, strict=True)}
-        if "messages" not in inputs:
-            yield response(final=True, finish="stop", info=json.dumps(INFO))
-            return
-        self.asked += 1
-        act = json.loads(inputs["messages"])[-1]["content"]
-        if act == "restarting" and self.asked == 1:
-            yield pb.ModelStreamInferResponse(error_message="the engine is restarting; try again in a few seconds")
-            return
-        if act.startswith("error:"):
-            yield pb.ModelStreamInferResponse(error_message=act.removeprefix("error:"))
-            return
-        yield response("one ")
-        if act.startswith("then:"):
-            yield pb.ModelStreamInferResponse(error_message=act.removeprefix("then:"))
-        elif act == "break":
-            context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
-        elif act == "end":
-            return
-        elif act == "silent":
-            yield response("two", final=True)
-        elif act == "flood":
-            context.add_callback(self.left.set)
-            while not self.left.is_set():
-                yield response("x" * 60_000)
-        elif act == "hang":
-            context.add_callback(self.left.set)
-            self.left.wait(30)
-        elif act == "relaxed":
-            asked = json.loads(inputs["sampling_parameters"]).get("return_model_info")
-            notes = ["f/properties/a: format", "g/properties/ü: format", "g: uniqueItems"]
-            yield response("two", "stop", final=True, info=json.dumps({"relaxations": notes}) if asked else "")
-        else:
-            yield response("two", act if act in ("deadline", "cancelled") else "stop", final=True)
 
 
 @pytest.fixture
 def fake() -> Iterator[tuple[FakeTriton, str]]:
-    server = grpc.server(futures.ThreadPoolExecutor(16))
     servicer = FakeTriton()
-    pb_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield servicer, f"127.0.0.1:{port}"
-    servicer.left.set()
-    server.stop(0)
+    with serving(servicer) as address:
+        yield servicer, address
 
 
 @pytest.fixture
