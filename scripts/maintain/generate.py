@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Writes what follows from the code: the shipped config.pbtxt files, docs/requests.md, docs/metrics.md, docs/map.md and
-the Grafana dashboard.
+"""Writes what follows from the code: the shipped config.pbtxt files, docs/requests.md, docs/metrics.md, docs/map.md, the
+table of clients in docs/gateway.md and the Grafana dashboard.
 
 With --check nothing is written and the exit status says whether a file differs; the test suite calls it so.
 """
@@ -22,6 +22,7 @@ from inflight.request.limits import limits
 from inflight.serving.metrics import FAMILIES
 from inflight_tools.common.layout import REPOSITORY
 from maintain.dashboard import dashboard_text
+from maintain.gateway_clients import gateway_text
 from maintain.peer_suites import FROM_TRTLLM, FROM_VLLM, Difference, tried
 
 ROOT = REPOSITORY
@@ -306,6 +307,7 @@ def generated() -> dict[Path, str]:
         ROOT / "docs/requests.md": requests_text(),
         ROOT / "docs/metrics.md": metrics_text(),
         ROOT / "docs/map.md": map_text(),
+        ROOT / "docs/gateway.md": gateway_text((ROOT / "docs/gateway.md").read_text("utf-8")),
         ROOT / "deploy/observability/grafana/dashboards/inflight.json": dashboard_text(),
     }
 

@@ -1,0 +1,125 @@
+"""Clients of OpenAI's API through the gateway to the real model: each runs a script of its own (gateway_clients/), in
+an environment that has it. What the full tier sees is the table in docs/gateway.md.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inflight_tools.load.perf_analyzer import find_perf_analyzer
+from inflight_tools.server.server import Server
+from maintain.gateway_clients import record
+from tests.harness.gateway import Gateway, running
+
+pytestmark = pytest.mark.server
+
+SCRIPTS = Path(__file__).parent / "gateway_clients"
+NODE = shutil.which("node")
+NPM = shutil.which("npm")
+# The newest on 2026-11-29 that agree with one another: most clients ask for openai 2.
+PINS = (
+    "openai==2.54.0", "litellm==1.110.2", "langchain-openai==1.7.4", "llama-index-llms-openai-like==0.8.1",
+    "instructor==1.17.0", "pydantic-ai-slim[openai]==2.31.1", "huggingface_hub==2.4.0",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def gateway(server: Server) -> Iterator[Gateway]:
+    with running(server.grpc_url) as found:
+        found.wait_ready()
+        yield found
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python with clients that this project's own environment does not have."""
+    folder = tmp_path_factory.mktemp("clients") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True, timeout=120)
+    subprocess.run([folder / "bin" / "pip", "install", "--quiet", *PINS], check=True, timeout=900)
+    return folder / "bin" / "python"
+
+
+def tell(gateway: Gateway, *command: Any, cwd: Path = SCRIPTS) -> dict[str, Any]:
+    """What a client's script says, all of whose features must be well."""
+    done = subprocess.run(
+        [*map(str, command), gateway.url], cwd=cwd, capture_output=True, text=True, encoding="utf-8", timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert found["features"]
+    assert set(found["features"].values()) == {"yes"}, found["features"]
+    return found
+
+
+def keep(client: str, found: dict[str, Any]) -> None:
+    record(client, found["version"], datetime.date.today().isoformat(), found["features"])
+
+
+def test_huggingfaces_client(gateway: Gateway) -> None:
+    tell(gateway, sys.executable, "huggingface_python.py")
+
+
+def node(folder: Path) -> list[Any]:
+    """The command of npm's client, installed into `folder` as its lock says."""
+    for name in ("package.json", "package-lock.json", "openai_node.mjs"):
+        shutil.copy(SCRIPTS / name, folder)
+    subprocess.run([NPM, "ci", "--silent", "--no-audit", "--no-fund"], cwd=folder, check=True, timeout=120)  # type: ignore[list-item]
+    return [NODE, folder / "openai_node.mjs"]
+
+
+@pytest.mark.skipif(NODE is None or NPM is None, reason="there is no node with npm: apt-get install nodejs npm")
+def test_openais_client_for_javascript(gateway: Gateway, tmp_path: Path) -> None:
+    tell(gateway, *node(tmp_path))
+
+
+def perf_analyzer(gateway: Gateway, folder: Path) -> dict[str, Any]:
+    """What Triton's load generator says of the gateway with its kind `openai`, streamed and whole."""
+    program = find_perf_analyzer()
+    features = {}
+    for feature, stream in (("chat", False), ("chat, streamed", True)):
+        asked = {"model": "llm", "messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 8}
+        payload, seen = folder / f"{stream}.json", folder / f"seen-{stream}.json"
+        payload.write_text(json.dumps({"data": [{"payload": [{**asked, "stream": stream}]}]}), encoding="utf-8")
+        done = subprocess.run(
+            [program, "-m", "llm", "--service-kind", "openai", "--endpoint", "v1/chat/completions", "--async"]
+            + ["-u", gateway.url.removeprefix("http://"), "--input-data", payload, "--concurrency-range", "2"]
+            + ["--request-count", "20", "--profile-export-file", seen],
+            capture_output=True, text=True, encoding="utf-8", timeout=240,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        requests = json.loads(seen.read_text(encoding="utf-8"))["experiments"][0]["requests"]
+        assert len(requests) == 20
+        for request in requests:
+            said = "".join(one["response"] for one in request["response_outputs"])
+            assert ("[DONE]" in said) == stream, said
+            assert '"finish_reason":"' in said, said
+        features[feature] = "yes"
+    return {"version": "2.51", "features": features}
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1800)
+def test_every_client_can_do_all_it_has(gateway: Gateway, others: Path, tmp_path: Path) -> None:
+    for client, python, script in (
+        ("openai (Python)", sys.executable, "openai_python.py"),
+        ("openai 2 (Python)", others, "openai_python.py"),
+        ("huggingface_hub", others, "huggingface_python.py"),
+        ("LiteLLM", others, "litellm_python.py"),
+        ("LangChain (langchain-openai)", others, "langchain_python.py"),
+        ("LlamaIndex (openai-like)", others, "llama_index_python.py"),
+        ("instructor", others, "instructor_python.py"),
+        ("pydantic-ai", others, "pydantic_ai_python.py"),
+    ):
+        keep(client, tell(gateway, python, script))
+    keep("perf_analyzer (openai)", perf_analyzer(gateway, tmp_path))
+    if NODE is not None and NPM is not None:
+        keep("openai (npm)", tell(gateway, *node(tmp_path)))
