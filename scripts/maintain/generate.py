@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Writes what follows from the code: the shipped config.pbtxt files, docs/requests.md, docs/metrics.md, docs/map.md, the
-table of clients in docs/gateway.md and the Grafana dashboard.
+"""Writes what follows from the code: the shipped config.pbtxt files, docs/requests.md, docs/metrics.md, docs/map.md,
+the table of clients in docs/gateway.md and the Grafana dashboard.
 
 With --check nothing is written and the exit status says whether a file differs; the test suite calls it so.
 """

@@ -89,12 +89,12 @@ def perf_analyzer(gateway: Gateway, folder: Path) -> dict[str, Any]:
         asked = {"model": "llm", "messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 8}
         payload, seen = folder / f"{stream}.json", folder / f"seen-{stream}.json"
         payload.write_text(json.dumps({"data": [{"payload": [{**asked, "stream": stream}]}]}), encoding="utf-8")
-        done = subprocess.run(
-            [program, "-m", "llm", "--service-kind", "openai", "--endpoint", "v1/chat/completions", "--async"]
-            + ["-u", gateway.url.removeprefix("http://"), "--input-data", payload, "--concurrency-range", "2"]
-            + ["--request-count", "20", "--profile-export-file", seen],
-            capture_output=True, text=True, encoding="utf-8", timeout=240,
-        )  # fmt: skip
+        command = [
+            program, "-m", "llm", "-u", gateway.url.removeprefix("http://"), "--async", "--concurrency-range", "2",
+            "--service-kind", "openai", "--endpoint", "v1/chat/completions", "--input-data", payload,
+            "--request-count", "20", "--profile-export-file", seen,
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=240)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         requests = json.loads(seen.read_text(encoding="utf-8"))["experiments"][0]["requests"]
         assert len(requests) == 20
