@@ -9,6 +9,8 @@ from inflight_gateway.wire import chat, completion, tokenize
 from inflight_gateway.wire.anthropic import answer as anthropic_answer
 from inflight_gateway.wire.anthropic import request as anthropic
 from inflight_gateway.wire.dialect import OPENAI, Dialect, Endpoint
+from inflight_gateway.wire.responses import request as responses
+from inflight_gateway.wire.responses.answer import DIALECT as RESPONSES
 from inflight_gateway.wire.tgi import request as tgi
 from inflight_gateway.wire.tgi import tokenize as tgi_tokenize
 from inflight_gateway.wire.tgi.answer import DIALECT as TGI
@@ -22,6 +24,7 @@ ANSWERED: Final[Mapping[str, Endpoint]] = {
     "/v1/completions": _COMPLETION,
     "/v1/tokenize": Endpoint(OPENAI, tokenize.parse, model_named=False, shapes={"inputs": _TGI_TOKENIZE}),
     "/v1/detokenize": Endpoint(tokenize.OF_TOKENS, tokenize.parse_tokens, model_named=False),
+    "/v1/responses": Endpoint(RESPONSES, responses.parse),
     "/v1/messages": Endpoint(anthropic_answer.DIALECT, anthropic.parse),
     "/v1/messages/count_tokens": Endpoint(anthropic_answer.DIALECT, anthropic.parse_count),
     "/": Endpoint(TGI, tgi.parse_either, model_named=False),

@@ -13,7 +13,9 @@ from inflight_gateway.core.models import Model, ModelInfo
 from inflight_gateway.wire.anthropic import request
 from inflight_gateway.wire.anthropic.answer import DIALECT
 
-INFO = ModelInfo(release="1", engine="e", context=100, reasoning_format="think")
+INFO = ModelInfo(
+    release="1", engine="e", context=100, reasoning_format="think", template_variables=("enable_thinking",)
+)
 MODEL = Model("llm", "llm", False, frozenset(), INFO, None, 1, "llm/1/engine")
 PLAIN = Model("llm", "llm", False, frozenset(), ModelInfo(context=100), None, 1, "llm/1/engine")
 HELLO = [{"role": "user", "content": "hi"}]
@@ -157,6 +159,11 @@ def test_a_last_turn_of_the_assistant_is_the_beginning_of_the_answer() -> None:
         ({}, {"max_tokens": 9, "temperature": 1.0, "add_special_tokens": False, "reasoning": True}),
         ({"stop_sequences": ["a"], "top_k": 5, "top_p": 0.5}, {"stop_words": ["a"], "top_k": 5, "top_p": 0.5}),
         ({"thinking": {"type": "disabled"}}, {"chat_template_kwargs": '{"enable_thinking":false}'}),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}},
+         {"chat_template_kwargs": '{"enable_thinking":true}'}),
+        ({"output_config": {"effort": "low"}}, {"chat_template_kwargs": '{"enable_thinking":true}'}),
+        ({"output_config": {"effort": "low"}, "thinking": {"type": "disabled"}},
+         {"chat_template_kwargs": '{"enable_thinking":false}'}),
         ({"tools": [{"name": "f"}], "tool_choice": {"type": "any", "disable_parallel_tool_use": True}},
          {"tool_choice": "required", "parallel_tool_calls": False}),
         ({"tools": [{"name": "f"}], "tool_choice": {"type": "tool", "name": "f"}},
@@ -171,7 +178,7 @@ def test_a_field_becomes_the_models_parameter(body: dict[str, Any], options: dic
 
 
 def test_tools_become_functions_and_unknown_fields_are_named() -> None:
-    found = plan(tools=[{"name": "f", "description": "d", "input_schema": {"type": "object"}}], foo=1,
+    found = plan(PLAIN, tools=[{"name": "f", "description": "d", "input_schema": {"type": "object"}}], foo=1,
                  output_config={"effort": "low"})  # fmt: skip
     function = {"name": "f", "parameters": {"type": "object"}, "description": "d"}
     assert json.loads(found.requests[0].tools) == [{"type": "function", "function": function}]

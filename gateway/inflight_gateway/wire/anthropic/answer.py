@@ -22,6 +22,7 @@ NAMES: Final[Mapping[str, str]] = {
     "stop": "stop_sequences",
     "response_format": "output_config.format",
     "chat_template_kwargs": "thinking",
+    "reasoning_effort": "output_config.effort",
 }
 _STATUSES: Final[Mapping[Kind, tuple[int, str]]] = {
     Kind.NO_KEY: (401, "authentication_error"),

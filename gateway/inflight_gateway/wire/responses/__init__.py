@@ -1,0 +1,1 @@
+"""OpenAI's /v1/responses as far as it needs no store: items in, items out, named events between."""
