@@ -10,6 +10,7 @@ from typing import Any
 import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolParam
+from openai.types.responses import FunctionToolParam
 from pydantic import BaseModel
 
 from inflight_tools.server.server import Server
@@ -112,6 +113,48 @@ def test_what_cannot_be_is_said_in_the_clients_words(
         with pytest.raises(error) as raised:
             client.chat.completions.create(**{"model": "llm", "messages": ASK, "stream": stream, **values})  # type: ignore[call-overload]
         assert raised.value.code == code
+
+
+def test_responses_are_chats_streamed_and_whole(client: openai.OpenAI) -> None:
+    asked = "What is the capital of France?"
+    chat = client.chat.completions.create(model="llm", messages=ASK, temperature=0, max_tokens=24)
+    whole = client.responses.create(model="llm", input=asked, temperature=0, max_output_tokens=24)
+    with client.responses.stream(model="llm", input=asked, temperature=0, max_output_tokens=24) as stream:
+        said = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
+        streamed = stream.get_final_response()
+    assert said == streamed.output_text == whole.output_text == chat.choices[0].message.content
+    assert streamed.status == whole.status == "completed"
+    assert streamed.usage == whole.usage
+    assert whole.usage is not None
+    assert chat.usage is not None
+    assert whole.usage.total_tokens == chat.usage.total_tokens
+    cut = client.responses.create(model="llm", input=asked, temperature=0, max_output_tokens=3)
+    assert (cut.status, cut.incomplete_details and cut.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+    parsed = client.responses.parse(model="llm", input=asked, temperature=0, max_output_tokens=100, text_format=City)
+    assert isinstance(parsed.output_parsed, City)
+    with pytest.raises(openai.BadRequestError) as raised:
+        client.responses.create(model="llm", input=asked, previous_response_id=whole.id)
+    assert raised.value.param == "previous_response_id"
+
+
+def test_a_response_calls_a_function_and_hears_what_it_gave(client: openai.OpenAI) -> None:
+    function = WEATHER["function"]
+    tool: FunctionToolParam = {
+        "type": "function", "name": function["name"], "parameters": function["parameters"], "strict": False,
+    }  # fmt: skip
+    asked = {"role": "user", "content": "What is the weather in Paris?"}
+    common = {"model": "llm", "temperature": 0, "max_output_tokens": 200, "tools": [tool]}
+    whole = client.responses.create(input=[asked], tool_choice="required", **common)  # type: ignore[call-overload]
+    with client.responses.stream(input=[asked], tool_choice="required", **common) as stream:  # type: ignore[arg-type]
+        streamed = stream.get_final_response()
+    for answer in (whole, streamed):
+        call = answer.output[-1]
+        assert (call.type, call.name) == ("function_call", "get_weather")
+        assert isinstance(json.loads(call.arguments)["city"], str)
+    gave = {"type": "function_call_output", "call_id": whole.output[-1].call_id, "output": "sunny"}
+    items = [asked, *(item.model_dump() for item in whole.output), gave]
+    answer = client.responses.create(input=items, tool_choice="none", **common)  # type: ignore[call-overload]
+    assert answer.output_text
 
 
 def test_a_client_that_leaves_ends_its_request_in_the_engine(client: openai.OpenAI, server: Server) -> None:
