@@ -27,6 +27,8 @@ def strict(schema: dict[str, Any]) -> dict[str, Any]:
     if schema.get("x-kubernetes-int-or-string"):
         return {"type": ["integer", "string"]}
     found = {name: value for name, value in schema.items() if name in KEPT}
+    if "(?i)" in found.get("pattern", ""):  # Go takes it anywhere, Python at the beginning alone
+        found["pattern"] = "(?i)" + found["pattern"].replace("(?i)", "")
     if "items" in schema:
         found["items"] = strict(schema["items"])
     if "properties" in schema:

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Writes what follows from the code: the shipped config.pbtxt files, docs/requests.md, docs/metrics.md, docs/map.md,
-the table of clients in docs/gateway.md and the Grafana dashboard.
+the table of clients in docs/gateway.md, the Grafana dashboard and the alerts for the Prometheus operator.
 
 With --check nothing is written and the exit status says whether a file differs; the test suite calls it so.
 """
@@ -299,6 +299,23 @@ def _purpose(path: Path) -> str:
     return words.split(". ")[0].rstrip(".").replace("|", "\\|")
 
 
+_PROMETHEUS_RULE = """\
+# Written by scripts/maintain/generate.py from deploy/observability/rules.yml. Do not edit.
+apiVersion: monitoring.coreos.com/v1
+kind: PrometheusRule
+metadata:
+  name: inflight
+spec:
+"""
+
+
+def prometheus_rule_text() -> str:
+    """The rules as the Prometheus operator takes them."""
+    lines = (ROOT / "deploy/observability/rules.yml").read_text("utf-8").splitlines()
+    body = [line for line in lines if not line.startswith("#")]
+    return _PROMETHEUS_RULE + "".join(f"  {line}".rstrip() + "\n" for line in body)
+
+
 def generated() -> dict[Path, str]:
     """Every generated file and its text."""
     return {
@@ -309,6 +326,7 @@ def generated() -> dict[Path, str]:
         ROOT / "docs/map.md": map_text(),
         ROOT / "docs/gateway.md": gateway_text((ROOT / "docs/gateway.md").read_text("utf-8")),
         ROOT / "deploy/observability/grafana/dashboards/inflight.json": dashboard_text(),
+        ROOT / "deploy/kubernetes/components/monitoring/prometheusrule.yaml": prometheus_rule_text(),
     }
 
 

@@ -83,8 +83,8 @@ def test_the_overlays_have_what_their_names_promise() -> None:
     base = {"ConfigMap", "Deployment", "NetworkPolicy", "PodDisruptionBudget", "Service"}
     assert kinds == {
         "cpu": base,
-        "gpu": base | {"HorizontalPodAutoscaler", "PodMonitor"},
-        "multi-gpu": base | {"ScaledObject", "PodMonitor", "InferencePool"},
+        "gpu": base | {"HorizontalPodAutoscaler", "PodMonitor", "PrometheusRule"},
+        "multi-gpu": base | {"ScaledObject", "PodMonitor", "PrometheusRule", "InferencePool"},
     }
     gpus = [pod_of(name)["containers"][0]["resources"]["limits"].get("nvidia.com/gpu", "0") for name in OVERLAYS]
     assert gpus == ["0", "1", "4"]
@@ -206,6 +206,7 @@ def test_the_job_names_are_those_of_the_alerts() -> None:
     }
     rules = (FOLDER.parent / "observability" / "rules.yml").read_text("utf-8")
     assert jobs == set(re.findall(r'job="([^"]+)"', rules))
+    assert pick(list(manifests("gpu")), "PrometheusRule")["spec"] == yaml.safe_load(rules)
 
 
 def test_the_model_of_the_recipes_has_parameters_that_there_are() -> None:
