@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.recipes import Place
-from bench.simulated_model import write_simulated
+from bench.simulated_model import write_model
 from inflight_tools.common.layout import REPOSITORY
 from inflight_tools.common.report import Failure
 from inflight_tools.server.server import Ports
@@ -34,17 +34,17 @@ class FleetServer:
         self,
         folder: Path,
         engine: Path,
-        options: Mapping[str, Any],
+        options: Mapping[str, Any] | None,
         parameters: Mapping[str, str] | None = None,
         gateway: bool = False,
     ) -> None:
-        """`engine` is a directory with tokenizer.json, `options` the simulated engine's, `parameters` the model's."""
+        """`engine` is an engine directory, `options` the simulated engine's (None: OpenVINO), `parameters` a model's."""
         self.folder = folder
         self.ports = Ports.free()
         self.gateway_port = Ports.free().http if gateway else 0
         self.environment = {"INFLIGHT_CONTROL_DIR": str(folder / "control"), "PYTHONPATH": PROGRAMS}
         given = {"drain_notice_ms": str(NOTICE_MS), **(parameters or {})}
-        write_simulated(folder / "repository", engine, options, given)
+        write_model(folder / "repository", engine, options, given)
         self.processes: list[subprocess.Popen[bytes]] = []
 
     @property

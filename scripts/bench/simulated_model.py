@@ -15,16 +15,20 @@ from inflight_tools.server.server import Server, ServerConfig
 READY_S = 60.0
 
 
-def write_simulated(
-    repository: Path, engine: Path, options: Mapping[str, Any], parameters: Mapping[str, str], name: str = "llm"
+def write_model(
+    repository: Path, engine: Path, options: Mapping[str, Any] | None, parameters: Mapping[str, str]
 ) -> None:
-    """A model of the simulated engine in `repository`; `engine` is a directory with tokenizer.json."""
-    given = {"engine": "simulated", "engine_options": json.dumps(dict(options)), **parameters}
+    """The model `llm` in `repository`, on the simulated engine with `options`, or without them on `engine`'s own.
+
+    `engine` is an engine directory, for the simulated one any directory with tokenizer.json.
+    """
+    simulated = {} if options is None else {"engine": "simulated", "engine_options": json.dumps(dict(options))}
+    given = {**simulated, **parameters}
     text = 'backend: "inflight"\nmax_batch_size: 0\nmodel_transaction_policy { decoupled: true }\n'
     text += "instance_group [ { count: 1, kind: KIND_CPU } ]\n"
     for key, value in given.items():
         text += f"parameters {{ key: {json.dumps(key)} value {{ string_value: {json.dumps(value)} }} }}\n"
-    model = repository / name
+    model = repository / "llm"
     (model / "1").mkdir(parents=True)
     (model / "1" / "engine").symlink_to(engine)
     (model / "config.pbtxt").write_text(text, encoding="utf-8")
@@ -44,7 +48,7 @@ def serving(
     `engine` is a directory with tokenizer.json; `environment` and `arguments` are the server's. Raises `Failure`.
     """
     with tempfile.TemporaryDirectory(prefix="inflight-bench-") as name:
-        write_simulated(Path(name), engine, options, parameters or {})
+        write_model(Path(name), engine, options, parameters or {})
         config = ServerConfig(repository=Path(name), environment=environment or {}, arguments=tuple(arguments))
         with Server(config, triton) as server:
             server.wait_ready(READY_S)
