@@ -138,6 +138,7 @@ class Clients:
             if "error" in event:
                 request.error = str(event["error"]["message"])
             for choice in event.get("choices") or ():
+                request.got += bool(choice.get("text"))  # until the usage says it
                 request.finish = choice.get("finish_reason") or request.finish
             if event.get("usage"):
                 request.got = event["usage"]["completion_tokens"]

@@ -38,7 +38,7 @@ class FleetServer:
         parameters: Mapping[str, str] | None = None,
         gateway: bool = False,
     ) -> None:
-        """`engine` is an engine directory, `options` the simulated engine's (None: OpenVINO), `parameters` a model's."""
+        """`engine` is an engine directory, `options` the simulated engine's (None: OpenVINO), `parameters` further."""
         self.folder = folder
         self.ports = Ports.free()
         self.gateway_port = Ports.free().http if gateway else 0

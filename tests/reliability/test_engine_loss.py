@@ -126,6 +126,7 @@ def test_only_what_the_engine_had_is_lost_where_requests_are_held(rig: Rig, repo
         short = [make_request("held", text_input=f"s{number}", max_tokens=8) for number in range(24)]
         waiting = [asyncio.ensure_future(load.run(each)) for each in short[:8]]
         await asyncio.to_thread(rig.until_at_work, 4, 12, "held")
+        await asyncio.sleep(0.3)  # until all four have said something: else they would begin anew
         await asyncio.to_thread(rig.signal_engine, signal.SIGKILL, "held")
         await asyncio.to_thread(rig.until, lambda: rig.status("held")["health"] != "ready", 30.0, 0.005)
         lost = list(await asyncio.gather(*tasks))

@@ -66,6 +66,11 @@ class EngineLink:
         """Whether the engine cannot be reached any more."""
         return self.lost.is_set()
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether nothing more can come from the engine: the reader has ended."""
+        return not self._threads[0].is_alive()
+
     def send(self, message: frames.ToEngine) -> None:
         """Hand a message to the writer. Never blocks; raises `LinkLost` when the engine is gone."""
         if self.lost.is_set():

@@ -190,6 +190,8 @@ class Supervisor:
             return ended
         finally:
             if link is not None:
+                if not self._stop.is_set():
+                    link.close()  # nothing more can come from it: what it has not said by now it never said
                 if self.health is Health.READY:
                     self.health, self.reason = Health.RESTARTING, "the engine was lost"
                 self._observer.on_engine_down("the engine was lost")

@@ -95,8 +95,8 @@ class ModelConfig(Struct, frozen=True):
         _whole(
             0,
             600_000,
-            "while a lost engine starts again, requests that it never had wait for it, each for this long at most; 0: "
-            "they end UNAVAILABLE at once",
+            "while a lost engine starts again, requests of which the old one said nothing wait for it, each for this "
+            "long at most; 0: they end UNAVAILABLE at once",
         ),
     ] = 0
     drain_timeout_ms: Annotated[int, _whole(0, 3_600_000, "how long a drain lets streams go on")] = 30_000

@@ -37,7 +37,7 @@ _HELD_TOO_LONG = unavailable(
 class _Job:
     """A request from its arrival here until the engine has forgotten it."""
 
-    __slots__ = ("held_until", "live", "request", "sequences_left", "since")
+    __slots__ = ("again", "heard", "held_until", "live", "request", "sequences_left", "since")
 
     def __init__(self, live: LiveStream, request: EngineRequest, since: float) -> None:
         self.live = live
@@ -45,11 +45,18 @@ class _Job:
         self.since = since  # in the queue, monotonic
         self.held_until = math.inf  # how long it waits for an engine, while there is none
         self.sequences_left = request.sampling.num_sequences
+        self.heard = False  # whether the engine said anything of it but plain tokens, which its stream knows
+        self.again = False  # whether it is with its second engine
 
     @property
     def closed(self) -> bool:
         """Whether its stream has ended."""
         return self.live.closed
+
+    @property
+    def may_begin_anew(self) -> bool:
+        """Whether a lost engine had said nothing of it. Once: a prompt that ends engines must not end all of them."""
+        return not (self.again or self.heard or self.live.first_ns or self.closed)
 
 
 class Dispatcher:
@@ -58,8 +65,8 @@ class Dispatcher:
     def __init__(
         self, delivery: Delivery, make_queue: Callable[[EngineInfo], AdmissionQueue], restart_hold_s: float = 0.0
     ) -> None:
-        """What waits when an engine is lost, and what comes before the next one is up, is held for `restart_hold_s`;
-        with 0 it ends at once.
+        """What waits when an engine is lost, what it had without a token of it, and what comes before the next one is
+        up, is held for `restart_hold_s`; with 0 it ends at once.
         """
         self._delivery = delivery
         self._make_queue = make_queue
@@ -123,7 +130,7 @@ class Dispatcher:
         self._events.put(lambda: self._engine_up(link, info))
 
     def engine_down(self, reason: str) -> None:
-        """The engine is gone. Every stream that was in it, or is not held for the next one, ends UNAVAILABLE."""
+        """The engine is gone. Every stream that is not held for the next one ends UNAVAILABLE."""
         self._events.put(lambda: self._engine_down(reason))
 
     def engine_failed(self, error: RequestError) -> None:
@@ -151,6 +158,7 @@ class Dispatcher:
             job = jobs.get(output.request_id)
             if job is None:
                 continue
+            job.heard = True
             if output.error is not None:
                 who, number = job.live.stream.identity, output.request_id
                 log.error("request %s (%d of the engine's) ends: %s", who, number, output.error)
@@ -304,7 +312,10 @@ class Dispatcher:
                 self._fail(job, error)
 
     def _engine_down(self, reason: str) -> None:
-        """What the engine never had may wait for the next one; of the rest nobody knows what it did."""
+        """What the engine never had, or said nothing of, may wait for the next one; the rest of an answer would not
+        go with what its client has.
+        """
+        silent = self._link is not None and self._link.is_silent
         self._link = None
         self._no_engine = _RESTARTING
         lost = unavailable(f"{reason} and is being restarted; try again in a few seconds")
@@ -315,9 +326,24 @@ class Dispatcher:
         for request_id, job in list(self._jobs.items()):
             if request_id in self._queue:
                 self._hold(job)
+            elif silent and job.may_begin_anew:
+                self._begin_anew(job)
             else:
                 self._release(request_id)
                 self._fail(job, lost)
+
+    def _begin_anew(self, job: _Job) -> None:
+        """From the lost engine back into the queue, at the place that its arrival gives it."""
+        assert self._queue is not None
+        job.again = True
+        self._queue.release(job.request.request_id, time.monotonic())
+        try:
+            self._queue.offer(job.request, job.since)
+        except RequestError as error:
+            del self._jobs[job.request.request_id]
+            self._fail(job, error)
+        else:
+            self._hold(job)
 
     def _hold(self, job: _Job) -> None:
         job.held_until = time.monotonic() + self._hold_s

@@ -95,6 +95,11 @@ class FakeEngine:
         """The link's."""
         return self.lost
 
+    @property
+    def is_silent(self) -> bool:
+        """The link's: nothing more comes from it."""
+        return self.lost
+
     def send(self, message: frames.ToEngine) -> None:
         """The link's `send`."""
         if self.lost:

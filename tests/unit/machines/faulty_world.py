@@ -62,6 +62,11 @@ class Bridge:
         """As `EngineLink.is_lost`."""
         return self.lost
 
+    @property
+    def is_silent(self) -> bool:
+        """As `EngineLink.is_silent`."""
+        return self.lost
+
     def send(self, message: frames.ToEngine) -> None:
         """As `EngineLink.send`."""
         if self.lost:

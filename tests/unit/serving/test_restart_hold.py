@@ -1,5 +1,5 @@
-"""While a lost engine starts again, requests that it never had wait for the next one: each of them ends exactly once,
-whatever comes in between.
+"""While a lost engine starts again, requests of which it has said nothing wait for the next one: each of them ends
+exactly once, whatever comes in between.
 """
 
 from __future__ import annotations
@@ -61,12 +61,13 @@ def outcomes(records: list[Record]) -> set[str]:
 def test_what_the_engine_never_had_is_answered_by_the_next_one(world: World) -> None:
     inside = handed_over(world, PLACES)
     queued = handed_over(world, 2)
+    world.engine_steps(lambda *_: 1)
     world.engine_is_lost()
     go_on(world)
     new = handed_over(world, 2)
     world.clock.sleep(HOLD_S / 2)
     go_on(world)
-    assert outcomes(inside) == {"unavailable"}, "what it did with them nobody knows"
+    assert outcomes(inside) == {"unavailable"}, "another engine's words would not go with what there is"
     assert not any(record.terminals for record in queued + new)
     assert world.backend.status()["waiting"] == 4
     world.engine_comes_up()
@@ -74,6 +75,45 @@ def test_what_the_engine_never_had_is_answered_by_the_next_one(world: World) -> 
     assert outcomes(queued + new) == {"length"}
     world.check_ends()
     world.check_counters()
+
+
+def test_what_it_had_said_nothing_of_begins_anew_once(world: World) -> None:
+    """A prompt that ends engines must not end one after another."""
+    heard, *unheard = handed_over(world, PLACES)
+    queued = handed_over(world)
+    first, *_ = world.engine.requests
+    world.engine_steps(lambda request_id, _: request_id == first)
+    world.engine_is_lost()
+    go_on(world)
+    assert outcomes([heard]) == {"unavailable"}
+    assert not any(record.terminals for record in unheard + queued)
+    assert world.backend.status()["waiting"] == PLACES
+    world.engine_comes_up()
+    go_on(world)
+    assert len(world.engine.requests) == PLACES
+    world.engine_is_lost()
+    go_on(world)
+    assert outcomes(unheard) == {"unavailable"}
+    assert not queued[0].terminals, "this was its first"
+    world.engine_comes_up()
+    world.settle()
+    assert outcomes(queued) == {"length"}
+    undisturbed = handed_over(world)
+    world.settle()
+    assert queued[0].texts == undisturbed[0].texts
+    world.check_ends()
+    world.check_counters()
+
+
+def test_what_a_link_may_still_say_something_of_does_not_begin_anew(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = handed_over(world)
+    monkeypatch.setattr(type(world.engine), "is_silent", False)
+    world.engine_is_lost()
+    go_on(world)
+    assert outcomes(inside) == {"unavailable"}
+    world.check_ends()
 
 
 def test_without_it_they_end_at_once(make: Make) -> None:
@@ -108,6 +148,7 @@ def test_who_waits_for_a_place_is_not_ended_by_a_hold_that_is_over(world: World)
     world.clock.sleep(2 * HOLD_S)
     go_on(world)
     assert not any(record.terminals for record in records)
+    world.engine_steps(lambda *_: 1)
     world.engine_is_lost()
     go_on(world)
     assert [record.terminals for record in records] == [1] * PLACES + [0], "its hold begins anew"
