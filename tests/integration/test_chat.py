@@ -169,7 +169,12 @@ def test_counting_is_what_the_prompt_has(grpc: GrpcClient) -> None:
     outputs = counted.responses[-1].outputs
     assert counted.text == ""
     assert len(outputs["output_ids"]) == outputs["num_input_tokens"][0]
-    again = grpc.generate(input_ids=list(outputs["output_ids"]), max_tokens=8)
+    ids = list(outputs["output_ids"])
+    shown = {"exclude_input_in_output": False, "skip_special_tokens": False}
+    text = grpc.generate(input_ids=ids, max_tokens=0, **shown).text
+    assert text.startswith("<|im_start|>")
+    assert "<|im_start|>user\nHi<|im_end|>" in text
+    again = grpc.generate(input_ids=ids, max_tokens=8)
     assert again.text == start(grpc, chat("Hi"), max_tokens=8).result().text
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,9 +16,11 @@ from typing import Any
 
 import pytest
 
+from inflight_tools.common.layout import ENGINE
 from inflight_tools.load.perf_analyzer import find_perf_analyzer
 from inflight_tools.server.server import Server
 from maintain.gateway_clients import record
+from tests.doubles.vllm import vllm_python
 from tests.harness.gateway import Gateway, running
 
 pytestmark = pytest.mark.server
@@ -48,10 +51,12 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin" / "python"
 
 
-def tell(gateway: Gateway, *command: Any, cwd: Path = SCRIPTS) -> dict[str, Any]:
+def tell(gateway: Gateway, program: Any, script: Any, *arguments: Any) -> dict[str, Any]:
     """What a client's script says, all of whose features must be well."""
+    command = [str(program), str(script), gateway.url, *map(str, arguments)]
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [*map(str, command), gateway.url], cwd=cwd, capture_output=True, text=True, encoding="utf-8", timeout=240
+        command, cwd=SCRIPTS, env=offline, capture_output=True, text=True, encoding="utf-8", timeout=240
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found: dict[str, Any] = json.loads(done.stdout)
@@ -123,3 +128,9 @@ def test_every_client_can_do_all_it_has(gateway: Gateway, others: Path, tmp_path
     keep("perf_analyzer (openai)", perf_analyzer(gateway, tmp_path))
     if NODE is not None and NPM is not None:
         keep("openai (npm)", tell(gateway, *node(tmp_path)))
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+def test_vllms_benchmark(gateway: Gateway) -> None:
+    keep("vllm bench serve", tell(gateway, vllm_python(), "vllm_bench.py", ENGINE))
