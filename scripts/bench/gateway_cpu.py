@@ -47,7 +47,7 @@ def response(text: str, tokens: int, finish: str, info: str = "") -> bytes:
     for name, number in {"num_input_tokens": 24, "num_cached_tokens": 0, "num_output_tokens": tokens}.items():
         found.outputs.add(name=name, datatype="UINT32", shape=[1])
         found.raw_output_contents.append(number.to_bytes(4, "little"))
-    return pb.ModelStreamInferResponse(infer_response=found).SerializeToString()
+    return bytes(pb.ModelStreamInferResponse(infer_response=found).SerializeToString())
 
 
 async def replay(port: int, responses: int, tokens: int, gap_s: float) -> None:
@@ -124,10 +124,10 @@ def child(*arguments: object) -> list[str]:
 
 
 @contextlib.contextmanager
-def gateway(triton: str) -> Iterator[tuple[int, int]]:
+def gateway(triton: str, source: Path) -> Iterator[tuple[int, int]]:
     """A ready gateway: its process id and port."""
     port = Ports.free().http
-    environment = dict(os.environ, PYTHONPATH=str(REPOSITORY / "gateway"))
+    environment = dict(os.environ, PYTHONPATH=str(source))
     command = [sys.executable, "-m", "inflight_gateway", "--triton", triton, "--port", str(port)]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     try:
@@ -179,28 +179,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--gap-ms", type=float, default=220.0, help="between responses (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="(default: %(default)s)")
     parser.add_argument("--served", action="store_true", help="a real server with the simulated engine")
+    parser.add_argument("--against", type=Path, metavar="DIR", help="another checkout, whose gateway takes turns")
     options = parser.parse_args(given)
     print("| what | tokens per response | tokens/s | µs a chat | µs a response | µs a token |")
     print("|---|---|---|---|---|---|", flush=True)
     streams, requests, tokens = options.streams, options.requests, options.responses * options.tokens
     what = f"{streams} chats at once"
+    sources = [REPOSITORY / "gateway", *([options.against / "gateway"] if options.against else [])]
+
+    def turns(triton: str, what: str, how_many: int) -> None:
+        """All gateways before one Triton, in turns."""
+        with contextlib.ExitStack() as stack:
+            started = [stack.enter_context(gateway(triton, source)) for source in sources]
+            found: list[list[tuple[float, int, int, float]]] = [[] for _ in sources]
+            for _ in range(options.repeats):
+                for place, (pid, port) in enumerate(started):
+                    found[place].append(measured(pid, port, streams, how_many, tokens))
+        for place, each in enumerate(found):
+            print(row(what + (", the other gateway" if place else ""), each, streams * how_many), flush=True)
+
     if options.served:
         engine = {"real_time": False, "max_running": streams, "max_seq_len": 1 << 16, "blocks": 1 << 20}
-        with serving(ENGINE, engine) as server, gateway(server.grpc_url) as (pid, port):
-            found = [measured(pid, port, streams, requests, tokens) for _ in range(options.repeats)]
-        print(row(f"{what}, simulated engine", found, streams * requests), flush=True)
+        with serving(ENGINE, engine) as server:
+            turns(server.grpc_url, f"{what}, simulated engine", requests)
         return 0
     for responses, how_many in ((1, requests * 4), (options.responses, requests)):
         port = Ports.free().grpc
-        command = child("--replay", port, responses, options.tokens, options.gap_ms / 1000)
-        triton = subprocess.Popen(command)
+        triton = subprocess.Popen(child("--replay", port, responses, options.tokens, options.gap_ms / 1000))
         try:
-            with gateway(f"127.0.0.1:{port}") as (pid, http):
-                found = [measured(pid, http, streams, how_many, tokens) for _ in range(options.repeats)]
+            turns(f"127.0.0.1:{port}", f"{what}, {responses} responses each", how_many)
         finally:
             triton.kill()
             triton.wait(10)
-        print(row(f"{what}, {responses} responses each", found, streams * how_many), flush=True)
     return 0
 
 

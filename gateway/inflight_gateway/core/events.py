@@ -56,6 +56,7 @@ class Event(msgspec.Struct):
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[dict[str, Any], ...] = ()  # one per token: {id: {logprob, decoded_token, bytes}}
     info: str = ""  # the output model_info
+    last: bool = False  # nothing of its request comes after it
 
 
 class Usage(msgspec.Struct):

@@ -14,7 +14,7 @@ MOST_WAITING = 64  # events of several prompts that nobody has taken yet
 Infer = Callable[[ModelRequest], AsyncGenerator[Event, None]]
 
 
-async def run(
+def run(
     infer: Infer, requests: Sequence[ModelRequest], restarted: Callable[[ModelRequest], Awaitable[None]]
 ) -> AsyncGenerator[Event, None]:
     """The events of all requests. Of several prompts the choices are numbered prompt by prompt. Raises `GatewayError`;
@@ -22,10 +22,14 @@ async def run(
     engine is sent once more.
     """
     if len(requests) == 1:
-        async with contextlib.aclosing(_once_more(infer, requests[0], restarted)) as events:
-            async for event in events:
-                yield event
-        return
+        return _once_more(infer, requests[0], restarted)
+    return _together(infer, requests, restarted)
+
+
+async def _together(
+    infer: Infer, requests: Sequence[ModelRequest], restarted: Callable[[ModelRequest], Awaitable[None]]
+) -> AsyncGenerator[Event, None]:
+    """The events of several requests as they come; none of them is marked as the last one."""
     queue: asyncio.Queue[Event | BaseException | None] = asyncio.Queue(MOST_WAITING)
 
     async def one(number: int, request: ModelRequest) -> None:
@@ -35,6 +39,7 @@ async def run(
                 async for event in events:
                     event.choice += number * request.sequences
                     event.prompt = number
+                    event.last = False
                     await queue.put(event)
         except Exception as error:  # noqa: BLE001 - told to whoever reads the queue
             ended = error

@@ -335,6 +335,7 @@ class Front:
 
     async def _answer(self, exchange: Exchange, record: Record, plan: Plan) -> None:
         renderer = plan.renderer
+        kept = b""  # of the last event: written with the stream's end at once
         async with contextlib.aclosing(run(self._triton.infer, plan.requests, self._triton.restarted)) as events:
             async for event in events:
                 self._timed(record, event.tokens)
@@ -349,11 +350,19 @@ class Front:
                     exchange.tell(record.dialect.headers(renderer, None))
                     await exchange.start_stream()
                 data = renderer.chunks(event)
-                if data:
+                if event.last:
+                    kept = data
+                elif data:
                     await exchange.write(data)
         record.prompt_tokens = renderer.usage.prompt_tokens
         if plan.stream:
-            await exchange.write(renderer.end(), more=False)
+            try:
+                kept += renderer.end()
+            except GatewayError:  # told by whoever called; what came before it is the client's
+                if kept:
+                    await exchange.write(kept)
+                raise
+            await exchange.write(kept, more=False)
         else:
             body = renderer.whole()
             headers = record.dialect.headers(renderer, time.monotonic() - record.began)

@@ -23,7 +23,7 @@ from inflight_gateway.core.errors import GatewayError, Kind
 from inflight_gateway.core.events import Event, ModelRequest
 from inflight_gateway.core.models import Model, ModelInfo
 from inflight_gateway.core.refusal import refusal
-from inflight_gateway.triton.messages import decode, encode
+from inflight_gateway.triton.messages import Reader, encode
 
 log = logging.getLogger("inflight_gateway.triton")
 
@@ -42,6 +42,7 @@ _OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 200),
 ]
 DOWN = "the model's server cannot be reached; try again in a few seconds"
+FORM = "the model answers in a form that this gateway does not know; its log has the reason"
 BROKE = "the model's server ended before the answer was whole; send the request again"
 
 
@@ -63,10 +64,10 @@ class TritonServer:
     async def start(self) -> None:
         """Connect, and begin to watch which models there are."""
         self._channel = grpc.aio.insecure_channel(self.address, options=_OPTIONS)
-        self._stream = self._channel.stream_stream(
-            _SERVICE + "ModelStreamInfer",
-            request_serializer=pb.ModelInferRequest.SerializeToString,
-            response_deserializer=pb.ModelStreamInferResponse.FromString,
+        # A stream of requests in Triton's eyes. One that ends with its first request is the same bytes and fewer steps.
+        # Without a deserializer the responses come as bytes, for `Reader`.
+        self._stream = self._channel.unary_stream(
+            _SERVICE + "ModelStreamInfer", request_serializer=pb.ModelInferRequest.SerializeToString
         )
         await self.look()
         self._task = asyncio.create_task(self._watch(), name="inflight-gateway-watch")
@@ -104,40 +105,41 @@ class TritonServer:
                     return
             await asyncio.sleep(RESTART_STEP_S)
 
-    async def infer(self, request: ModelRequest) -> AsyncGenerator[Event, None]:
+    def infer(self, request: ModelRequest) -> AsyncGenerator[Event, None]:
         """The events of one request, the last of which ends it. Raises `GatewayError`."""
         model = self._model_of(request)
-        batched = model.batched if model is not None else False
-        inputs = model.inputs if model is not None else frozenset()
-        async with contextlib.aclosing(self._infer(request, batched, inputs)) as events:
-            async for event in events:
-                yield event
+        if model is None:
+            return self._infer(request, False, frozenset())
+        return self._infer(request, model.batched, model.inputs)
 
     async def _infer(self, request: ModelRequest, batched: bool, inputs: frozenset[str]) -> AsyncGenerator[Event, None]:
-        call = self._stream(timeout=request.deadline_s)
+        call = self._stream(encode(request, secrets.token_hex(12), batched), timeout=request.deadline_s)
+        reader = Reader()
         try:
-            await call.write(encode(request, secrets.token_hex(12), batched))
-            await call.done_writing()
             while True:
-                response = await call.read()
-                if response is grpc.aio.EOF:
+                message = await call.read()
+                if message is grpc.aio.EOF:
                     raise GatewayError(Kind.DOWN, BROKE)
-                if response.error_message:
-                    raise refusal(response.error_message, inputs)
-                event, final = decode(response.infer_response)
+                try:
+                    event = reader.read(message)
+                except ValueError as error:
+                    log.error(
+                        "%s: model %s answers in a form that is not known: %s", self.address, request.model, error
+                    )
+                    raise GatewayError(Kind.INTERNAL, FORM) from None
+                if isinstance(event, str):
+                    raise refusal(event, inputs)
                 if event.finish == "cancelled":
                     raise GatewayError(Kind.CANCELLED, "the request was cancelled on the model's server")
                 if event.finish == "deadline":
                     event.finish, event.stop_reason = "length", "deadline"
                 yield event
-                if final:
+                if event.last:
                     return
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise GatewayError(Kind.DEADLINE, "the deadline passed") from None
             log.warning("%s: %s: %s", self.address, error.code().name, error.details())
-            raise GatewayError(Kind.DOWN, DOWN) from None
-        except asyncio.InvalidStateError:  # written to a call that has ended
             raise GatewayError(Kind.DOWN, DOWN) from None
         finally:
             call.cancel()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 from array import array
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as pb
 
 from inflight_gateway.core.events import CallDelta, Event, ModelRequest
@@ -55,12 +58,102 @@ def encode(request: ModelRequest, request_id: str, batched: bool) -> Any:
     return message
 
 
-def decode(response: Any) -> tuple[Event, bool]:
-    """The event in a ModelInferResponse of a stream, and whether it is the last one. Raises `ValueError`."""
-    event = Event(0)
-    for place, output in enumerate(response.outputs):
-        raw = response.raw_output_contents[place]
-        name = output.name
+class Reader:
+    """Reads the responses of one stream.
+
+    What stands before the values of a response (the model's name, the request's id, the outputs' names and shapes) is
+    nearly always what it was before. So it is parsed once for each of its forms, and then compared: a fifth of what
+    protobuf's objects cost, which was an eighth of the gateway's CPU.
+    """
+
+    __slots__ = ("_forms",)
+
+    def __init__(self) -> None:
+        self._forms: list[_Form] = []
+
+    def read(self, message: bytes) -> Event | str:
+        """The event in a serialized ModelStreamInferResponse, or the text of the error in it.
+
+        Raises `ValueError` for what is no such message.
+        """
+        for form in self._forms:
+            values = form.values(message)
+            if values is not None:
+                return _event(form.names, values, form.final)
+        try:
+            parsed = pb.ModelStreamInferResponse.FromString(message)
+        except DecodeError as error:
+            raise ValueError(f"no ModelStreamInferResponse: {error}") from None
+        if parsed.error_message:
+            return str(parsed.error_message)
+        response = parsed.infer_response
+        names = tuple(output.name for output in response.outputs)
+        final = False
+        if "triton_final_response" in response.parameters:
+            final = bool(response.parameters["triton_final_response"].bool_param)
+        values = list(response.raw_output_contents)
+        if len(values) != len(names):
+            raise ValueError(f"{len(names)} outputs have {len(values)} values")
+        form = _Form(_head(message, values), names, final)
+        if form.values(message) == values:
+            self._forms.insert(0, form)
+            del self._forms[_MOST_FORMS:]
+        return _event(names, values, final)
+
+
+_MOST_FORMS = 4  # of one stream: with log-probabilities and ids the shapes differ from response to response
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Form:
+    """What stands before the values of a response, as bytes; the outputs' names in their order; whether it is final."""
+
+    head: bytes
+    names: tuple[str, ...]
+    final: bool
+
+    def values(self, message: bytes) -> list[bytes] | None:
+        """The outputs' values in a message of this form; None where it has another one."""
+        if message[:1] != b"\x12":  # infer_response
+            return None
+        length, at = _varint(message, 1)
+        end = at + length
+        if end != len(message) or not message.startswith(self.head, at):
+            return None
+        at += len(self.head)
+        values: list[bytes] = []
+        while at < end:
+            if message[at] != 0x32:  # raw_output_contents
+                return None
+            length, at = _varint(message, at + 1)
+            values.append(message[at : at + length])
+            at += length
+        return values if at == end and len(values) == len(self.names) else None
+
+
+def _head(message: bytes, values: Sequence[bytes]) -> bytes:
+    """What stands in an infer_response before its values, if they are its end (`_Form.values` tells whether so)."""
+    size = sum(1 + (max(len(value).bit_length(), 1) + 6) // 7 + len(value) for value in values)
+    _, at = _varint(message, 1)
+    return message[at : len(message) - size]
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """The number that begins there, and where it ends. Past the end of `data` it is 0 of one byte."""
+    value = shift = 0
+    while at < len(data):
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+    return 0, at
+
+
+def _event(names: Sequence[str], values: Sequence[bytes], last: bool) -> Event:
+    event = Event(0, last=last)
+    for name, raw in zip(names, values, strict=True):
         if name == "text_output":
             event.text = _text(raw)
         elif name == "finish_reason":
@@ -91,8 +184,7 @@ def decode(response: Any) -> tuple[Event, bool]:
             event.cached_tokens = array("I", raw)[0] if raw else None
         elif name == "model_info":
             event.info = _text(raw)
-    final = response.parameters.get("triton_final_response") if "triton_final_response" in response.parameters else None
-    return event, bool(final is not None and final.bool_param)
+    return event
 
 
 def _text(raw: bytes) -> str:
