@@ -13,9 +13,9 @@ WEIGHTS, CONFIG = "model.lora_weights.npy", "model.lora_config.npy"
 RANK, WIDTH, LAYERS = 4, 64, 2
 
 
-def write_adapter(folder: Path, value: float = 1.0, dtype: str = "float16") -> Path:
+def write_adapter(folder: Path, value: float = 1.0, dtype: str = "float16", width: int = WIDTH) -> Path:
     """As hf_lora_convert.py writes one (05316d33): a batch entry in front, bfloat16 as two bytes without a name."""
-    weights = np.full((1, LAYERS, WIDTH), value, dtype=np.float32)
+    weights = np.full((1, LAYERS, width), value, dtype=np.float32)
     config = np.array([[[0, layer, RANK] for layer in range(LAYERS)]], dtype=np.int32)
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / WEIGHTS, bfloat16(weights) if dtype == "bfloat16" else weights.astype(dtype))

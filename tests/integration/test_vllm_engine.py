@@ -129,6 +129,13 @@ def test_an_adapter_computes_what_merged_weights_do(server: Server, adapters: Pa
     assert max(gap for *_, gap in plain) > 10 * MARGIN["float32"], "the adapter changes too little to prove anything"
 
 
+def test_a_value_that_vllm_does_not_take_is_refused_by_its_name(server: Server) -> None:
+    """It is checked where vLLM's own parameters are made, and by its own kind of error."""
+    says = "^temperature is 64, which the vllm engine does not take"
+    with GrpcClient(server.grpc_url, "f32") as client, pytest.raises(RequestFailed, match=says):
+        client.send(client.build(text_input="a", max_tokens=2, temperature=64.0)).result()
+
+
 @pytest.mark.parametrize(("name", "says"), [("unfit", "cannot be loaded"), ("none", "the adapters"), ("../x", "is ")])
 def test_an_adapter_that_cannot_be_used_harms_nobody(name: str, says: str, server: Server) -> None:
     with GrpcClient(server.grpc_url, "f32") as client:

@@ -193,12 +193,16 @@ def test_deadlines_and_cancels(rig: Rig, report: Report) -> None:
 
 def test_an_engine_loss(rig: Rig, report: Report) -> None:
     ledger = Ledger(rig)
+    heard: set[int] = set()
+
+    async def hear(end: End) -> None:
+        heard.add(id(end))
 
     async def work(load: Load) -> list[End]:
         requests = [request(number, max_tokens=4000, ignore_eos=True) for number in range(9)]
-        tasks = [asyncio.ensure_future(load.run(each)) for each in requests]
+        tasks = [asyncio.ensure_future(load.run(each, pause=hear)) for each in requests]
         await asyncio.to_thread(rig.until_at_work, 4, 9)
-        await asyncio.sleep(0.3)  # for their first tokens
+        await asyncio.to_thread(rig.until, lambda: len(heard) == 4)  # a prompt counts once it has its first token
         await asyncio.to_thread(rig.signal_engine, signal.SIGKILL)
         return list(await asyncio.gather(*tasks))
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import types
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -18,6 +19,7 @@ from inflight.engines.base import EngineBroken, EngineRefusal, FinishReason
 from inflight.engines.faults import end_of_add
 from inflight.engines.tensorrt_llm import llmapi
 from inflight.engines.vllm.engine import VllmEngine
+from inflight.engines.vllm.load import refusals_of_vllm
 from inflight.errors import ErrorCode
 from tests.doubles.folders import write_checkpoint
 from tests.doubles.stand_in import collect, request, run, stand_in
@@ -25,6 +27,10 @@ from tests.doubles.stand_in import collect, request, run, stand_in
 pytestmark = pytest.mark.fast
 
 PROMPT = [11, 12, 13, 14]
+
+
+class VLLMValidationError(Exception):
+    """As vllm.exceptions has it from 0.32 on: no ValueError."""
 
 
 class VllmCore:
@@ -67,6 +73,7 @@ def vllm_engine(lora_dir: Path | None = None) -> tuple[Any, VllmCore]:
         tokens_input=lambda ids, **_: ids,
         sampling_params=lambda **values: types.SimpleNamespace(**values),
         delta="delta",
+        refusals=refusals_of_vllm(),
     )
     engine._lora_dir = lora_dir
     engine._adapters, engine._sequences, engine._of_request, engine._ended = {}, {}, {}, []
@@ -167,12 +174,19 @@ def test_an_adapter_that_vllm_could_not_load_leaves_its_number_to_nobody(tmp_pat
     ("error", "code"),
     [
         (ValueError("min_p must be in [0, 1]"), ErrorCode.INVALID_ARG),
+        (VLLMValidationError("temperature must be in [0, 2], got 64.0."), ErrorCode.INVALID_ARG),
         (MemoryError(), ErrorCode.UNAVAILABLE),
         (KeyError("red"), ErrorCode.INTERNAL),
         (AssertionError(), ErrorCode.INTERNAL),
     ],
 )
-def test_vllm_takes_a_request_whole_or_not_at_all(error: Exception, code: ErrorCode) -> None:
+def test_vllm_takes_a_request_whole_or_not_at_all(
+    error: Exception, code: ErrorCode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = types.ModuleType("vllm.exceptions")
+    installed.VLLMValidationError = VLLMValidationError  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm", types.ModuleType("vllm"))
+    monkeypatch.setitem(sys.modules, "vllm.exceptions", installed)
     engine, core = vllm_engine()
     engine.add(request(1, PROMPT))
     core.fails_at, core.error = "2.1", error

@@ -163,7 +163,7 @@ class VllmEngine:
         except Exception as error:
             with contextlib.suppress(Exception):  # what ended the request is told, not this
                 self._engine.abort_request([sequence.key for sequence in taken])
-            if isinstance(error, (ValueError, NotImplementedError)):  # vLLM's ways to refuse a value
+            if isinstance(error, self._vllm.refusals):
                 raise in_our_words(self.info.name, error, request) from None
             raise
         self._of_request[request.request_id] = sequences

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import inspect
@@ -36,6 +37,17 @@ class Installed:
     delta: Any  # the kind of output that is new tokens only
     tokens_input: Any
     lora_request: Any
+    refusals: tuple[type[Exception], ...]  # its ways to refuse a value
+
+
+def refusals_of_vllm() -> tuple[type[Exception], ...]:
+    """What vLLM raises for a request that it does not take; its own kinds are no ValueErrors from 0.32 on."""
+    found: list[type[Exception]] = [ValueError, NotImplementedError]
+    with contextlib.suppress(ImportError):
+        exceptions = importlib.import_module("vllm.exceptions")
+        kinds = (getattr(exceptions, name, None) for name in ("VLLMClientError", "VLLMValidationError"))
+        found += [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Exception)]
+    return tuple(found)
 
 
 def import_vllm(environment: Mapping[str, str]) -> Installed:
@@ -62,6 +74,7 @@ def import_vllm(environment: Mapping[str, str]) -> Installed:
             sampling.RequestOutputKind.DELTA,
             inputs.tokens_input,
             importlib.import_module("vllm.lora.request").LoRARequest,
+            refusals_of_vllm(),
         )
     except ModuleNotFoundError as error:
         if error.name == "vllm":

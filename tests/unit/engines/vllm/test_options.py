@@ -291,7 +291,7 @@ def test_a_quantization_that_cannot_run_is_one_sentence(message: str, says: str)
     def fails(*_: Any, **__: Any) -> None:
         raise RuntimeError(message)
 
-    installed = Installed("0", CPU, dict, SimpleNamespace(from_engine_args=fails), None, None, None, None, None)
+    installed = Installed("0", CPU, dict, SimpleNamespace(from_engine_args=fails), None, None, None, None, None, ())
     with pytest.raises(LoadError) as caught:
         load(installed, {}, None)
     assert str(caught.value) == f"vLLM cannot load this checkpoint {says}"
