@@ -23,6 +23,7 @@ answer. Everything lands in this folder (.venv, .cache, model_repository/llm/1/e
   --http-port N           default: $INFLIGHT_HTTP_PORT or 8000
   --grpc-port N           default: $INFLIGHT_GRPC_PORT or 8001
   --metrics-port N        default: $INFLIGHT_METRICS_PORT or 8002
+  --gateway-port N        of OpenAI's API, with --serve; 0: none (default: $INFLIGHT_GATEWAY_PORT or 8080)
   --help
 
 INFLIGHT_TORCH_INDEX: address of a package index to take torch from (see docs/operating.md).
@@ -38,6 +39,7 @@ serve=no
 http_port=${INFLIGHT_HTTP_PORT:-8000}
 grpc_port=${INFLIGHT_GRPC_PORT:-8001}
 metrics_port=${INFLIGHT_METRICS_PORT:-8002}
+gateway_port=${INFLIGHT_GATEWAY_PORT:-8080}
 
 while (($#)); do
   option=$1
@@ -57,6 +59,7 @@ while (($#)); do
     --http-port) http_port=$1 ;;
     --grpc-port) grpc_port=$1 ;;
     --metrics-port) metrics_port=$1 ;;
+    --gateway-port) gateway_port=$1 ;;
     *) fail "$option is no option of this script: see --help." ;;
   esac
   shift
@@ -66,7 +69,10 @@ if [[ $ROOT == *[!A-Za-z0-9_@%+=:,./-]* ]]; then # as inflight_tools/server/path
   fail "Triton cannot start a Python backend from $ROOT: move the checkout to a path of plain ASCII letters, without blanks."
 fi
 
-for port in "$http_port" "$grpc_port" "$metrics_port"; do
+[[ $serve == yes ]] || gateway_port=0
+ports=("$http_port" "$grpc_port" "$metrics_port")
+[[ $gateway_port == 0 ]] || ports+=("$gateway_port")
+for port in "${ports[@]}"; do
   [[ $port =~ ^[0-9]{1,5}$ ]] && ((10#$port >= 1 && 10#$port <= 65535)) ||
     fail "'$port' is not a port: it has to be a number from 1 to 65535."
 done
@@ -88,7 +94,8 @@ start_server() {
   log="$ROOT/.cache/logs/tritonserver-$(date +%Y%m%d-%H%M%S)-$$.log"
   ready_file="$ROOT/.cache/ready-$$.json"
   "$VENV/bin/python" "$ROOT/scripts/serve.py" --end-with-parent --ready-file "$ready_file" --log "$log" \
-    --http-port "$http_port" --grpc-port "$grpc_port" --metrics-port "$metrics_port" --health-port 0 --drain-notice 0 > /dev/null &
+    --http-port "$http_port" --grpc-port "$grpc_port" --metrics-port "$metrics_port" --health-port 0 \
+    --gateway-port "$gateway_port" --drain-notice 0 > /dev/null &
   SERVER=$!
   until [[ -s $ready_file ]]; do
     kill -0 "$SERVER" 2> /dev/null || exit 1 # it has said why
@@ -109,7 +116,7 @@ STEPS=7
 choose_python "$python"
 check_machine
 "$PYTHON" "$ROOT/scripts/serve.py" --check --http-port "$http_port" --grpc-port "$grpc_port" \
-  --metrics-port "$metrics_port" --health-port 0 || exit 1
+  --metrics-port "$metrics_port" --health-port 0 --gateway-port "$gateway_port" || exit 1
 if [[ $model == */* && -e $model || -d $model ]]; then
   [[ -f $model/config.json ]] || fail "$model is not a Hugging Face checkpoint: it has no config.json."
 fi
@@ -135,6 +142,7 @@ TEXT
 
 if [[ $serve == yes ]]; then
   echo
+  [[ $gateway_port == 0 ]] || echo "OpenAI's API: http://localhost:$gateway_port/v1"
   echo "Serving: gRPC localhost:$grpc_port, HTTP localhost:$http_port, metrics localhost:$metrics_port. Ctrl-C stops it."
   trap 'kill -TERM "$SERVER" 2> /dev/null || true' INT TERM HUP
   while :; do

@@ -7,6 +7,7 @@ fails it, with the command that makes it.
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -34,6 +35,7 @@ def pytest_configure() -> None:
     which inherit that.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ["INFLIGHT_GATEWAY_PORT"] = "0"  # of `inflight serve`, where a test asks for no gateway of its own
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

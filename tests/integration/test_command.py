@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import openai
 import pytest
 
 from build_engine.verification.verify import as_text
@@ -21,6 +22,7 @@ from inflight import manifest
 from inflight_tools.common import fetch_gemma
 from inflight_tools.common.layout import BACKENDS, CACHE, ENGINE, MODEL_REPOSITORY, MODELS, REPOSITORY
 from inflight_tools.server.find import Triton
+from inflight_tools.server.processes import marked_pids
 from inflight_tools.server.server import Ports, Server, ServerConfig
 from tests.conftest import READY_TIMEOUT_S, require_installation
 from tests.harness.grpc_client import GrpcClient
@@ -112,12 +114,18 @@ def run(command: Sequence[str | Path], *arguments: str, **environment: str) -> s
 
 
 def test_an_engine_directory_is_served_asked_and_drained(serve: Serve, tmp_path: Path) -> None:
-    control = {"INFLIGHT_CONTROL_DIR": str(tmp_path / "control")}
+    control = {"INFLIGHT_CONTROL_DIR": str(tmp_path / "control"), "INFLIGHT_TEST_COMMAND": str(tmp_path)}
     served = serve(ENGINE, "--name", "mine", **control)
     printed = served.wait_ready()
     http, grpc = f"127.0.0.1:{served.ports.http}", f"127.0.0.1:{served.ports.grpc}"
     assert f"curl -s {http}/v2/models/mine/generate -d '" in printed
     assert f'chat --url {grpc} --model mine "Tell me a joke."\n' in printed
+    # The gateway beside it, as the README shows.
+    assert f"OpenAI's API http://127.0.0.1:{served.ports.gateway}/v1\n" in printed
+    with openai.OpenAI(base_url=f"http://localhost:{served.ports.gateway}/v1", api_key="none") as client:
+        asked = [{"role": "user", "content": "What is the capital of France?"}]
+        told = client.chat.completions.create(model="mine", messages=asked, temperature=0)  # type: ignore[arg-type]
+        assert "Paris" in (told.choices[0].message.content or "")
     raw = ("--model", "mine", "--no-chat", "The capital of France is", "--max-tokens", "4", "--temperature", "0")
     over_grpc = run(CLI, "chat", "--url", grpc, *raw)
     assert over_grpc.returncode == 0, over_grpc.stderr
@@ -139,6 +147,7 @@ def test_an_engine_directory_is_served_asked_and_drained(serve: Serve, tmp_path:
     assert late.returncode == 1
     assert "drain" in late.stderr
     assert served.stop() == 0
+    assert marked_pids("INFLIGHT_TEST_COMMAND", str(tmp_path)) == []  # the gateway's process neither
 
 
 def test_the_repository_of_the_checkout_and_ctrl_c(serve: Serve) -> None:
@@ -266,7 +275,7 @@ def test_a_checkpoint_is_built_then_served_and_the_second_time_found(serve: Serv
 def test_installed_by_pip_without_a_checkout(serve: Serve, tmp_path: Path) -> None:
     """With msgspec from the package index and nothing else; then with the extra serve and a server, out of a folder."""
     source = tmp_path / "source"
-    for name in ("build_engine", "python_backend", "scripts"):
+    for name in ("build_engine", "python_backend", "scripts", "gateway"):
         shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     shutil.copy(REPOSITORY / "pyproject.toml", source)
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True, timeout=120)

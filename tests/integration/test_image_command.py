@@ -101,6 +101,7 @@ class Image:
     def start(self) -> subprocess.Popen[bytes]:
         ports = {"--http-port": self.ports.http, "--grpc-port": self.ports.grpc, "--metrics-port": self.ports.metrics}
         ports["--health-port"] = self.ports.health
+        ports["--gateway-port"] = self.ports.gateway
         command = [self._inside(word) for word in self.command]
         command += [str(word) for pair in ports.items() for word in pair]
         with (self.root / "output").open("wb") as output:
@@ -137,6 +138,8 @@ def test_the_images_command_serves_is_healthy_and_drains_on_sigterm(tmp_path: Pa
         below = [each.cmdline() for each in psutil.Process(process.pid).children()]
         folder = tmp_path / "opt" / "tritonserver" / "backends"
         assert any(f"--backend-directory={folder}" in words for words in below), below
+        listed = HttpClient(f"127.0.0.1:{image.ports.gateway}").call("GET", "/v1/models")
+        assert (listed[0], [model["id"] for model in json.loads(listed[1])["data"]]) == (200, ["llm"])
         client = HttpClient(f"127.0.0.1:{image.ports.http}")
         events: list[dict[str, Any]] = []
         begun = threading.Event()

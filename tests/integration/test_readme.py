@@ -23,9 +23,14 @@ from tests.harness.pages import ASKS_A_SERVER, SERVES, commands, fenced
 pytestmark = pytest.mark.server
 
 
-def is_ready(port: int) -> bool:
+def is_ready(ports: Ports) -> bool:
+    """Triton's model, and the gateway beside it."""
+    return answers(f"{ports.http}/v2/models/llm/ready") and answers(f"{ports.gateway}/ready")
+
+
+def answers(place: str) -> bool:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/models/llm/ready", timeout=2) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{place}", timeout=2) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
@@ -41,7 +46,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ports]:
         )
     ports = Ports.free()
     given = {"INFLIGHT_HTTP_PORT": ports.http, "INFLIGHT_GRPC_PORT": ports.grpc, "INFLIGHT_METRICS_PORT": ports.metrics}
-    given["INFLIGHT_HEALTH_PORT"] = ports.health
+    given |= {"INFLIGHT_HEALTH_PORT": ports.health, "INFLIGHT_GATEWAY_PORT": ports.gateway}
     log = tmp_path_factory.mktemp("readme") / "serve.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -55,7 +60,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ports]:
         )
     try:
         deadline = time.monotonic() + READY_TIMEOUT_S
-        while not is_ready(ports.http):
+        while not is_ready(ports):
             assert process.poll() is None, log.read_text("utf-8")
             assert time.monotonic() < deadline, log.read_text("utf-8")
             time.sleep(0.1)
@@ -70,7 +75,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ports]:
 
 def run(text: str, ports: Ports, *program: str) -> str:
     """What a program given as text prints, with the documents' ports replaced by the server's."""
-    for documented, real in ((8000, ports.http), (8001, ports.grpc)):
+    for documented, real in ((8000, ports.http), (8001, ports.grpc), (8080, ports.gateway)):
         text = text.replace(f"localhost:{documented}", f"localhost:{real}")
     done = subprocess.run([*program, text], cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
@@ -90,6 +95,12 @@ def test_a_question_of_the_readme_is_answered(command: str, served: Ports) -> No
         assert '"text_output":" Paris' in answer
     else:
         assert len(answer.split()) > 3
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/gateway.md"])
+def test_openais_client_of_the_page_is_answered(page: str, served: Ports) -> None:
+    (program,) = fenced(page, "python")
+    assert len(run(program, served, sys.executable, "-c").split()) > 2
 
 
 def test_the_python_client_of_the_documents_streams(served: Ports) -> None:

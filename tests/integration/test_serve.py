@@ -6,11 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
+import openai
+import psutil
 import pytest
 
 from inflight_tools.common.layout import REPOSITORY
+from inflight_tools.server.processes import is_alive
 from inflight_tools.server.server import Ports
 from tests.conftest import require_installation
 from tests.harness.grpc_client import GrpcClient, Pending, RequestFailed
@@ -19,7 +24,7 @@ from tests.harness.repository import write_model
 pytestmark = pytest.mark.server
 
 
-def serve(tmp_path: Path, *options: str) -> tuple[subprocess.Popen[str], Ports]:
+def serve(tmp_path: Path, *options: str, gateway: bool = False) -> tuple[subprocess.Popen[str], Ports]:
     """serve.py with a simulated engine of 20 ms a token, ready."""
     require_installation()
     write_model(tmp_path / "repository", "llm", {"engine": "simulated", "engine_options": {"step_ms": 20.0}})
@@ -28,7 +33,7 @@ def serve(tmp_path: Path, *options: str) -> tuple[subprocess.Popen[str], Ports]:
         [
             *(sys.executable, REPOSITORY / "scripts" / "serve.py", "--repository", tmp_path / "repository"),
             *("--http-port", str(ports.http), "--grpc-port", str(ports.grpc), "--metrics-port", str(ports.metrics)),
-            *("--health-port", str(ports.health)),
+            *("--health-port", str(ports.health), "--gateway-port", str(ports.gateway if gateway else 0)),
             *("--log", tmp_path / "log", "--ready-file", ready, "--end-with-parent", "--drain-notice", "0", *options),
         ],
         stdout=subprocess.PIPE,
@@ -93,3 +98,36 @@ def test_a_server_that_dies_is_reported(tmp_path: Path) -> None:
     subprocess.run(["kill", "-KILL", str(pid)], check=True)
     assert process.wait(60) == 3
     assert "tritonserver ended by itself with status -9" in finish(process)
+
+
+def test_with_its_gateway_it_gives_notice_finishes_streams_and_leaves_nothing(tmp_path: Path) -> None:
+    """A balancer in front of the gateway sees the 503 while everything is served; Triton goes last."""
+    process, ports = serve(tmp_path, "--drain-notice", "1.5", gateway=True)
+    url = f"http://127.0.0.1:{ports.gateway}"
+    pids = {process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))}
+    assert len(pids) >= 5, "serve.py, the gateway, tritonserver, the stub and the engine"
+
+    def ready() -> int:
+        try:
+            with urllib.request.urlopen(f"{url}/ready", timeout=5) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        assert ready() == 200
+        assert [model.id for model in client.models.list()] == ["llm"]
+        stream = client.completions.create(
+            model="llm", prompt="a prompt", max_tokens=150, stream=True, extra_body={"ignore_eos": True}
+        )
+        chunks = [next(stream)]
+        process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        while ready() == 200:
+            assert time.monotonic() - began < 1.0
+        late = client.completions.create(model="llm", prompt="within the notice", max_tokens=2)
+        assert late.choices[0].finish_reason == "length"
+        chunks += list(stream)  # 3 s: beyond the notice
+        assert chunks[-1].choices[0].finish_reason == "length"
+    assert process.wait(60) == 0, finish(process)
+    assert [pid for pid in pids if psutil.pid_exists(pid) and is_alive(pid)] == []

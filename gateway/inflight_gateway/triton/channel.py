@@ -28,6 +28,7 @@ from inflight_gateway.triton.messages import Reader, encode
 log = logging.getLogger("inflight_gateway.triton")
 
 WATCH_S = 1.0
+HURRY_S = 0.25  # between looks while no model is ready
 FRESH_S = 10.0  # what a model says of itself is asked again after it
 ASK_S = 5.0
 RESTART_S = 10.0  # that a request without a token waits for an engine to start again
@@ -38,7 +39,7 @@ _OPTIONS = [
     ("grpc.max_send_message_length", 64 << 20),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_permit_without_calls", 0),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.initial_reconnect_backoff_ms", 200),
 ]
 DOWN = "the model's server cannot be reached; try again in a few seconds"
@@ -162,7 +163,7 @@ class TritonServer:
 
     async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(WATCH_S)
+            await asyncio.sleep(WATCH_S if self.ready else HURRY_S)
             try:
                 await self.look()
             except Exception:

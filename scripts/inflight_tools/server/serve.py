@@ -26,6 +26,7 @@ from inflight_tools.clients.connection import GRPC_URL, HTTP_URL, has_grpc
 from inflight_tools.common.layout import IS_CHECKOUT, MODEL_REPOSITORY
 from inflight_tools.common.report import Failure, Progress, run_main
 from inflight_tools.server.find import Triton, find_triton
+from inflight_tools.server.gateway import GatewayProcess, lacking
 from inflight_tools.server.log import Follower
 from inflight_tools.server.processes import end_with_parent
 from inflight_tools.server.serve_options import parse
@@ -34,6 +35,8 @@ from inflight_tools.server.what import KINDS, Kind, What, recognise
 
 ENDED_BY_ITSELF = 3
 UNCLEAN = 4
+GATEWAY_READY_S = 15.0  # after Triton is
+NOTICE_S = 5.0  # of the gateway on SIGTERM, where none is named
 _DEFAULT_MODEL = "llm"
 
 
@@ -59,18 +62,73 @@ class _StoppedEarly(Exception):
     """A stop was asked for while the server was still starting."""
 
 
-def supervise(server: Server, arguments: argparse.Namespace, stop: StopRequest) -> int:
+def _complain(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def gateway_of(server: Server, options: argparse.Namespace) -> GatewayProcess | None:
+    """The gateway beside that server, not started yet; None where none is wanted or its packages lack, which is said.
+
+    Raises `Failure` where it was asked for by name and its packages lack, or its keys cannot be read.
+    """
+    port = server.ports.gateway
+    if not port:
+        return None
+    problem = lacking()
+    if problem is not None:
+        if options.gateway_asked or options.api_keys:
+            raise Failure(f"{problem}.")
+        _complain(f"no gateway on port {port}: {problem}; --no-gateway does without it.")
+        return None
+    notice_s = NOTICE_S if options.drain_notice is None else options.drain_notice
+    arguments = ["--triton", server.grpc_url, "--host", server.config.host, "--port", str(port)]
+    arguments += ["--drain-notice", str(notice_s), "--drain-timeout", str(options.drain_timeout)]
+    if options.api_keys:
+        try:
+            options.api_keys.read_text(encoding="utf-8")
+        except (OSError, UnicodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+            raise Failure(f"the keys in {options.api_keys} cannot be read ({reason}): see --api-keys.") from error
+        arguments += ["--api-keys", str(options.api_keys.absolute())]
+    return GatewayProcess(
+        f"http://{server.reachable_host}:{port}",
+        arguments,
+        server.log,
+        _complain,
+        drain_s=notice_s + options.drain_timeout,
+    )
+
+
+def _wait_for(gateway: GatewayProcess, stop: StopRequest) -> bool:
+    """Whether the gateway has become ready, too."""
+    give_up = time.monotonic() + GATEWAY_READY_S
+    while not gateway.is_ready():
+        if stop.count:
+            raise _StoppedEarly
+        if gateway.given_up or time.monotonic() > give_up:
+            return False
+        gateway.keep_alive()
+        time.sleep(0.05)
+    return True
+
+
+def supervise(
+    server: Server, arguments: argparse.Namespace, stop: StopRequest, gateway: GatewayProcess | None = None
+) -> int:
     """Wait until the server is ready, say so, and stay until it ends or is to stop. Returns the exit status."""
     progress = Progress()
 
     def tick(seconds: float) -> None:
         if stop.count:
             raise _StoppedEarly
+        if gateway is not None:
+            gateway.keep_alive()
         if arguments.log:
             progress.show(f"waiting for the server, {seconds:.0f} s")
 
     try:
         seconds = server.wait_ready(arguments.ready_timeout, tick)
+        answers = gateway is not None and _wait_for(gateway, stop)
     except _StoppedEarly:
         stop.at_once = True  # nobody sends requests here yet
         return 0
@@ -81,6 +139,10 @@ def supervise(server: Server, arguments: argparse.Namespace, stop: StopRequest) 
     print(f"  gRPC {server.grpc_url}   HTTP http://{server.http_url}   metrics {server.metrics_url}", flush=True)
     if server.health_url:
         print(f"  health {server.health_url}", flush=True)
+    if answers and gateway is not None:
+        print(f"  OpenAI's API {gateway.url}/v1", flush=True)
+    elif gateway is not None:
+        _complain(f"error: Triton is ready and the gateway on port {server.ports.gateway} is not: see {server.log}.")
     for line in how_to_ask(server, os.environ):
         print(f"  {line}", flush=True)
     if arguments.ready_file:
@@ -89,6 +151,7 @@ def supervise(server: Server, arguments: argparse.Namespace, stop: StopRequest) 
             "http": server.http_url,
             "metrics": server.metrics_url,
             "health": server.health_url,
+            "gateway": gateway.url if gateway is not None else "",
             "pid": server.pid,
         }
         partial = arguments.ready_file.with_name(arguments.ready_file.name + ".part")
@@ -101,17 +164,36 @@ def supervise(server: Server, arguments: argparse.Namespace, stop: StopRequest) 
                 file=sys.stderr,
             )
             return ENDED_BY_ITSELF
+        if gateway is not None:
+            gateway.keep_alive()
         time.sleep(0.1)
     return 0
 
 
-def end(server: Server, stop: StopRequest, status: int, say: Callable[[str], None]) -> int:
-    """Stop the server, in order or at once on a second signal; returns the exit status of the script."""
+def end(
+    server: Server, stop: StopRequest, status: int, say: Callable[[str], None], gateway: GatewayProcess | None = None
+) -> int:
+    """Stop the gateway and the server, in order or at once on a second signal; returns the exit status of the script.
+
+    The gateway is not ready from the first moment. It and the models give notice and finish their streams at the same
+    time, so that one limit holds for both; Triton is stopped when the gateway has ended.
+    """
     signals = stop.count
+
+    def hurry() -> bool:
+        return stop.count > max(signals, 1)
+
+    def gateway_ended() -> None:
+        if gateway is not None:
+            gateway.finish(hurry)
+
     if server.processes():
         say("stopping the server (once more to stop at once)")
     ended_before = server.has_ended()
-    left = server.stop(lambda: stop.count > max(signals, 1), stop.at_once)
+    if gateway is not None:
+        gateway.leave(stop.at_once or ended_before)
+    left = server.stop(hurry, stop.at_once, gateway_ended)
+    gateway_ended()
     if not ended_before and not server.drained and (server.killed or left != 0):
         print(
             f"error: the server did not stop in time and was ended; requests in flight are lost: see {server.log}.",
@@ -196,7 +278,7 @@ def _what(arguments: argparse.Namespace) -> What:
 def main(arguments: Sequence[str] | None = None, program: str | None = None) -> int:
     """Serve until asked to stop."""
     options, passed = parse(arguments, program, (__doc__ or "").split("\n", 1)[0])
-    ports = Ports(options.http_port, options.grpc_port, options.metrics_port, options.health_port)
+    ports = Ports(options.http_port, options.grpc_port, options.metrics_port, options.health_port, options.gateway_port)
     what = _what(options)
     _check_options(what, options)
     if options.check:
@@ -236,6 +318,7 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
 
 def run(server: Server, options: argparse.Namespace, stop: StopRequest, stack: ExitStack) -> int:
     """Start, stay, and stop in order; returns the exit status."""
+    gateway = gateway_of(server, options)
     if not options.log:
         stack.enter_context(Follower(server.log))
     status = 1
@@ -244,13 +327,15 @@ def run(server: Server, options: argparse.Namespace, stop: StopRequest, stack: E
         health = server.watch()
         if health is not None:
             stack.callback(health.stop)
-        status = supervise(server, options, stop)
+        if gateway is not None:
+            gateway.start()
+        status = supervise(server, options, stop, gateway)
         if health is not None:
             health.watch.stopping = True
     finally:
         if options.ready_file:
             options.ready_file.unlink(missing_ok=True)
-        status = end(server, stop, status, lambda text: print(text, file=sys.stderr, flush=True))
+        status = end(server, stop, status, _complain, gateway)
     return status
 
 

@@ -21,6 +21,11 @@ def port(text: str) -> int:
     return int(text)
 
 
+def port_or_none(text: str) -> int:
+    """A port number from the command line, or 0 for none."""
+    return 0 if text == "0" else port(text)
+
+
 def parse(arguments: Sequence[str] | None, program: str | None, about: str) -> tuple[argparse.Namespace, list[str]]:
     """Our options, and after `--` those of tritonserver."""
     parser = Parser(
@@ -71,11 +76,20 @@ def parse(arguments: Sequence[str] | None, program: str | None, about: str) -> t
         )
     parser.add_argument(
         "--health-port",
-        type=lambda text: 0 if text == "0" else port(text),
+        type=port_or_none,
         default=os.environ.get("INFLIGHT_HEALTH_PORT", str(ports.health)),
         help=f"where probes and balancers ask /ready and /live; 0: nowhere (default: $INFLIGHT_HEALTH_PORT or "
         f"{ports.health})",
     )
+    gateway = parser.add_argument_group("the gateway: OpenAI's API beside Triton (docs/gateway.md)")
+    gateway.add_argument(
+        "--gateway-port",
+        type=port_or_none,
+        metavar="N",
+        help=f"default: $INFLIGHT_GATEWAY_PORT or {ports.gateway}",
+    )
+    gateway.add_argument("--no-gateway", action="store_true", help="start none; so does the port 0")
+    gateway.add_argument("--api-keys", type=Path, metavar="FILE", help="one key a line; also $INFLIGHT_GATEWAY_KEYS")
     parser.add_argument("--tritonserver", type=Path, metavar="PROGRAM", help="server to use instead of the one found")
     parser.add_argument("--log", type=Path, metavar="FILE", help="write the server's log here (default: the terminal)")
     parser.add_argument("--ready-file", type=Path, metavar="FILE", help="write addresses here (JSON) once it is ready")
@@ -103,4 +117,17 @@ def parse(arguments: Sequence[str] | None, program: str | None, about: str) -> t
     if "--" in own:
         split = own.index("--")
         own, passed = own[:split], own[split + 1 :]
-    return parser.parse_args(own), passed
+    options = parser.parse_args(own)
+    options.gateway_asked = options.gateway_port is not None
+    if options.no_gateway:
+        options.gateway_port = 0
+    elif options.gateway_port is None:
+        options.gateway_port = _gateway_port(parser, os.environ.get("INFLIGHT_GATEWAY_PORT", str(ports.gateway)))
+    return options, passed
+
+
+def _gateway_port(parser: Parser, text: str) -> int:
+    try:
+        return port_or_none(text)
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"INFLIGHT_GATEWAY_PORT: {error}")

@@ -77,10 +77,11 @@ class Ports:
     grpc: int = 8001
     metrics: int = 8002
     health: int = 8003  # not Triton's: `inflight serve` answers there (inflight/control/health.py); 0: nobody does
+    gateway: int = 8080  # nor this: the gateway that `inflight serve` starts beside Triton; 0: there is none
 
     @classmethod
     def free(cls) -> Ports:
-        """Four ports that nobody listens on now, in random order.
+        """Five ports that nobody listens on now, in random order.
 
         They lie below those that the kernel gives to outgoing connections: a connection of somebody else's would take a
         port of that kind before the server does.
@@ -88,7 +89,7 @@ class Ports:
         last = max(_first_ephemeral_port(), _FIRST_PORT + 1000)
         candidates = random.sample(range(_FIRST_PORT, last), k=200)
         free = (port for port in candidates if _is_free("127.0.0.1", port))
-        return cls(*itertools.islice(free, 4))
+        return cls(*itertools.islice(free, 5))
 
     def check(self, host: str) -> None:
         """Raise `Failure` when one of them cannot be listened on.
@@ -96,8 +97,7 @@ class Ports:
         Triton itself would not notice for gRPC: its sockets share a port, and both servers would get half the calls.
         """
         used = {"http": self.http, "grpc": self.grpc, "metrics": self.metrics}
-        if self.health:
-            used["health"] = self.health
+        used |= {name: port for name, port in (("health", self.health), ("gateway", self.gateway)) if port}
         if len(set(used.values())) < len(used):
             numbers, options = map(str, used.values()), (f"--{name}-port" for name in used)
             raise Failure(f"the ports {', '.join(numbers)} have to differ: see {', '.join(options)}.")
@@ -107,7 +107,8 @@ class Ports:
             except OSError as error:
                 raise Failure(
                     f"port {port} on {host} cannot be used ({error.strerror}): stop what listens there, or choose "
-                    f"another with --{name}-port or INFLIGHT_{name.upper()}_PORT."
+                    f"another with --{name}-port or INFLIGHT_{name.upper()}_PORT"
+                    f"{'; --no-gateway starts none' if name == 'gateway' else ''}."
                 ) from error
 
 
@@ -159,17 +160,17 @@ class Server:
     @property
     def http_url(self) -> str:
         """host:port of the HTTP endpoint."""
-        return f"{self._reachable_host()}:{self.ports.http}"
+        return f"{self.reachable_host}:{self.ports.http}"
 
     @property
     def grpc_url(self) -> str:
         """host:port of the gRPC endpoint."""
-        return f"{self._reachable_host()}:{self.ports.grpc}"
+        return f"{self.reachable_host}:{self.ports.grpc}"
 
     @property
     def metrics_url(self) -> str:
         """Address of the Prometheus page."""
-        return f"http://{self._reachable_host()}:{self.ports.metrics}/metrics"
+        return f"http://{self.reachable_host}:{self.ports.metrics}/metrics"
 
     @property
     def pid(self) -> int:
@@ -179,7 +180,7 @@ class Server:
     @property
     def health_url(self) -> str:
         """Where is asked whether it is ready; '' where nobody answers."""
-        return f"http://{self._reachable_host()}:{self.ports.health}/ready" if self.ports.health else ""
+        return f"http://{self.reachable_host}:{self.ports.health}/ready" if self.ports.health else ""
 
     def watch(self) -> HealthServer | None:
         """Start to answer on the port of health; None where there is none. The caller stops it."""
@@ -187,7 +188,7 @@ class Server:
             return None
         pid = self.pid
         watch = Watch(
-            self._reachable_host(),
+            self.reachable_host,
             self.ports.http,
             own_folders,
             wanted=self.config.models,
@@ -204,7 +205,9 @@ class Server:
         health.start()
         return health
 
-    def _reachable_host(self) -> str:
+    @property
+    def reachable_host(self) -> str:
+        """Where it is reached from this machine."""
         return "127.0.0.1" if self.config.host in ("0.0.0.0", "::") else self.config.host
 
     def _started(self) -> subprocess.Popen[bytes]:
@@ -303,18 +306,24 @@ class Server:
         notice_s = 0.0 if at_once else self.config.drain_notice_s
         return drain_models(self.stub_pids(), limit_s, notice_s, hurry)
 
-    def stop(self, hurry: Callable[[], bool] = lambda: False, at_once: bool = False) -> int:
+    def stop(
+        self,
+        hurry: Callable[[], bool] = lambda: False,
+        at_once: bool = False,
+        drained: Callable[[], None] = lambda: None,
+    ) -> int:
         """Drain, stop the server and return its exit status.
 
         Waits `stop_timeout_s` at most after the drain, or until `hurry()` is true. What is left after that is killed
         (`killed` says so), and the shared memory it held is removed. Stopping what never started, or stopped before,
-        does nothing. With `at_once` nobody is given notice.
+        does nothing. With `at_once` nobody is given notice. `drained` is called between the drain and the stop.
         """
         if self._process is None:
             return 0
         process = self._process
         if process.poll() is None:
             answers = self.drain(hurry, at_once)
+            drained()
             process.terminate()
             # With every model drained and its engine ended there is nothing to wait for. Triton 24.10 may wait all the
             # same: its gRPC side never lets go of a request whose stream the client cancels right after the final

@@ -68,10 +68,10 @@ def wait_until(condition: Callable[[], object], seconds: float = 10.0) -> None:
 # --- Ports ------------------------------------------------------------------------------------------------------------
 
 
-def test_free_ports_are_four_different_ones_that_can_be_used() -> None:
+def test_free_ports_are_five_different_ones_that_can_be_used() -> None:
     ports = Ports.free()
     ports.check("127.0.0.1")
-    assert len({ports.http, ports.grpc, ports.metrics, ports.health}) == 4
+    assert len({ports.http, ports.grpc, ports.metrics, ports.health, ports.gateway}) == 5
 
 
 def test_a_taken_port_is_named_with_the_way_to_choose_another() -> None:

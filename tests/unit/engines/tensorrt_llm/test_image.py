@@ -52,7 +52,8 @@ def test_nothing_is_installed_that_the_image_has() -> None:
     locked = {line.split("==")[0] for line in (ROOT / "requirements" / "serve.txt").read_text(encoding="utf-8").split()}
     assert set(names.split()) <= locked
     assert not {"llguidance", "openvino", "torch"} & set(names.split())
-    assert run.count("pip install") == 1
+    assert run.count("pip install") == 2
+    assert run.count("pip install --no-cache-dir --no-deps --target") == 1  # the gateway's own
     assert "import transformers" in run.replace("importlib.util as u, ", "")
     checked = subprocess.run(["bash", "-n", "-c", run], capture_output=True, timeout=20)
     assert checked.returncode == 0, checked.stderr
@@ -105,7 +106,8 @@ def test_its_steps_beside_the_packages_of_each_release(release: str, tmp_path: P
                 folder = place if target.endswith("/") else place.parent
                 folder.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(ROOT / source, folder / Path(source).name)
-    (value,) = (text.split("=", 1)[1] for text in of("ENV") if text.startswith("PYTHONPATH="))
+    values = dict(text.split("=", 1) for text in of("ENV"))
+    value, gateway = values["PYTHONPATH"], str(root / values["INFLIGHT_GATEWAY_PACKAGES"].lstrip("/"))
     paths = os.pathsep.join(str(root / part.lstrip("/")) for part in value.split(":"))
     (run,) = of("RUN")
     for place in ("/opt/inflight", "/models", "/tmp/lacking.txt"):
@@ -113,6 +115,7 @@ def test_its_steps_beside_the_packages_of_each_release(release: str, tmp_path: P
     (root / "tmp").mkdir()
     before = installed(image)
     variables = {**os.environ, "PATH": f"{image / 'bin'}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": paths}
+    variables["INFLIGHT_GATEWAY_PACKAGES"] = gateway
     done = subprocess.run(["/bin/sh", "-c", run], env=variables, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     after = installed(image)
@@ -142,7 +145,8 @@ def test_the_context_holds_what_is_copied_and_nothing_of_the_work_tree(tmp_path:
     context = tmp_path / "context"
     names = [".venv/bin/python", ".cache/model", ".git/config", "engine/rank0.engine", "docs/gpu.md"]
     names += ["model_repository/llm/1/engine/x", "scripts/__pycache__/a.pyc", "python_backend/inflight/x/__pycache__/b"]
-    wanted = ["requirements/serve.txt", "python_backend/model.py", "build_engine/cli.py", "scripts/serve.py"]
+    wanted = ["requirements/serve.txt", "requirements/gateway.txt", "gateway/inflight_gateway/cli.py"]
+    wanted += ["python_backend/model.py", "build_engine/cli.py", "scripts/serve.py"]
     wanted += ["model_repository/llm/config.pbtxt", "python_backend/inflight/request/contract.py"]
     for name in names + wanted:
         (context / name).parent.mkdir(parents=True, exist_ok=True)
