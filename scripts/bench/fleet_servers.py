@@ -66,7 +66,7 @@ class FleetServer:
 
     def serve(self) -> None:
         """`inflight serve`, which has its port of health by itself, and the gateway."""
-        numbers = dataclasses.asdict(self.ports)
+        numbers = dataclasses.asdict(self.ports) | {"gateway": 0}  # it has one of its own, with its own notice
         ports = [word for name, port in numbers.items() for word in (f"--{name}-port", str(port))]
         words: list[str | Path] = [REPOSITORY / "scripts" / "serve.py", "--repository", self.folder / "repository"]
         self.start(*words, *ports, "--log", self.folder / "tritonserver.log", "--end-with-parent")
