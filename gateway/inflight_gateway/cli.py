@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import signal
 import sys
 import time
@@ -22,6 +23,7 @@ import uvicorn
 
 from inflight_gateway.http.front import Front, Limits
 from inflight_gateway.http.keys import VARIABLE, Keys
+from inflight_gateway.http.protocol import Connection
 from inflight_gateway.triton.fleet import Fleet
 
 log = logging.getLogger("inflight_gateway")
@@ -97,6 +99,13 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
+def take_files() -> None:
+    """As many open files as the system allows: a request takes two, and a shell's usual limit is 1,024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # a limit that may not be had: what there is has to do
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def main(arguments: Sequence[str] | None = None, program: str | None = None) -> int:
     """Serve until asked to stop."""
     found = parser(program)
@@ -114,6 +123,7 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
         write_s=options.write_timeout,
         keep_alive_s=options.keep_alive,
     )
+    take_files()
     front = Front(
         Fleet(options.triton or [TRITON]),
         keys,
@@ -126,7 +136,7 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
         host=options.host,
         port=options.port,
         loop="uvloop",
-        http="httptools",
+        http=Connection,
         ws="none",
         lifespan="on",
         access_log=False,

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, TypeAlias
 
 from inflight_gateway.core.errors import GatewayError, Kind
+from inflight_gateway.http.protocol import ABORT
 
 # ASGI.
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -99,6 +100,12 @@ class Exchange:
     async def write(self, data: bytes, more: bool = True) -> None:
         """A part of a streamed answer."""
         await self._write({"type": "http.response.body", "body": data, "more_body": more})
+
+    def abort(self) -> None:
+        """Break the connection off. What waits to be written to a client that does not read would wait for ever."""
+        how = (self.scope.get("extensions") or {}).get(ABORT)
+        if how is not None:
+            how()
 
     async def _write(self, message: MutableMapping[str, Any]) -> None:
         self.writing_since = time.monotonic()

@@ -327,6 +327,8 @@ class Front:
             except asyncio.CancelledError:
                 if left.done() or exchange.stalled:
                     self.metrics.cancelled.inc()
+                    if exchange.stalled:
+                        exchange.abort()
                     return
                 raise GatewayError(Kind.DRAINING, "the gateway is stopping; send the request again") from None
         finally:

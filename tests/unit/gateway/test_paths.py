@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import resource
 import socket
 import threading
 import time
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from tests.harness.fake_triton import FakeTriton, serving
@@ -175,3 +178,36 @@ def test_an_idle_stream_is_kept_open_and_who_does_not_read_is_let_go(fake: tuple
                     part = client.recv(65536)
                     assert part
                     read += part
+
+
+def test_who_does_not_read_loses_the_connection_as_well(fake: tuple[FakeTriton, str]) -> None:
+    """What is buffered for a client that never reads can never be flushed: its connection must not wait for that."""
+    body = json.dumps(HELLO | {"messages": [{"role": "user", "content": "flood"}], "stream": True}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+    with running(fake[1], "--write-timeout", "1") as gateway, contextlib.ExitStack() as stack:
+        gateway.wait_ready()
+        ask(gateway, "hi", False)
+        fake[0].left.clear()
+        files = psutil.Process(gateway.process.pid).num_fds()
+        for _ in range(4):
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", gateway.port), 10))
+            client.sendall(head.encode() + body)
+        assert fake[0].left.wait(15)
+        end = time.monotonic() + 5
+        while psutil.Process(gateway.process.pid).num_fds() > files:
+            assert time.monotonic() < end, "connections to clients that do not read stay open"
+            time.sleep(0.1)
+        assert "inflight_gateway_requests_in_flight 0.0" in gateway.call("GET", "/metrics")[2].decode()
+
+
+def test_as_many_files_as_the_system_allows_are_taken(fake: tuple[FakeTriton, str]) -> None:
+    """A shell's usual 1,024 are fewer than the requests that may be under way."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+    try:
+        with running(fake[1]) as gateway:
+            gateway.wait_ready()
+            found = resource.prlimit(gateway.process.pid, resource.RLIMIT_NOFILE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert found == (before[1], before[1])
