@@ -21,6 +21,7 @@ from types import FrameType
 
 import uvicorn
 
+from inflight_gateway import workers
 from inflight_gateway.http.front import Front, Limits
 from inflight_gateway.http.keys import VARIABLE, Keys
 from inflight_gateway.http.protocol import Connection
@@ -41,6 +42,7 @@ def parser(program: str | None = None) -> argparse.ArgumentParser:
     found.add_argument("--host", default=os.environ.get("INFLIGHT_HOST", "127.0.0.1"), help="%(default)s")
     found.add_argument("--port", type=int, default=os.environ.get("INFLIGHT_GATEWAY_PORT", "8080"), help="%(default)s")
     found.add_argument("--api-keys", type=Path, metavar="FILE", help=f"one key a line; also ${VARIABLE}, by commas")
+    found.add_argument("--workers", type=int, default=1, metavar="N", help="processes; limits are each one's own")
     found.add_argument("--max-requests", type=int, default=1024, metavar="N", help="under way at once (%(default)s)")
     found.add_argument("--max-requests-per-key", type=int, metavar="N", help="(default: --max-requests)")
     found.add_argument("--max-body-bytes", type=int, default=4 << 20, metavar="N", help="(%(default)s)")
@@ -60,8 +62,12 @@ def parser(program: str | None = None) -> argparse.ArgumentParser:
 class _Server(uvicorn.Server):
     """uvicorn's server, which leaves in phases."""
 
-    def __init__(self, config: uvicorn.Config, front: Front, notice_s: float, timeout_s: float) -> None:
+    def __init__(
+        self, config: uvicorn.Config, front: Front, notice_s: float, timeout_s: float, parent: int | None = None
+    ) -> None:
+        """`parent`: of a worker, the pipe that ends with its parent."""
         super().__init__(config)
+        self._parent = parent
         self._front = front
         self._notice_s, self._timeout_s = notice_s, timeout_s
         self._draining: asyncio.Task[None] | None = None
@@ -70,6 +76,8 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         """Remember the loop that signals are told to."""
         self._loop = asyncio.get_running_loop()
+        if self._parent is not None:
+            workers.tell_when_orphaned(self._parent, lambda: self.handle_exit(signal.SIGTERM, None))
         await super().startup(sockets)  # type: ignore[arg-type]
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -109,12 +117,22 @@ def take_files() -> None:
 def main(arguments: Sequence[str] | None = None, program: str | None = None) -> int:
     """Serve until asked to stop."""
     found = parser(program)
-    options = found.parse_args(sys.argv[1:] if arguments is None else arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    options = found.parse_args(words)
+    if options.workers < 1:
+        found.error("--workers must be at least 1")
     try:
         keys = Keys(options.api_keys, os.environ)
     except (OSError, UnicodeError) as error:
         found.error(f"{options.api_keys} cannot be read: {error}")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
+    worker = workers.inherited(os.environ)
+    if options.workers > 1 and worker is None:
+        longest = options.drain_notice + options.drain_timeout
+        try:
+            return workers.serve(words, options.host, options.port, options.workers, longest)
+        except OSError as error:
+            found.error(f"port {options.port} of {options.host} cannot be had: {error}")
     limits = Limits(
         body_bytes=options.max_body_bytes,
         body_s=options.body_timeout,
@@ -155,7 +173,7 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
             log.error("%s cannot be read, the keys stay as they were: %s", options.api_keys, error)
 
     signal.signal(signal.SIGHUP, reload)
-    server = _Server(config, front, options.drain_notice, options.drain_timeout)
+    server = _Server(config, front, options.drain_notice, options.drain_timeout, worker[1] if worker else None)
     with contextlib.suppress(KeyboardInterrupt):
-        server.run()
+        server.run([worker[0]] if worker else None)
     return 0 if server.started else 1
