@@ -2,7 +2,8 @@
 """What chat costs: preparing a request (messages, template, tokens), and reading tool calls out of streamed text.
 
 Medians of several repeats in one process, without a server. `--src DIR` measures another checkout's preparation, to
-compare with what was there before.
+compare with what was there before. `--streams N` measures something else: tokens/s of N streams through the real server
+from the simulated engine at full tilt, with parsers of calls and thoughts against without, in turns.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ SMALL = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 REPEATS = 5
+ARMS = ("neither", "calls", "thoughts", "calls and thoughts")
+TOOLS = json.dumps([{"type": "function", "function": {"name": name}} for name in ("get_weather", "search")])
 
 
 def conversation(turns: int, words: int) -> bytes:
@@ -101,13 +104,65 @@ def reading(text: str, pieces: int) -> dict[str, float]:
     return found
 
 
+def inputs_of(arm: str, streams: int, tokens: int, seed: str) -> list[dict[str, list[Any]]]:
+    """Two requests a stream. Behind the open tag of a thought all that comes is thought."""
+    from inflight_tools.load.prompts import prompts
+
+    texts = prompts(seed, 16)
+    shared: dict[str, list[Any]] = {
+        "max_tokens": [tokens],
+        "stream": [True],
+        "ignore_eos": [True],
+        "return_num_output_tokens": [True],
+        **({"tools": [TOOLS]} if arm in ("calls", "calls and thoughts") else {}),
+        **({"reasoning": [True]} if arm in ("thoughts", "calls and thoughts") else {}),
+    }
+    end = " <think>" if arm == "thoughts" else ""
+    return [{"text_input": [next(texts) + end], **shared} for _ in range(2 * streams)]
+
+
+def through_the_server(options: argparse.Namespace) -> None:
+    """tokens/s of every arm in turns, on one server; each against the run without a parser of its own repeat."""
+    from bench.simulated_model import serving
+    from inflight_tools.load.perf_analyzer import Load, find_perf_analyzer, measure
+    from inflight_tools.load.stats import Objective, Run, summarize_run
+
+    streams = options.streams
+    engine = {"real_time": False, "max_running": streams, "max_seq_len": 1 << 16, "blocks": 1 << 20}
+    model = {"max_queue_size": str(2 * streams), "tool_format": options.tool_format, "reasoning_format": "think"}
+    found: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    with serving(options.engine, engine, model) as server:
+        for repeat in range(options.repeats):
+            for arm in ARMS:
+                inputs = inputs_of(arm, streams, options.tokens, f"chat {repeat} {arm}")
+                load = Load(concurrency=streams)
+                requests = measure(find_perf_analyzer(), server.grpc_url, "llm", load, inputs, 200.0)
+                run = summarize_run(Run(requests, streams), streams, Objective())
+                found[arm].append(run.tokens_per_s)
+                print(f"repeat {repeat}, {arm}: {run.tokens_per_s:,.0f} tokens/s", flush=True)
+    print(f"| {streams} streams, {options.tool_format} | tokens/s | of without |\n|---|---|---|")
+    for arm, speeds in found.items():
+        shares = sorted(speed / without for speed, without in zip(speeds, found[ARMS[0]], strict=True))
+        between = f"{statistics.median(shares):.3f} ({shares[0]:.3f} to {shares[-1]:.3f})"
+        print(f"| {arm} | {statistics.median(speeds):,.0f} | {between} |")
+
+
 def main() -> None:
     """Measure and print."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--src", type=Path, default=ROOT, help="checkout whose code is measured")
     arguments.add_argument("--engine", type=Path, default=ROOT / "model_repository/llm/1/engine")
+    arguments.add_argument("--streams", type=int, default=0, metavar="N", help="through the real server")
+    arguments.add_argument("--tool-format", default="hermes", help="with --streams (default: %(default)s)")
+    arguments.add_argument(
+        "--tokens", type=int, default=1000, help="of an answer, with --streams (default: %(default)s)"
+    )
+    arguments.add_argument("--repeats", type=int, default=3, help="with --streams (default: %(default)s)")
     options = arguments.parse_args()
-    sys.path.insert(0, str(options.src / "python_backend"))
+    sys.path[:0] = [str(options.src / "python_backend"), str(ROOT / "scripts")]
+    if options.streams:
+        through_the_server(options)
+        return
     large = (ROOT / "tests/unit/request/families/qwen25.jinja").read_text(encoding="utf-8")
     large += "{#" + "x" * (5000 - len(large)) + "#}"
     for name, template in (("0.2 KB", SMALL), ("5 KB", large)):
