@@ -23,6 +23,7 @@ SMALL = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 REPEATS = 5
+WAVES = 4
 ARMS = ("neither", "calls", "thoughts", "calls and thoughts")
 TOOLS = json.dumps([{"type": "function", "function": {"name": name}} for name in ("get_weather", "search")])
 
@@ -105,7 +106,7 @@ def reading(text: str, pieces: int) -> dict[str, float]:
 
 
 def inputs_of(arm: str, streams: int, tokens: int, seed: str) -> list[dict[str, list[Any]]]:
-    """Two requests a stream. Behind the open tag of a thought all that comes is thought."""
+    """Four requests a stream. Behind the open tag of a thought all that comes is thought."""
     from inflight_tools.load.prompts import prompts
 
     texts = prompts(seed, 16)
@@ -118,33 +119,40 @@ def inputs_of(arm: str, streams: int, tokens: int, seed: str) -> list[dict[str, 
         **({"reasoning": [True]} if arm in ("thoughts", "calls and thoughts") else {}),
     }
     end = " <think>" if arm == "thoughts" else ""
-    return [{"text_input": [next(texts) + end], **shared} for _ in range(2 * streams)]
+    return [{"text_input": [next(texts) + end], **shared} for _ in range(WAVES * streams)]
 
 
 def through_the_server(options: argparse.Namespace) -> None:
     """tokens/s of every arm in turns, on one server; each against the run without a parser of its own repeat."""
     from bench.simulated_model import serving
+    from bench.tracing_cost import cpu_s
     from inflight_tools.load.perf_analyzer import Load, find_perf_analyzer, measure
     from inflight_tools.load.stats import Objective, Run, summarize_run
 
     streams = options.streams
     engine = {"real_time": False, "max_running": streams, "max_seq_len": 1 << 16, "blocks": 1 << 20}
-    model = {"max_queue_size": str(2 * streams), "tool_format": options.tool_format, "reasoning_format": "think"}
+    model = {"max_queue_size": str(WAVES * streams), "tool_format": options.tool_format, "reasoning_format": "think"}
     found: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    spent: dict[str, list[float]] = {arm: [] for arm in ARMS}
     with serving(options.engine, engine, model) as server:
+        (stub,) = server.stub_pids()
         for repeat in range(options.repeats):
             for arm in ARMS:
                 inputs = inputs_of(arm, streams, options.tokens, f"chat {repeat} {arm}")
                 load = Load(concurrency=streams)
+                before = cpu_s(stub)
                 requests = measure(find_perf_analyzer(), server.grpc_url, "llm", load, inputs, 200.0)
                 run = summarize_run(Run(requests, streams), streams, Objective())
                 found[arm].append(run.tokens_per_s)
-                print(f"repeat {repeat}, {arm}: {run.tokens_per_s:,.0f} tokens/s", flush=True)
-    print(f"| {streams} streams, {options.tool_format} | tokens/s | of without |\n|---|---|---|")
+                spent[arm].append(1e6 * (cpu_s(stub) - before) / sum(request.tokens for request in requests))
+                print(f"repeat {repeat}, {arm}: {found[arm][-1]:,.0f} tokens/s, {spent[arm][-1]:.2f} µs", flush=True)
+    print(f"| {streams} streams, {options.tool_format} | tokens/s | of without | µs of the backend's CPU a token |")
+    print("|---|---|---|---|")
     for arm, speeds in found.items():
         shares = sorted(speed / without for speed, without in zip(speeds, found[ARMS[0]], strict=True))
         between = f"{statistics.median(shares):.3f} ({shares[0]:.3f} to {shares[-1]:.3f})"
-        print(f"| {arm} | {statistics.median(speeds):,.0f} | {between} |")
+        cpu = f"{statistics.median(spent[arm]):.2f} ({min(spent[arm]):.2f} to {max(spent[arm]):.2f})"
+        print(f"| {arm} | {statistics.median(speeds):,.0f} | {between} | {cpu} |")
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from tests.conftest import MakeServer
 from tests.harness.grpc_client import GrpcClient, Pending, RequestFailed
 from tests.harness.http_client import HttpClient
 
@@ -209,3 +210,20 @@ def test_why_it_stopped(grpc: GrpcClient) -> None:
     assert reason(start(grpc, chat("Hi"), sampling_parameters=json.dumps({"stop_token_ids": [third]})).result()) == str(
         third
     )
+
+
+@pytest.mark.full
+def test_required_calls_in_forms_without_json(make_server: MakeServer) -> None:
+    begins = {"pythonic": "[", "qwen3_coder": "<tool_call>\n<function="}
+    server = make_server({form: {"tool_format": form} for form in begins}, engine="openvino")
+    with GrpcClient(server.grpc_url) as grpc:
+        for form, begin in begins.items():
+            for city in CITIES[:4]:
+                values = {"tools": TOOLS, "tool_choice": "get_weather", "max_tokens": 120, "return_token_ids": True}
+                answer = start(grpc, chat(f"Weather in {city}?"), model=form, **values).result()
+                (call,) = calls_of(answer)
+                ids = list(answer.output_ids)
+                written = grpc.generate(input_ids=ids, max_tokens=1, exclude_input_in_output=False, model=form)
+                assert written.text.startswith(begin)
+                if answer.finish_reason != "length":
+                    jsonschema.validate(json.loads(call["arguments"]), WEATHER)

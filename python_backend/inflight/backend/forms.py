@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -16,6 +16,7 @@ from inflight.answer.tools.forms import MARKERS, ToolForm
 from inflight.answer.tools.forms import form_of_template as tools_of
 from inflight.engines.base import Guide
 from inflight.errors import invalid, unsupported
+from inflight.grammar import tool_arguments
 from inflight.grammar.thought import Thought
 from inflight.grammar.tools import FORMS, relaxations
 from inflight.model.parameters import ModelConfig
@@ -70,7 +71,7 @@ class ModelForms:
             raise invalid("tool_choice", "asks for a call, and a guide for something else; leave one of them out")
         tools = _callable(request)
         several = chat.parallel_tool_calls and chat.tool_choice is ToolChoice.REQUIRED
-        guide: dict[str, Any] = {"form": self.forced.value, "tools": tools, "parallel": several}
+        guide: dict[str, Any] = {"form": self._forced(tools).value, "tools": tools, "parallel": several}
         return dataclasses.replace(request, guide=Guide("tools", json.dumps(guide, sort_keys=True)))
 
     @staticmethod
@@ -80,17 +81,19 @@ class ModelForms:
             return None
         return relaxations(_callable(request))
 
-    @property
-    def forced(self) -> ToolForm:
-        """The form of calls that a guide makes."""
-        return self.tools if self.tools.value in FORMS else ToolForm.JSON_LIST
+    def _forced(self, tools: Sequence[Mapping[str, Any]]) -> ToolForm:
+        """The form in which a guide makes calls of these tools."""
+        form = self.tools.value
+        if form not in FORMS or (form in tool_arguments.FORMS and not tool_arguments.fits(form, tools)):
+            return ToolForm.JSON_LIST
+        return self.tools
 
     def parts_of(self, request: GenerationRequest, prompt: Prompt) -> PartsForm:
         """What the text of the request's sequences is taken apart by."""
         chat = request.chat
         tools = ToolForm.NONE
         if chat.tools and chat.tool_choice is not ToolChoice.NONE:
-            tools = self.forced if chat.tool_choice in _FORCED else self.tools
+            tools = self._forced(_callable(request)) if chat.tool_choice in _FORCED else self.tools
         if tools is ToolForm.NONE and not request.reasoning:
             return PartsForm()
         single = not chat.parallel_tool_calls or chat.tool_choice is ToolChoice.NAMED

@@ -11,8 +11,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from inflight.grammar import chars
 from inflight.grammar import json_values as values
-from inflight.grammar.nodes import Call, Grammar, GrammarError, Node, Repeat, alt, literal, maybe, seq
+from inflight.grammar.nodes import Call, Chars, Grammar, GrammarError, Node, Repeat, alt, literal, maybe, seq
 from inflight.grammar.plain import plain, with_null
 from inflight.grammar.regex import parse_regex
 
@@ -83,12 +84,43 @@ def schema_grammar(schema: object, share: bool = True) -> Grammar:
     return Grammar({**values.RULES, **converter.rules, "root": root}, frozenset(converter.opaque))
 
 
-class Converter:
-    """Schemas of one document → `nodes`. References lead into the document."""
+def unquoted(schema: Mapping[str, Any]) -> Node | None:
+    """A text of a schema as it stands, without quotes and escapes; None where any text fits. Texts of a length hold no
+    `<`, so that a tag behind them is found. Raises `GrammarError`.
+    """
+    pattern = _pattern(schema)
+    if pattern is not None:
+        return pattern
+    least, most = _count(schema, "minLength", 0), _count(schema, "maxLength", None)
+    if not least and most is None:
+        return None
+    _check_counts(least, most, "Length")
+    return Repeat(Chars(chars.difference(chars.ALL, chars.of("<"))), least or 0, most)
 
-    def __init__(self, document: object, share: bool) -> None:
+
+def _pattern(schema: Mapping[str, Any]) -> Node | None:
+    """What `pattern` or `format` say. Raises `GrammarError`."""
+    if "pattern" not in schema and "format" not in schema:
+        return None
+    keyword = "pattern" if "pattern" in schema else "format"
+    beside = sorted({"pattern", "format", "minLength", "maxLength"} & set(schema) - {keyword})
+    if beside:
+        raise GrammarError(f"has {beside[0]!r} beside {keyword!r} in one schema, which cannot be enforced here")
+    text = schema[keyword]
+    if not isinstance(text, str) or (keyword == "format" and text not in _FORMATS):
+        raise GrammarError(f"has the {keyword} {str(text)[:40]!r}; the formats known are {', '.join(_FORMATS)}")
+    return parse_regex(_FORMATS[text] if keyword == "format" else text)
+
+
+class Converter:
+    """Schemas of one document → `nodes`. References lead into the document. `python`: values are written as literals of
+    that language, with the rules `json_values.PYTHON_RULES`.
+    """
+
+    def __init__(self, document: object, share: bool, python: bool = False) -> None:
         self._document = document
         self._share = share
+        self._python = python
         self.rules: dict[str, Node] = {}
         self.opaque = {"white", "value", "object"} | ({"string", "integer", "number"} if share else set())
 
@@ -163,8 +195,7 @@ class Converter:
             schema = self._find(schema["$ref"])
         raise GrammarError("has a $ref that only leads to itself")
 
-    @staticmethod
-    def _constants(schema: Mapping[str, Any]) -> Node:
+    def _constants(self, schema: Mapping[str, Any]) -> Node:
         options = schema.get("enum", [schema.get("const")])
         if not isinstance(options, list) or not options:
             raise GrammarError("has an enum that is not a list of values")
@@ -177,7 +208,7 @@ class Converter:
             raise GrammarError(f"has {beside[0]!r} beside an enum or a const, which cannot be enforced here")
         if not options:
             raise GrammarError("has an enum of which no value is of its type")
-        return alt(values.constant(value) for value in options)
+        return alt(values.constant(value, self._python) for value in options)
 
     def _typed(self, schema: Mapping[str, Any], copy: bool, depth: int) -> Node:
         types = _types(schema)
@@ -197,9 +228,9 @@ class Converter:
         if kind in ("integer", "number"):
             return _number(schema, kind) if _OF_TYPE[kind] & set(schema) else Call(kind)
         if kind == "boolean":
-            return alt([literal("true"), literal("false")])
+            return alt([values.constant(True, self._python), values.constant(False, self._python)])
         if kind == "null":
-            return literal("null")
+            return values.constant(None, self._python)
         if copy:
             return self._array(schema, depth) if kind == "array" else self._object(schema, depth)
         own = {key: schema[key] for key in sorted(_OF_TYPE[kind] & set(schema))}
@@ -211,16 +242,9 @@ class Converter:
         return Call(name)
 
     def _string(self, schema: Mapping[str, Any]) -> Node:
-        lengths = sorted({"minLength", "maxLength"} & set(schema))
-        if "pattern" in schema or "format" in schema:
-            keyword = "pattern" if "pattern" in schema else "format"
-            beside = sorted({"pattern", "format", *lengths} & set(schema) - {keyword})
-            if beside:
-                raise GrammarError(f"has {beside[0]!r} beside {keyword!r} in one schema, which cannot be enforced here")
-            text = schema[keyword]
-            if not isinstance(text, str) or (keyword == "format" and text not in _FORMATS):
-                raise GrammarError(f"has the {keyword} {str(text)[:40]!r}; the formats known are {', '.join(_FORMATS)}")
-            return values.string_matching(parse_regex(_FORMATS[text] if keyword == "format" else text))
+        pattern = _pattern(schema)
+        if pattern is not None:
+            return values.string_matching(pattern)
         least, most = _count(schema, "minLength", 0), _count(schema, "maxLength", None)
         if least == 0 and most is None:
             return values.STRING

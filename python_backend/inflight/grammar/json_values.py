@@ -41,12 +41,13 @@ _NOT_SURROGATE = alt(
         seq(Chars(chars.of("dD")), Chars(chars.of("01234567")), _HEX, _HEX),
     ]
 )
-_ANY_CHAR = alt(
-    [
-        Chars(_PLAIN),
-        seq(literal("\\"), alt([Chars(chars.of('"\\/bfnrt')), seq(literal("u"), _NOT_SURROGATE)])),
-    ]
-)
+
+
+def _any_char(escapes: str) -> Node:
+    return alt([Chars(_PLAIN), seq(literal("\\"), alt([Chars(chars.of(escapes)), seq(literal("u"), _NOT_SURROGATE)]))])
+
+
+_ANY_CHAR = _any_char('"\\/bfnrt')
 _SHORT = {"\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t", '"': '\\"', "\\": "\\\\"}
 
 WHITE = Call("white")
@@ -79,9 +80,25 @@ RULES: Mapping[str, Node] = {
 }
 
 
-def constant(value: object) -> Node:
-    """Exactly this value, in one spelling."""
-    return literal(json.dumps(value, ensure_ascii=False))
+PYTHON_RULES: Mapping[str, Node] = {
+    **RULES,
+    "string": seq(_QUOTE, Repeat(_any_char('"\\bfnrt'), 0, None), _QUOTE),  # Python knows no escaped slash
+    "value": alt([STRING, NUMBER, literal("True"), literal("False"), literal("None"), _ARRAY, OBJECT]),
+}
+"""The same with Python's words for what is neither text, number, list nor object."""
+
+
+def constant(value: object, python: bool = False) -> Node:
+    """Exactly this value, in one spelling; `python`: as a literal of that language."""
+    return literal(_python(value) if python else json.dumps(value, ensure_ascii=False))
+
+
+def _python(value: object) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_python, value)) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(key, ensure_ascii=False)}: {_python(value[key])}" for key in value) + "}"
+    return str(value) if value is None or isinstance(value, bool) else json.dumps(value, ensure_ascii=False)
 
 
 def string_of_length(least: int, most: int | None) -> Node:

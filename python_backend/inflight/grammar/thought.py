@@ -32,17 +32,20 @@ def behind(thought: Thought, grammar: Grammar) -> Iterator[Grammar]:
         yield Grammar({**grammar.rules, _ROOT: root}, grammar.opaque, _ROOT)
 
 
-def _free(thought: Thought, optional: bool, breaks: bool) -> Node:
-    """Any text up to the closing tag; `optional`: or nothing at all. `breaks`: line breaks may follow."""
-    closing = thought.closing
-    # Parts of the closing tag may stand in the text, one behind the other, as long as something else follows. It has
-    # its first character nowhere but in front, so each further part begins a new try.
+def text_until(closing: str) -> Node:
+    """Any text up to the first `closing`, and that. It has its first character nowhere but in front."""
+    # Parts of it may stand in the text, one behind the other, as long as something else follows; each further part
+    # begins a new try.
     parts = [closing[:length] for length in range(1, len(closing))]
     tries = Repeat(alt(map(literal, parts)), 0, None)
-    other = Chars(chars.difference(chars.charset([(1, 0x10FFFF)]), chars.of(closing[0])))
+    other = Chars(chars.difference(chars.ALL, chars.of(closing[0])))
     missed = [seq(literal(part), Chars(chars.difference(other.chars, chars.of(closing[len(part)])))) for part in parts]
-    text = Repeat(alt([other, seq(tries, alt(missed))]), 0, None)
-    free = seq(text, tries, literal(closing), Repeat(literal("\n"), 0, 2 if breaks else 0))
+    return seq(Repeat(alt([other, seq(tries, alt(missed))]), 0, None), tries, literal(closing))
+
+
+def _free(thought: Thought, optional: bool, breaks: bool) -> Node:
+    """Any text up to the closing tag; `optional`: or nothing at all. `breaks`: line breaks may follow."""
+    free = seq(text_until(thought.closing), Repeat(literal("\n"), 0, 2 if breaks else 0))
     if thought.opened:
         return free
     begun = seq(literal(thought.opening), free)

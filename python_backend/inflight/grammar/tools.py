@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from inflight.grammar import json_values as values
+from inflight.grammar import tool_arguments
 from inflight.grammar.json_schema import Converter
 from inflight.grammar.loosen import loosen
-from inflight.grammar.nodes import Grammar, GrammarError, Node, Repeat, alt, literal, seq
+from inflight.grammar.nodes import Call, Grammar, GrammarError, Node, Repeat, alt, literal, seq
 
 # form → (before the first call, before each, the key of arguments, after each, between two, after the last)
 _ENVELOPES: Final[Mapping[str, tuple[str, str, str, str, str, str]]] = {
@@ -22,7 +23,12 @@ _ENVELOPES: Final[Mapping[str, tuple[str, str, str, str, str, str]]] = {
     "mistral": ("[TOOL_CALLS][", "", "arguments", "", ", ", "]"),
     "json_list": ("[", "", "arguments", "", ", ", "]"),
 }
-FORMS: Final = frozenset(_ENVELOPES)
+_CALLS: Final[Mapping[str, tuple[str, str, str, str, str]]] = {
+    tool_arguments.PYTHONIC: ("[", "{}(", ")", ", ", "]"),
+    tool_arguments.QWEN3_CODER: ("", "<tool_call>\n<function={}>\n", "</function>\n</tool_call>", "\n", ""),
+}
+"""form → (before the first call, before the arguments, behind them, between two calls, after the last)"""
+FORMS: Final = frozenset(_ENVELOPES) | tool_arguments.FORMS
 
 
 def tools_grammar(guide: object, share: bool = True) -> Grammar:
@@ -30,19 +36,36 @@ def tools_grammar(guide: object, share: bool = True) -> Grammar:
     if not isinstance(guide, Mapping) or guide.get("form") not in FORMS or not guide.get("tools"):
         raise GrammarError("is no guide of tools")
     functions = [tool["function"] for tool in guide["tools"]]
+    form, python = guide["form"], guide["form"] == tool_arguments.PYTHONIC
     document = {"tools": [_parameters(place, function) for place, function in enumerate(functions)]}
-    converter = Converter(document, share)
-    first, before, key, after, between, last = _ENVELOPES[guide["form"]]
+    converter = Converter(document, share, python)
     calls = []
-    for place, function in enumerate(functions):
-        head = f'{before}{{"name": {json.dumps(function["name"])}, "{key}": '
-        calls.append(
-            seq(literal(head), _arguments(converter, document["tools"][place], function), literal("}" + after))
-        )
+    for place, (schema, function) in enumerate(zip(document["tools"], functions, strict=True)):
+        if form in _CALLS:
+            first, before, after, between, last = _CALLS[form]
+            name = f"arguments:{place}"
+            converter.rules[name] = seq(_named_arguments(form, converter, schema, function), literal(after))
+            converter.opaque.add(name)
+            calls.append(seq(literal(before.format(function["name"])), Call(name)))
+        else:
+            first, before, key, after, between, last = _ENVELOPES[form]
+            head = f'{before}{{"name": {json.dumps(function["name"])}, "{key}": '
+            calls.append(seq(literal(head), _arguments(converter, schema, function), literal("}" + after)))
     call = alt(calls)
     more: Node = Repeat(seq(literal(between), call), 0, None) if guide.get("parallel", True) else seq()
     root = seq(literal(first), call, more, literal(last))
-    return Grammar({**values.RULES, **converter.rules, "root": root}, frozenset(converter.opaque))
+    rules = values.PYTHON_RULES if python else values.RULES
+    return Grammar({**rules, **converter.rules, "root": root}, frozenset(converter.opaque))
+
+
+def _named_arguments(form: str, converter: Converter, schema: object, function: Mapping[str, Any]) -> Node:
+    if not isinstance(schema, Mapping):
+        raise GrammarError(f"of {function['name']} has no parameters with names")
+    strict = function.get("strict") is True
+    try:
+        return tool_arguments.arguments(form, converter, schema, strict, 1)
+    except GrammarError as error:
+        raise GrammarError(f"of {function['name']} {error}") from None
 
 
 def _arguments(converter: Converter, schema: object, function: Mapping[str, Any]) -> Node:

@@ -38,11 +38,28 @@ def guide_of(model: ModelForms, **values: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("template", "form"),
-    [(HERMES, "hermes"), ("[TOOL_CALLS]", "mistral"), ("<tool_call><function=", "json_list"), ("", "json_list")],
+    [
+        (HERMES, "hermes"),
+        ("[TOOL_CALLS]", "mistral"),
+        ("<tool_call><function=", "qwen3_coder"),
+        ("[func_name1(", "pythonic"),
+        ("", "json_list"),
+    ],
 )
 def test_a_required_call_is_guided_in_the_models_own_form_where_a_guide_knows_it(template: str, form: str) -> None:
     guide = guide_of(forms(template), tool_choice="required")
     assert (guide["form"], guide["parallel"], len(guide["tools"])) == (form, True, 2)
+
+
+@pytest.mark.parametrize("template", ["<tool_call><function=", "[func_name1("])
+def test_what_a_form_has_no_room_for_is_guided_and_read_as_json(template: str) -> None:
+    free = json.dumps([{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}])
+    model = forms(template, tool_format="auto")
+    assert guide_of(model, tools=free, tool_choice="required")["form"] == "json_list"
+    asked = request(messages="[]", tools=free, tool_choice="required")
+    assert model.parts_of(asked, Prompt([1], "")).tools is ToolForm.JSON_LIST
+    asked = request(messages="[]", tools=TOOLS, tool_choice="required")
+    assert model.parts_of(asked, Prompt([1], "")).tools is model.tools
 
 
 def test_a_named_tool_alone_is_called_once() -> None:
