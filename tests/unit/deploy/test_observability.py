@@ -43,10 +43,12 @@ def test_everybody_asks_services_that_there_are_at_ports_that_they_have() -> Non
         for group in job["static_configs"]
         for target in group["targets"]
     ]
-    assert targets == ["inflight:8002", "gateway:8080"]
+    assert targets == ["inflight:8002", "inflight:8080"]
+    published = {port.rsplit(":", 1)[1] for port in SERVICES["inflight"]["ports"]}
+    assert {target.rsplit(":", 1)[1] for target in targets} <= published
     (source,) = read(SOURCES)["datasources"]
     assert source["url"] == "http://prometheus:9090"
-    assert {"inflight", "gateway", "prometheus", "grafana"} <= set(SERVICES)
+    assert {"inflight", "prometheus", "grafana"} <= set(SERVICES)
 
 
 def test_every_panel_asks_the_provisioned_source() -> None:
