@@ -56,14 +56,15 @@ class FakeTriton(pb_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
     def ModelStreamInfer(self, requests: Any, context: Any) -> Iterator[Any]:
         request = next(iter(requests))
         inputs = {one.name: raw[4:] for one, raw in zip(request.inputs, request.raw_input_contents, strict=True)}
-        if "messages" not in inputs:
+        text = inputs.get("text_input", b"").decode()
+        if "messages" not in inputs and (not text or json.loads(inputs["sampling_parameters"])["max_tokens"] == 0):
             yield response(final=True, finish="stop", info=json.dumps(INFO))
             return
         self.asked += 1
         if self.turned_away:
             yield pb.ModelStreamInferResponse(error_message=self.turned_away)
             return
-        act = json.loads(inputs["messages"])[-1]["content"]
+        act = json.loads(inputs["messages"])[-1]["content"] if "messages" in inputs else text
         if act == "restarting" and self.asked == 1:
             yield pb.ModelStreamInferResponse(error_message="the engine is restarting; try again in a few seconds")
             return

@@ -69,6 +69,41 @@ def test_every_way_in_which_an_answer_can_end(gateway: Gateway, fake: tuple[Fake
     assert (status, json.loads(body)["choices"][0]["message"]["content"]) == (200, "one two")
 
 
+# How each further dialect asks, and where its error says why.
+FURTHER = {
+    "/v1/responses": (lambda act: {"input": act}, lambda said: said["error"]["message"]),
+    "/v1/messages": (lambda act: {"messages": ask_of(act), "max_tokens": 5}, lambda said: said["error"]["message"]),
+    "/": (lambda act: {"inputs": act}, lambda said: said["error"]),
+}
+
+
+def ask_of(act: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": act}]
+
+
+def test_every_end_is_told_in_the_dialect_of_its_path(gateway: Gateway) -> None:
+    for path, (body, why) in FURTHER.items():
+        for act, says in (
+            ("error:the queue is full (7 requests wait); try again in a moment", "the queue is full"),
+            ("then:the engine died and is being restarted; try again", "the engine died"),
+            ("break", "cannot be reached"),
+            ("end", "ended before the answer was whole"),
+            ("silent", "without saying why"),
+            ("cancelled", "was cancelled"),
+        ):
+            for stream in (False, True):
+                status, headers, data = gateway.call("POST", path, {"model": "llm", "stream": stream, **body(act)})
+                assert headers["x-request-id"]
+                if status == 200:
+                    assert stream, (path, act)
+                    assert not act.startswith("error:")
+                    data = data.strip().split(b"data:")[-1]
+                assert says in why(json.loads(data)), (path, act, stream)
+        status, headers, data = gateway.call("POST", path, {"model": "nope", **body("hi")})
+        assert (status, "nope" in why(json.loads(data))) == (404, True), path
+    assert gateway.call("POST", "/v1/messages", {"model": "nope"}, x_request_id="abc")[1]["request-id"] == "abc"
+
+
 def test_what_was_ignored_and_what_a_guide_leaves_out_stand_in_headers(gateway: Gateway) -> None:
     function = {"name": "f", "parameters": {"type": "object"}}
     body = HELLO | {"messages": [{"role": "user", "content": "relaxed"}], "foo": 1, "reasoning_effort": "low"}

@@ -83,6 +83,11 @@ def test_merged_tokens_come_apart_and_the_last_one_has_the_whole_text() -> None:
     assert said["details"]["prefill"] == []
 
 
+def test_a_deadline_is_no_stop_string() -> None:
+    found = whole([answer("a", [b"a"], "length", "deadline")], details=True)
+    assert found["details"]["finish_reason"] == "length"
+
+
 def test_details_come_only_where_they_are_asked_for() -> None:
     events = streamed([answer("a", [b"a"], "length")])
     assert events[-1]["details"] is None

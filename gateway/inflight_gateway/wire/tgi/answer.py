@@ -141,7 +141,8 @@ class Generation:
             raise GatewayError(Kind.INTERNAL, "the model ended its answer without saying why")
 
     def _ended(self) -> dict[str, Any]:
-        reason = "stop_sequence" if self._stop else _REASONS.get(self._finish, "eos_token")
+        stopped = self._finish == "stop" and self._stop
+        reason = "stop_sequence" if stopped else _REASONS.get(self._finish, "eos_token")
         return {"finish_reason": reason, "generated_tokens": self.usage.completion, "seed": self._asked.seed}
 
 
