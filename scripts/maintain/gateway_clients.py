@@ -22,6 +22,21 @@ FEATURES = (
     "completions, streamed",
     "models",
 )
+# Of clients of the other dialects, which have a table of their own.
+FURTHER = (
+    "responses",
+    "responses, streamed",
+    "messages",
+    "messages, streamed",
+    "text generation",
+    "text generation, streamed",
+    "tools",
+    "tools, streamed",
+    "handoffs",
+    "structured",
+    "tokens counted",
+    "errors",
+)
 
 
 def tried() -> list[dict[str, Any]]:
@@ -39,10 +54,17 @@ def record(client: str, version: str, date: str, features: dict[str, str]) -> No
 
 
 def table() -> str:
-    """Client × feature; empty where a client has no such thing or its script does not try it."""
-    lines = ["| client | version | tried | " + " | ".join(FEATURES) + " |", "|---" * (3 + len(FEATURES)) + "|"]
-    for one in tried():
-        cells = [one["features"].get(feature, "") for feature in FEATURES]
+    """Client × feature, for chat and completions and for what else there is; empty where a client has no such thing or
+    its script does not try it.
+    """
+    further = [one for one in tried() if set(one["features"]) & set(FURTHER[:6])]
+    return _lines(FEATURES, [one for one in tried() if one not in further]) + "\n" + _lines(FURTHER, further)
+
+
+def _lines(features: tuple[str, ...], clients: list[dict[str, Any]]) -> str:
+    lines = ["| client | version | tried | " + " | ".join(features) + " |", "|---" * (3 + len(features)) + "|"]
+    for one in clients:
+        cells = [one["features"].get(feature, "") for feature in features]
         lines.append("| " + " | ".join([one["client"], one["version"], one["date"], *cells]) + " |")
     return "\n".join(lines) + "\n"
 

@@ -33,6 +33,8 @@ PINS = (
     "openai==2.54.0", "litellm==1.110.2", "langchain-openai==1.7.4", "llama-index-llms-openai-like==0.8.1",
     "instructor==1.17.0", "pydantic-ai-slim[openai]==2.31.1", "huggingface_hub==2.4.0",
 )  # fmt: skip
+# Apart from those: text-generation wants an old huggingface_hub.
+DIALECT_PINS = ("openai-agents==0.20.0", "litellm==1.110.2", "text-generation==0.7.0")
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +47,18 @@ def gateway(server: Server) -> Iterator[Gateway]:
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Python with clients that this project's own environment does not have."""
-    folder = tmp_path_factory.mktemp("clients") / "venv"
+    return python_with(tmp_path_factory.mktemp("clients") / "venv", PINS)
+
+
+@pytest.fixture(scope="module")
+def of_dialects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python with clients of the other dialects."""
+    return python_with(tmp_path_factory.mktemp("dialects") / "venv", DIALECT_PINS)
+
+
+def python_with(folder: Path, pins: tuple[str, ...]) -> Path:
     subprocess.run([sys.executable, "-m", "venv", folder], check=True, timeout=120)
-    subprocess.run([folder / "bin" / "pip", "install", "--quiet", *PINS], check=True, timeout=900)
+    subprocess.run([folder / "bin" / "pip", "install", "--quiet", *pins], check=True, timeout=900)
     return folder / "bin" / "python"
 
 
@@ -128,6 +139,22 @@ def test_every_client_can_do_all_it_has(gateway: Gateway, others: Path, tmp_path
     keep("perf_analyzer (openai)", perf_analyzer(gateway, tmp_path))
     if NODE is not None and NPM is not None:
         keep("openai (npm)", tell(gateway, *node(tmp_path)))
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1800)
+def test_clients_of_the_other_dialects(gateway: Gateway, of_dialects: Path, tmp_path: Path) -> None:
+    for client, script in (
+        ("openai-agents", "openai_agents_python.py"),
+        ("LiteLLM (anthropic, huggingface, responses)", "litellm_dialects_python.py"),
+        ("text-generation", "text_generation_python.py"),
+    ):
+        keep(client, tell(gateway, of_dialects, script))
+    if NODE is not None and NPM is not None:
+        shutil.copy(SCRIPTS / "anthropic_node.mjs", tmp_path)
+        install = [NPM, "install", "--silent", "--no-audit", "--no-fund", "@anthropic-ai/sdk@1.14.0"]
+        subprocess.run(install, cwd=tmp_path, check=True, timeout=240)
+        keep("anthropic (npm)", tell(gateway, NODE, tmp_path / "anthropic_node.mjs"))
 
 
 @pytest.mark.full
