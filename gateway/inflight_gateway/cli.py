@@ -39,6 +39,9 @@ def parser(program: str | None = None) -> argparse.ArgumentParser:
     found.add_argument(
         "--triton", action="append", metavar="HOST:PORT", help=f"Triton's gRPC ({TRITON}); may repeat: several servers"
     )
+    found.add_argument(
+        "--health", action="append", metavar="HOST:PORT", help="of each --triton: `inflight serve` has it at 8003"
+    )
     found.add_argument("--host", default=os.environ.get("INFLIGHT_HOST", "127.0.0.1"), help="%(default)s")
     found.add_argument("--port", type=int, default=os.environ.get("INFLIGHT_GATEWAY_PORT", "8080"), help="%(default)s")
     found.add_argument("--api-keys", type=Path, metavar="FILE", help=f"one key a line; also ${VARIABLE}, by commas")
@@ -142,8 +145,15 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
         keep_alive_s=options.keep_alive,
     )
     take_files()
+    tritons = options.triton or [TRITON]
+    if len(options.health or ()) > len(tritons):
+        found.error("--health says how a --triton is: give each of them at most one, in the same order")
+    try:
+        fleet = Fleet(tritons, options.health or ())
+    except ValueError as error:
+        found.error(f"--health {error}: give the port that `inflight serve` names, 8003 by default")
     front = Front(
-        Fleet(options.triton or [TRITON]),
+        fleet,
         keys,
         limits,
         log_json=options.log_format == "json",

@@ -23,6 +23,7 @@ from inflight_gateway.core.errors import GatewayError, Kind
 from inflight_gateway.core.events import Event, ModelRequest
 from inflight_gateway.core.models import Model, ModelInfo
 from inflight_gateway.core.refusal import refusal
+from inflight_gateway.triton.health import ServerHealth
 from inflight_gateway.triton.messages import Reader, encode
 
 log = logging.getLogger("inflight_gateway.triton")
@@ -50,9 +51,10 @@ BROKE = "the model's server ended before the answer was whole; send the request 
 class TritonServer:
     """One server. `start` and `close` belong to the gateway's lifespan."""
 
-    def __init__(self, address: str) -> None:
-        """`address`: host:port of Triton's gRPC."""
+    def __init__(self, address: str, health: ServerHealth | None = None) -> None:
+        """`address`: host:port of Triton's gRPC; `health`: the server's own word, where it has one."""
         self.address = address
+        self._health = health
         self.ready = False
         self.reason = "the model's server has not answered yet"
         self.models: Mapping[str, Model] = {}
@@ -60,7 +62,12 @@ class TritonServer:
         self._lock = asyncio.Lock()
         self._looked = 0.0
         self._channel: Any = None
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def unwilling(self) -> str:
+        """Why new requests should go elsewhere, though they may still be served here; empty where nothing says so."""
+        return self.reason or (self._health.reason if self._health is not None else "")
 
     async def start(self) -> None:
         """Connect, and begin to watch which models there are."""
@@ -71,14 +78,17 @@ class TritonServer:
             _SERVICE + "ModelStreamInfer", request_serializer=pb.ModelInferRequest.SerializeToString
         )
         await self.look()
-        self._task = asyncio.create_task(self._watch(), name="inflight-gateway-watch")
+        self._tasks.append(asyncio.create_task(self._watch(), name="inflight-gateway-watch"))
+        if self._health is not None:
+            await self._health.ask()
+            self._tasks.append(asyncio.create_task(self._health.watch(), name="inflight-gateway-health"))
 
     async def close(self) -> None:
         """End the watch and every stream."""
-        if self._task is not None:
-            self._task.cancel()
+        for task in self._tasks:
+            task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+                await task
         if self._channel is not None:
             await self._channel.close(grace=None)
 

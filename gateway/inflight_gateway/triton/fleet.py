@@ -17,6 +17,7 @@ from inflight_gateway.core.errors import GatewayError, Kind
 from inflight_gateway.core.events import Event, ModelRequest
 from inflight_gateway.core.models import Model
 from inflight_gateway.triton.channel import DOWN, TritonServer
+from inflight_gateway.triton.health import ServerHealth
 
 log = logging.getLogger("inflight_gateway.triton")
 
@@ -41,9 +42,12 @@ class Member:
 class Fleet:
     """What the gateway asks. `start` and `close` belong to the gateway's lifespan."""
 
-    def __init__(self, addresses: Sequence[str]) -> None:
-        """`addresses`: host:port of each Triton's gRPC; at least one."""
-        self.members = [Member(TritonServer(address)) for address in dict.fromkeys(addresses)]
+    def __init__(self, addresses: Sequence[str], health: Sequence[str] = ()) -> None:
+        """`addresses`: host:port of each Triton's gRPC; at least one. `health`: of each one's port of health, in the
+        same order, as far as they have one. Raises `ValueError` for what is no host:port.
+        """
+        told = {address: ServerHealth(port) for address, port in zip(addresses, health, strict=False)}
+        self.members = [Member(TritonServer(address, told.get(address))) for address in dict.fromkeys(addresses)]
         self._turn = 0
 
     async def start(self) -> None:
@@ -61,8 +65,9 @@ class Fleet:
 
     @property
     def reason(self) -> str:
-        """Why none is ready; empty where one is."""
-        return "" if self.ready else self.members[0].server.reason
+        """Why no new request should come here; empty where one of them is ready and willing."""
+        reasons = [one.server.unwilling for one in self.members]
+        return "" if "" in reasons else reasons[0]
 
     @property
     def models(self) -> Mapping[str, Model]:
@@ -128,7 +133,7 @@ class Fleet:
                 return self.members[0]
             raise GatewayError(Kind.DOWN, DOWN)
         now = time.monotonic()
-        willing = [one for one in able if one.shunned_until <= now] or able
+        willing = [one for one in able if one.shunned_until <= now and not one.server.unwilling] or able
         self._turn += 1
         place = choose([Candidate(one.server.address, one.in_flight) for one in willing], request.affinity, self._turn)
         return willing[place]

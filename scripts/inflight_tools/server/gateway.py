@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import importlib.machinery
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -122,13 +124,18 @@ class GatewayProcess:
         if now >= self._again:
             self.start()
 
-    def is_ready(self) -> bool:
-        """Whether it answers that it is ready."""
+    def why_not(self) -> str:
+        """Why it is not ready; empty when it is."""
         try:
-            with urllib.request.urlopen(f"{self.url}/ready", timeout=2) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError, ValueError):
-            return False
+            with urllib.request.urlopen(f"{self.url}/ready", timeout=2):
+                return ""
+        except urllib.error.HTTPError as error:
+            try:
+                return str(json.load(error)["reason"])
+            except (ValueError, KeyError, TypeError, OSError):
+                return f"it answers with status {error.code}"
+        except (OSError, http.client.HTTPException):
+            return "it does not answer"
 
     def leave(self, at_once: bool) -> None:
         """Have it turn not ready, give notice (not `at_once`), take nothing new, finish its streams, and end."""

@@ -82,6 +82,8 @@ def gateway_of(server: Server, options: argparse.Namespace) -> GatewayProcess | 
         return None
     notice_s = NOTICE_S if options.drain_notice is None else options.drain_notice
     arguments = ["--triton", server.grpc_url, "--host", server.config.host, "--port", str(port)]
+    if server.ports.health:
+        arguments += ["--health", f"{server.reachable_host}:{server.ports.health}"]
     arguments += ["--drain-notice", str(notice_s), "--drain-timeout", str(options.drain_timeout)]
     if options.api_keys:
         try:
@@ -102,7 +104,7 @@ def gateway_of(server: Server, options: argparse.Namespace) -> GatewayProcess | 
 def _wait_for(gateway: GatewayProcess, stop: StopRequest) -> bool:
     """Whether the gateway has become ready, too."""
     give_up = time.monotonic() + GATEWAY_READY_S
-    while not gateway.is_ready():
+    while gateway.why_not():
         if stop.count:
             raise _StoppedEarly
         if gateway.given_up or time.monotonic() > give_up:
@@ -142,7 +144,10 @@ def supervise(
     if answers and gateway is not None:
         print(f"  OpenAI's API {gateway.url}/v1", flush=True)
     elif gateway is not None:
-        _complain(f"error: Triton is ready and the gateway on port {server.ports.gateway} is not: see {server.log}.")
+        _complain(
+            f"error: Triton is ready and the gateway on port {server.ports.gateway} is not ({gateway.why_not()}): see "
+            f"{server.log}."
+        )
     for line in how_to_ask(server, os.environ):
         print(f"  {line}", flush=True)
     if arguments.ready_file:
