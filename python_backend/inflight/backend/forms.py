@@ -14,11 +14,12 @@ from inflight.answer.reasoning import TAGS, ReasoningForm, Stage, is_open
 from inflight.answer.reasoning import form_of_template as reasoning_of
 from inflight.answer.tools.forms import MARKERS, ToolForm
 from inflight.answer.tools.forms import form_of_template as tools_of
+from inflight.backend.relaxations import Relaxations
 from inflight.engines.base import Guide
 from inflight.errors import invalid, unsupported
 from inflight.grammar import tool_arguments
 from inflight.grammar.thought import Thought
-from inflight.grammar.tools import FORMS, relaxations
+from inflight.grammar.tools import FORMS
 from inflight.model.parameters import ModelConfig
 from inflight.request.chat import ToolChoice
 from inflight.request.parse import GenerationRequest
@@ -37,6 +38,7 @@ class ModelForms:
     reasoning: ReasoningForm
     shows_tools: bool
     markers: frozenset[int]
+    _relaxations: Relaxations = dataclasses.field(default_factory=Relaxations, compare=False)
 
     def guided(self, request: GenerationRequest, stage: Callable[[GenerationRequest], Stage]) -> GenerationRequest:
         """The request with the guide that keeps what its tool_choice promises, and with room for a thought before its
@@ -74,12 +76,11 @@ class ModelForms:
         guide: dict[str, Any] = {"form": self._forced(tools).value, "tools": tools, "parallel": several}
         return dataclasses.replace(request, guide=Guide("tools", json.dumps(guide, sort_keys=True)))
 
-    @staticmethod
-    def left_out(request: GenerationRequest) -> list[str] | None:
+    def left_out(self, request: GenerationRequest) -> list[str] | None:
         """What the guide of the request's tools does not keep of their schemas; None: no guide makes its calls."""
         if not request.chat.tools or request.chat.tool_choice not in _FORCED:
             return None
-        return relaxations(_callable(request))
+        return self._relaxations.of(_callable(request))
 
     def _forced(self, tools: Sequence[Mapping[str, Any]]) -> ToolForm:
         """The form in which a guide makes calls of these tools."""

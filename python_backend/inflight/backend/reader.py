@@ -20,7 +20,6 @@ from inflight.backend.about import with_left_out
 from inflight.backend.forms import ModelForms
 from inflight.engines.base import EngineInfo, Guide
 from inflight.errors import RequestError, internal
-from inflight.grammar.tools import relaxations
 from inflight.guides.beforehand import check_combination
 from inflight.guides.service import Decision, GuideService, NewGuide
 from inflight.model.parameters import ModelConfig
@@ -39,13 +38,6 @@ log = logging.getLogger("inflight.backend")
 LOOK_SHARE = 64  # to look at what a request asks for takes so much less than to tokenize as many bytes
 SHOWN_NOTES = 8  # of what a guide of tools leaves out
 BYTES_PER_TOKEN = 4  # of a prompt that has not been tokenized: a guess
-
-
-def _tell_relaxations(request: GenerationRequest, arrival: Arrival) -> None:
-    """What a new guide of tools leaves out of their schemas: once for each guide, for operators."""
-    notes = relaxations(request.chat.tools) if request.guide is not None and request.guide.kind == "tools" else []
-    if notes:
-        log.info("request %s: tools are guided without %s", arrival.identity, "; ".join(notes[:SHOWN_NOTES]))
 
 
 class _Ended(Exception):
@@ -176,7 +168,7 @@ class Reader:
                 try:
                     request = dataclasses.replace(request, guide=self._guides.decide(request.guide, decision))
                 except NewGuide as new:
-                    _tell_relaxations(request, arrival)
+                    self._tell_relaxations(request, arrival)
                     self._wait_for_guide(raw, arrival, new.guide)
                     return None
         cost = reading_cost(request)
@@ -189,6 +181,12 @@ class Reader:
             held=raw.bytes_held,
             priority=request.priority,
         )
+
+    def _tell_relaxations(self, request: GenerationRequest, arrival: Arrival) -> None:
+        """What a new guide of tools leaves out of their schemas: once for each guide, for operators."""
+        notes = self._forms.left_out(request)
+        if notes:
+            log.info("request %s: tools are guided without %s", arrival.identity, "; ".join(notes[:SHOWN_NOTES]))
 
     def _stage(self, request: GenerationRequest) -> Stage:
         """Where the prompt will leave the model, which is seen before it is made: the answer's guide says so."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from inflight.answer.reasoning import ReasoningForm, Stage
 from inflight.answer.tools.forms import ToolForm
 from inflight.backend.about import with_left_out
 from inflight.backend.forms import ModelForms, model_forms
+from inflight.backend.relaxations import MOST
 from inflight.errors import ErrorCode, RequestError
 from inflight.grammar.thought import Thought
 from inflight.model.parameters import ModelConfig
@@ -156,3 +158,27 @@ def test_what_a_guide_leaves_out_of_tools_is_told_of_those_that_it_calls() -> No
     assert told() == told(tool_choice="none") == {}
     kept = forms().left_out(request(**CHAT, tool_choice="required"))
     assert json.loads(with_left_out("{}", kept)) == {"relaxations": []}
+
+
+def test_what_is_left_out_of_tools_is_found_once_for_each_list_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients send the same tools with every request, and finding it takes milliseconds for each tool."""
+    asked: list[int] = []
+
+    def find(tools: Sequence[Mapping[str, Any]]) -> list[str]:
+        asked.append(len(tools))
+        return [tool["function"]["name"] for tool in tools]
+
+    monkeypatch.setattr("inflight.backend.relaxations.relaxations", find)
+    model = forms()
+    required = {**CHAT, "tool_choice": "required"}
+    first = model.left_out(request(**required))
+    assert first is not None
+    assert first == model.left_out(request(**required))
+    assert len(asked) == 1
+    assert model.left_out(request(**{**CHAT, "tool_choice": "g"})) == ["g"]
+    assert asked == [len(first), 1], "a named tool is a list of its own"
+    assert model.left_out(request(**CHAT)) is None
+    for number in range(2 * MOST):
+        tools = json.dumps([{"type": "function", "function": {"name": f"t{number}"}}])
+        model.left_out(request(**{**CHAT, "tools": tools, "tool_choice": "required"}))
+    assert len(model._relaxations._known) == MOST
