@@ -22,7 +22,8 @@ from types import FrameType
 import uvicorn
 
 from inflight_gateway import workers
-from inflight_gateway.http.front import Front, Limits
+from inflight_gateway.http.answers import Limits
+from inflight_gateway.http.front import Front
 from inflight_gateway.http.keys import VARIABLE, Keys
 from inflight_gateway.http.protocol import Connection
 from inflight_gateway.triton.fleet import Fleet
@@ -100,12 +101,12 @@ class _Server(uvicorn.Server):
     async def _drain(self, notice_s: float) -> None:
         self._front.leaving = True
         await asyncio.sleep(notice_s)
-        self._front.refusing = True
+        self._front.answers.refusing = True
         end = time.monotonic() + self._timeout_s
-        while self._front.under_way and time.monotonic() < end:
+        while self._front.answers.under_way and time.monotonic() < end:
             await asyncio.sleep(STEP_S)
-        if self._front.under_way:
-            self._front.end_all()
+        if self._front.answers.under_way:
+            self._front.answers.end_all()
             await asyncio.sleep(ERRORS_S)
         self.should_exit = True
 
