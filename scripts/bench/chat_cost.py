@@ -23,7 +23,7 @@ SMALL = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 REPEATS = 5
-WAVES = 4
+WAVES = 3
 ARMS = ("neither", "calls", "thoughts", "calls and thoughts")
 TOOLS = json.dumps([{"type": "function", "function": {"name": name}} for name in ("get_weather", "search")])
 
@@ -106,7 +106,7 @@ def reading(text: str, pieces: int) -> dict[str, float]:
 
 
 def inputs_of(arm: str, streams: int, tokens: int, seed: str) -> list[dict[str, list[Any]]]:
-    """Four requests a stream. Behind the open tag of a thought all that comes is thought."""
+    """Some requests a stream. Behind the open tag of a thought all that comes is thought."""
     from inflight_tools.load.prompts import prompts
 
     texts = prompts(seed, 16)
@@ -146,13 +146,17 @@ def through_the_server(options: argparse.Namespace) -> None:
                 found[arm].append(run.tokens_per_s)
                 spent[arm].append(1e6 * (cpu_s(stub) - before) / sum(request.tokens for request in requests))
                 print(f"repeat {repeat}, {arm}: {found[arm][-1]:,.0f} tokens/s, {spent[arm][-1]:.2f} µs", flush=True)
-    print(f"| {streams} streams, {options.tool_format} | tokens/s | of without | µs of the backend's CPU a token |")
-    print("|---|---|---|---|")
+    print(
+        f"| {streams} streams, {options.tool_format} | tokens/s: median, best | of without: median (least to most) "
+        "| of the best | µs of the backend's CPU a token: median, least |"
+    )
+    print("|---|---|---|---|---|")
     for arm, speeds in found.items():
         shares = sorted(speed / without for speed, without in zip(speeds, found[ARMS[0]], strict=True))
         between = f"{statistics.median(shares):.3f} ({shares[0]:.3f} to {shares[-1]:.3f})"
-        cpu = f"{statistics.median(spent[arm]):.2f} ({min(spent[arm]):.2f} to {max(spent[arm]):.2f})"
-        print(f"| {arm} | {statistics.median(speeds):,.0f} | {between} | {cpu} |")
+        of_best = max(speeds) / max(found[ARMS[0]])
+        cpu = f"{statistics.median(spent[arm]):.2f}, {min(spent[arm]):.2f}"
+        print(f"| {arm} | {statistics.median(speeds):,.0f}, {max(speeds):,.0f} | {between} | {of_best:.3f} | {cpu} |")
 
 
 def main() -> None:

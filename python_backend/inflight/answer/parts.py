@@ -76,8 +76,12 @@ class Parts:
 
     def push(self, text: str) -> None:
         """Take further text."""
-        if text:
-            self._take(Split("", text) if self._splitter is None else self._splitter.push(text))
+        if not text:
+            return
+        if self._splitter is None or self._splitter.behind:
+            self._take_answer(text)
+        else:
+            self._take(self._splitter.push(text))
 
     def finish(self) -> None:
         """The text has ended."""
@@ -100,6 +104,8 @@ class Parts:
 
     def take_calls(self, whole: bool) -> str:
         """What is new of the calls, as a JSON list; `whole`: all of it is, and ends here."""
+        if not self._calls:
+            return "[]"
         items = []
         for index, call in self._calls.items():
             arguments = "".join(call.arguments)
@@ -118,12 +124,14 @@ class Parts:
     def _take(self, split: Split) -> None:
         if split.thought:
             (self._thought if self._splits else self._answer).append(split.thought)
-        if not split.answer:
-            return
+        if split.answer:
+            self._take_answer(split.answer)
+
+    def _take_answer(self, text: str) -> None:
         if self._parser is None:
-            self._answer.append(split.answer)
+            self._answer.append(text)
         else:
-            self._read(self._parser.push(split.answer))
+            self._read(self._parser.push(text))
 
     def _read(self, events: list[ToolEvent]) -> None:
         for event in events:

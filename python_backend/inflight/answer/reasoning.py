@@ -49,8 +49,15 @@ class ReasoningSplitter:
         """Whether the closing tag is still to come."""
         return self._state in (self._space_before_thought, self._in_thought)
 
+    @property
+    def behind(self) -> bool:
+        """Whether all that comes is answer: nothing need be pushed any more."""
+        return self._state == self._in_answer and not self._held
+
     def push(self, text: str) -> Split:
         """Take further text."""
+        if not self._held and self._state == self._in_thought and self._is_plain(text):
+            return Split(text, "")
         thought = answer = ""
         rest = self._held + text
         self._held = ""
@@ -63,6 +70,10 @@ class ReasoningSplitter:
                 self._held = rest
                 break
         return Split(thought, answer)
+
+    def _is_plain(self, text: str) -> bool:
+        """Whether nothing in the text can begin what ends a thought: what most text is, told in a moment."""
+        return bool(text) and self._close[0] not in text and (self._raw or text[-1] not in SPACE)
 
     def finish(self) -> Split:
         """The text has ended: what is held back comes out."""
