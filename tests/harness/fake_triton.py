@@ -40,6 +40,8 @@ class FakeTriton(pb_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
     def __init__(self) -> None:
         self.left = threading.Event()
         self.asked = 0
+        self.running = 0
+        self._lock = threading.Lock()
         self.turned_away = ""  # the sentence with which every request is refused
 
     def RepositoryIndex(self, request: Any, context: Any) -> Any:
@@ -54,6 +56,19 @@ class FakeTriton(pb_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
         return answer
 
     def ModelStreamInfer(self, requests: Any, context: Any) -> Iterator[Any]:
+        with self._lock:
+            self.running += 1
+        try:
+            yield from self._answer(requests, context)
+        finally:
+            with self._lock:
+                self.running -= 1
+
+    def _until_left(self, context: Any) -> None:
+        if context.add_callback(self.left.set):
+            self.left.wait(30)
+
+    def _answer(self, requests: Any, context: Any) -> Iterator[Any]:
         request = next(iter(requests))
         inputs = {one.name: raw[4:] for one, raw in zip(request.inputs, request.raw_input_contents, strict=True)}
         text = inputs.get("text_input", b"").decode()
@@ -71,6 +86,11 @@ class FakeTriton(pb_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
         if act.startswith("error:"):
             yield pb.ModelStreamInferResponse(error_message=act.removeprefix("error:"))
             return
+        if act == "queued":
+            self._until_left(context)
+            return
+        if act == "gone":
+            context.abort(grpc.StatusCode.UNAVAILABLE, "failed to connect to all addresses; last error: 10.0.0.1")
         yield response("one ")
         if act.startswith("then:"):
             yield pb.ModelStreamInferResponse(error_message=act.removeprefix("then:"))
@@ -85,8 +105,15 @@ class FakeTriton(pb_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
             while not self.left.is_set():
                 yield response("x" * 60_000)
         elif act == "hang":
-            context.add_callback(self.left.set)
-            self.left.wait(30)
+            self._until_left(context)
+        elif act in ("nobody's", "no text"):
+            strange = response("two", "stop", final=True)
+            if act == "no text":
+                strange.infer_response.raw_output_contents[0] = struct.pack("<I", 2) + b"\xff\xfe"
+            else:
+                strange.infer_response.outputs.add(name="sequence_index", datatype="INT32", shape=[1])
+                strange.infer_response.raw_output_contents.append(struct.pack("<i", 7))
+            yield strange
         elif act == "relaxed":
             asked = json.loads(inputs["sampling_parameters"]).get("return_model_info")
             notes = ["f/properties/a: format", "g/properties/ü: format", "g: uniqueItems"]

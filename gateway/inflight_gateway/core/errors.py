@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import random
 
 
 class Kind(enum.Enum):
@@ -33,8 +34,16 @@ class Kind(enum.Enum):
     DEADLINE = (504, "server_error", "timeout")
 
 
-# Seconds after which a client may try again, where trying again makes sense.
-RETRY_AFTER = {Kind.BUSY: 1, Kind.OVERLOADED: 1, Kind.RESTARTING: 3, Kind.DRAINING: 5, Kind.DOWN: 3}
+# Seconds after which a client may try again at the earliest, where trying again makes sense.
+_RETRY_AFTER = {Kind.BUSY: 1, Kind.OVERLOADED: 1, Kind.RESTARTING: 3, Kind.DRAINING: 5, Kind.DOWN: 3}
+
+
+def retry_after(kind: Kind) -> int | None:
+    """Seconds after which a client may try again; None: that makes no sense. Not the same for all: whoever was refused
+    together does not come back together.
+    """
+    least = _RETRY_AFTER.get(kind)
+    return None if least is None else least + random.randrange(least + 1)
 
 
 class GatewayError(Exception):

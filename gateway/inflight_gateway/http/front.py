@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from inflight_gateway import playground
-from inflight_gateway.core.errors import RETRY_AFTER, GatewayError, Kind
+from inflight_gateway.core.errors import GatewayError, Kind, retry_after
 from inflight_gateway.core.models import Model
 from inflight_gateway.http import routes
 from inflight_gateway.http.answers import JSON, Answers, Limits, Record, no_model
@@ -140,7 +140,8 @@ class Front:
     async def _say_error(self, exchange: Exchange, record: Record, error: GatewayError) -> None:
         with contextlib.suppress(OSError, RuntimeError):
             if not exchange.started:
-                headers = {"retry-after": str(RETRY_AFTER[error.kind])} if error.kind in RETRY_AFTER else {}
+                later = retry_after(error.kind)
+                headers = {} if later is None else {"retry-after": str(later)}
                 if error.kind is Kind.NO_KEY:
                     headers["www-authenticate"] = "Bearer"
                 status, body = record.dialect.refused(error, record.id)

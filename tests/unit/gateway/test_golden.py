@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inflight_gateway.core import errors
 from inflight_gateway.core.errors import GatewayError, Kind, invalid
 from inflight_gateway.core.events import CallDelta, Event
 from inflight_gateway.core.models import Model, ModelInfo
@@ -217,6 +218,12 @@ def test_a_stream_without_its_reason_has_no_end(dialect: Any) -> None:
 def test_an_error_is_an_object_with_all_its_names() -> None:
     said = b'data: {"error":{"message":"n is 0","type":"invalid_request_error","param":"n","code":null}}\n\n'
     assert openai.sse(openai.error_body(invalid("n", "is 0"))) == said
+
+
+def test_who_was_refused_together_does_not_come_back_together() -> None:
+    assert {errors.retry_after(Kind.DOWN) for _ in range(200)} == {3, 4, 5, 6}
+    assert {errors.retry_after(Kind.BUSY) for _ in range(200)} == {1, 2}
+    assert errors.retry_after(Kind.INVALID) is None
 
 
 pieces = st.lists(st.tuples(st.integers(0, 1), st.text(max_size=6), st.text(max_size=3)), max_size=15)

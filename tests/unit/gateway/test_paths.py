@@ -47,13 +47,16 @@ def test_every_way_in_which_an_answer_can_end(gateway: Gateway, fake: tuple[Fake
         ("error:Request for unknown model: 'llm' is not found", 404, "model_not_found"),
         ("error:internal error while handling request 7; see the server's log", 500, "internal_error"),
         ("error:what nobody foresaw", 500, "internal_error"),
+        ("gone", 503, "unavailable"),
     ):
         for stream in (False, True):  # nothing was streamed yet, so there is a status
             found, headers, body = ask(gateway, act, stream)
             assert (found, json.loads(body)["error"]["code"]) == (status, code), act
-            assert ("retry-after" in headers) == (code == "overloaded")
+            assert ("retry-after" in headers) == (status == 503)
+            assert b"10.0.0.1" not in body
             assert headers["x-request-id"]
-    for act in ("then:the engine died and is being restarted; try again", "break", "end", "silent", "cancelled"):
+    for act in ("then:the engine died and is being restarted; try again", "break", "end", "silent", "cancelled",
+                "nobody's", "no text"):  # fmt: skip
         status, _, body = ask(gateway, act, False)
         assert status >= 499, act
         status, _, body = ask(gateway, act, True)
@@ -115,16 +118,34 @@ def test_what_was_ignored_and_what_a_guide_leaves_out_stand_in_headers(gateway: 
     assert (status, headers["x-inflight-relaxed"]) == (200, "f/properties/a: format; g: uniqueItems")
 
 
+def test_of_several_prompts_one_error_ends_the_others(gateway: Gateway, fake: tuple[FakeTriton, str]) -> None:
+    for other in ("hang", "queued"):
+        for stream in (False, True):
+            for act, refused in (("error:top_p must be above 0, but is 0", True), ("break", False)):
+                fake[0].left.clear()
+                body = {"model": "llm", "prompt": [other, act], "stream": stream}
+                status, _, answer = gateway.call("POST", "/v1/completions", body)
+                end = time.monotonic() + 5
+                while fake[0].running and time.monotonic() < end:
+                    time.sleep(0.01)
+                assert not fake[0].running, body
+                last = json.loads(answer.decode().strip().split("\n\n")[-1].removeprefix("data: "))
+                assert set(last["error"]) == {"message", "type", "param", "code"}, body
+                assert b"[DONE]" not in answer
+                if not stream or (refused and other == "queued"):
+                    assert status == (400 if refused else 503), body
+
+
 def test_a_client_that_leaves_cancels_its_request(gateway: Gateway, fake: tuple[FakeTriton, str]) -> None:
-    for stream in (True, False):
+    for act, stream in (("hang", True), ("hang", False), ("queued", True), ("queued", False)):
         fake[0].left.clear()
-        body = json.dumps(HELLO | {"messages": [{"role": "user", "content": "hang"}], "stream": stream}).encode()
+        body = json.dumps(HELLO | {"messages": [{"role": "user", "content": act}], "stream": stream}).encode()
         with socket.create_connection(("127.0.0.1", gateway.port), 10) as client:
             head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
             client.sendall(head.encode() + body)
             time.sleep(0.3)
             assert not fake[0].left.is_set()
-        assert fake[0].left.wait(1.0), f"stream {stream}"
+        assert fake[0].left.wait(1.0), (act, stream)
 
 
 def test_what_never_reaches_the_model(gateway: Gateway) -> None:
