@@ -21,13 +21,17 @@ class Tools:
 
 
 def request_of(
-    model: Model, messages: Sequence[Mapping[str, Any]], tools: Tools, options: Mapping[str, Any]
+    model: Model, messages: Sequence[Mapping[str, Any]], tools: Tools, options: Mapping[str, Any], stream: bool
 ) -> ModelRequest:
-    """The request. Without tools a choice asks for nothing, unless it wants a call, which the model refuses."""
+    """The request. Without tools a choice asks for nothing, unless it wants a call, which the model refuses. Of a whole
+    answer the model says what a guide left out of the tools: that stands in a header.
+    """
     more: dict[str, Any] = {"add_special_tokens": False}
     if tools.choice is not None and (tools.declared or tools.choice not in ("none", "auto")):
         choice = tools.choice
         more["tool_choice"] = choice if isinstance(choice, str) else encoder.encode(choice).decode()
+        if tools.declared and not stream and choice not in ("none", "auto"):
+            more["return_model_info"] = True
     if tools.declared and tools.parallel is not None:
         more["parallel_tool_calls"] = tools.parallel
     if model.info.reasoning_format != "none":

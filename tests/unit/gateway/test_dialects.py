@@ -156,6 +156,24 @@ def test_the_same_request_asks_the_model_for_the_same(asked: dict[str, Any]) -> 
                 assert options[names.get(field, field)] == value, (name, field)
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": TURN, "tools": [{"type": "function", "function": {"name": "f"}}]}),
+        ("/v1/responses", {"input": "hi", "tools": [{"type": "function", "name": "f"}]}),
+        ("/v1/messages", {"messages": TURN, "max_tokens": 9, "tools": [{"name": "f"}]}),
+    ],
+)
+def test_a_forced_call_asks_what_its_guide_leaves_out_where_a_header_can_say_it(
+    path: str, body: dict[str, Any]
+) -> None:
+    forced = {"type": "any"} if path == "/v1/messages" else "required"
+    for stream, choice, wanted in ((False, forced, True), (True, forced, None), (False, None, None)):
+        asked = {"model": "llm", "stream": stream, "tool_choice": choice, **body}
+        options = routes.ANSWERED[path].parse(asked, MODEL).requests[0].options
+        assert options.get("return_model_info") is wanted
+
+
 ANSWER = [
     Event(0, reasoning="hm", prompt_tokens=7, tokens=1, token_ids=(1,),
           logprobs=({"1": {"logprob": -0.5, "decoded_token": "hm"}},)),

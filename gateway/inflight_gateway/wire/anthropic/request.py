@@ -37,10 +37,11 @@ def parse(body: dict[str, Any], model: Model) -> Plan:
     values: dict[str, Any] = {name: fields.raw(name) for name in ("temperature", "top_p", "top_k")}
     values |= {"stop": stops, "response_format": _format(output.object("format"))}
     options, _ = options_of(Fields(values), model, most)
-    request = request_of(model, messages, tools, options | more | _told(told))
+    stream = fields.flag("stream") or False
+    request = request_of(model, messages, tools, options | more | _told(told), stream)
     unknown = [*fields.unknown(), *(f"output_config.{name}" for name in output.unknown())]
     unknown += ["output_config.effort"] if effort.unknown() else []
-    return Plan((request,), Message(model, stops, thoughts), fields.flag("stream") or False, unknown, model.id)
+    return Plan((request,), Message(model, stops, thoughts), stream, unknown, model.id)
 
 
 def parse_count(body: dict[str, Any], model: Model) -> Plan:
@@ -48,7 +49,7 @@ def parse_count(body: dict[str, Any], model: Model) -> Plan:
     fields = Fields(body)
     fields.ignore(("output_config",))
     messages, tools, more, told, _ = _asked(fields, model)
-    request = request_of(model, messages, tools, {"max_tokens": 0, **more, **_told(told)})
+    request = request_of(model, messages, tools, {"max_tokens": 0, **more, **_told(told)}, stream=True)
     return Plan((request,), Count(), False, fields.unknown(), model.id)
 
 

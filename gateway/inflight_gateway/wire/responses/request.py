@@ -59,13 +59,14 @@ def parse(body: dict[str, Any], model: Model) -> Plan:
     if LOGPROBS in include:
         options |= {"return_log_probs": True, "return_token_ids": True}
         options |= {"logprobs": top} if top else {}
-    request = request_of(model, messages, tools, options)
+    stream = fields.flag("stream") or False
+    request = request_of(model, messages, tools, options, stream)
     renderer = Response(model, body, (top or 0) if LOGPROBS in include else None)
     unknown = [*fields.unknown(), *(f"text.{name}" for name in text.unknown())]
     unknown += [*(f"reasoning.{name}" for name in reasoning.unknown())]
     if effort.unknown():
         unknown.append("reasoning.effort")
-    return Plan((request,), renderer, fields.flag("stream") or False, unknown, model.id)
+    return Plan((request,), renderer, stream, unknown, model.id)
 
 
 def _format(given: dict[str, Any] | None) -> dict[str, Any] | None:

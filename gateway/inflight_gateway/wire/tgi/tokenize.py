@@ -38,7 +38,7 @@ def parse_chat(body: dict[str, Any], model: Model) -> Plan:
     if not isinstance(tools, list):
         raise invalid("tools", "must be a list of tools")
     options = {**_COUNT, "exclude_input_in_output": False, "skip_special_tokens": False}
-    request = request_of(model, messages, Tools(tools), options | {"reasoning": False})
+    request = request_of(model, messages, Tools(tools), options | {"reasoning": False}, stream=True)
     return Plan((request,), _Tokens(templated=True), False, fields.unknown(), model.id)
 
 
