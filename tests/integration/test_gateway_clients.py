@@ -46,7 +46,9 @@ def gateway(server: Server) -> Iterator[Gateway]:
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Python with clients that this project's own environment does not have."""
+    """A Python with clients that this project's own environment does not have: made here, or named."""
+    if "INFLIGHT_CLIENTS_PYTHON" in os.environ:
+        return Path(os.environ["INFLIGHT_CLIENTS_PYTHON"])
     return python_with(tmp_path_factory.mktemp("clients") / "venv", PINS)
 
 

@@ -24,11 +24,11 @@ def ids(text: str) -> list[int]:
     return list(TOKENIZER.encode(text, add_special_tokens=False).ids)
 
 
-def stream_of(**values: Any) -> Stream:
+def stream_of(echo: str = "", **values: Any) -> Stream:
     parsed = request(**values)
     return Stream(
         parsed,
-        Prompt(list(PROMPT_IDS), ""),
+        Prompt(list(PROMPT_IDS), echo),
         Stops((EOS,), parsed.stops),
         lambda: FACTORY.make(parsed.skip_special_tokens, PROMPT_IDS),
         TOKENIZER.id_to_token,
@@ -46,6 +46,16 @@ def test_everything_buffered_leaves_in_one_response() -> None:
     assert taken.tokens == len(ids(" the lazy dog"))
     assert not taken.done
     assert stream.take().replies == []
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_no_tokens_asked_for_is_the_prompts_own_text_and_tokens(named: bool) -> None:
+    stream = stream_of("the dog", max_tokens=0, exclude_input_in_output=False, return_token_ids=named)
+    stream.end_counted()
+    taken = stream.take()
+    assert [reply.texts for reply in taken.replies] == [["the dog"]]
+    assert taken.replies[0].token_ids == list(PROMPT_IDS)
+    assert (taken.tokens, taken.done, taken.abandon) == (0, True, False)
 
 
 def test_half_a_character_is_no_response() -> None:
