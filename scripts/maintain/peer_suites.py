@@ -117,6 +117,12 @@ FROM_VLLM: tuple[Difference, ...] = (
     Difference("`finish_reason` before the end of a stream", "`None`", "empty"),
     Difference("`finish_reason` at the end", "stop, length", "stop, length, cancelled, deadline"),
     Difference("`logprobs` without `return_logprobs`", "computed and not sent", "sent"),
+    Difference(
+        "fields of a token in `logprobs`",
+        "three, which NVIDIA's test of the backend counts",
+        "with `return_logprobs` these, and `bytes` where the text is not all of the token (part of a character); with "
+        "`return_log_probs`, or with `logprobs` alone, every token has `bytes`",
+    ),
     Difference("`return_logprobs` without `logprobs`", "JSON `null`", "the chosen tokens', as with `logprobs` 0"),
     Difference(
         "`logprobs` above 0", "always", "where the engine has them ([engines.md](engines.md)), else UNSUPPORTED"

@@ -17,5 +17,7 @@ from tests.reliability.test_no_false_alarm import (  # noqa: F401
 
 @pytest.fixture(scope="module")
 def rig(open_rig: OpenRig) -> Rig:
-    """The default stall time: with 1.5 s, and four times more work than cores, vLLM was taken for stalled."""
-    return open_rig({"llm": {"engine_options": {"step_ms": 10}, "stall_timeout_ms": 10_000}})
+    """The default stall time: with 1.5 s, and four times more work than cores, vLLM was taken for stalled. Few layers:
+    beside four busy programs a step of thirty took 0.7 s here, and 300 of them are more than a client waits.
+    """
+    return open_rig({"llm": {"engine_options": {"step_ms": 2}, "stall_timeout_ms": 10_000}})
