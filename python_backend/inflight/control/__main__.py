@@ -15,6 +15,7 @@ from typing import Any
 
 from inflight.control.folder import candidate_folders
 from inflight.control.health import listen, serve_health
+from inflight.control.owner import ServerAt
 from inflight.control.server import ANSWER_WAIT_S, ask_all, drain_request
 from inflight.control.watch import Watch
 
@@ -68,7 +69,8 @@ def _health(options: argparse.Namespace) -> int:
     except (OSError, OverflowError) as error:
         print(f"error: --port {options.port} on {options.host} cannot be used ({error}).", file=sys.stderr)
         return 1
-    watch = Watch(host.strip("[]"), int(port), candidate_folders, wanted=options.model)
+    host = host.strip("[]")
+    watch = Watch(host, int(port), candidate_folders, wanted=options.model, is_ours=ServerAt(host, int(port)))
 
     async def until_told() -> None:
         task = asyncio.ensure_future(serve_health(listener, watch))

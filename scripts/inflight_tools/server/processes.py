@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-_GENERATIONS = 8  # from a server to the farthest process that is looked for below it
 _LISTEN, _EMPTY = "0A", "00000000:00000000"  # in /proc/net/tcp: a state, and the queues (to send:to be read)
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -61,19 +60,6 @@ def marked_pids(variable: str, value: str) -> list[int]:
         if pid != os.getpid() and wanted in environment.split(b"\0"):
             found.append(pid)
     return found
-
-
-def descends_from(pid: int, ancestor: int) -> bool:
-    """Whether the process is `ancestor` or was started by it, directly or not, and lives as its child's child still."""
-    for _ in range(_GENERATIONS):
-        if pid == ancestor:
-            return True
-        try:
-            stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return False
-        pid = int(stat.rpartition(")")[2].split()[1])
-    return False
 
 
 def owes_nothing(pid: int, ports: Iterable[int]) -> bool:

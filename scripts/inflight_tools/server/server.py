@@ -21,6 +21,7 @@ from types import TracebackType
 
 from inflight.control.folder import own_folders
 from inflight.control.health import HealthServer, listen
+from inflight.control.owner import descends_from
 from inflight.control.watch import Watch
 from inflight_tools.common.layout import LOGS, MODEL_REPOSITORY
 from inflight_tools.common.report import Failure
@@ -31,7 +32,6 @@ from inflight_tools.server.log import failure_reason
 from inflight_tools.server.paths import check_repository
 from inflight_tools.server.processes import (
     command_line,
-    descends_from,
     end_with_parent,
     kill_all,
     marked_pids,

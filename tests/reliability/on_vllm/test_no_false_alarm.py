@@ -20,4 +20,4 @@ def rig(open_rig: OpenRig) -> Rig:
     """The default stall time: with 1.5 s, and four times more work than cores, vLLM was taken for stalled. Few layers:
     beside four busy programs a step of thirty took 0.7 s here, and 300 of them are more than a client waits.
     """
-    return open_rig({"llm": {"engine_options": {"step_ms": 2}, "stall_timeout_ms": 10_000}})
+    return open_rig({"llm": {"engine_options": {"step_ms": 4}, "stall_timeout_ms": 10_000}})
