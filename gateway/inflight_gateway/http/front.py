@@ -144,6 +144,8 @@ class Front:
                 headers = {} if later is None else {"retry-after": str(later)}
                 if error.kind is Kind.NO_KEY:
                     headers["www-authenticate"] = "Bearer"
+                if error.kind is Kind.SLOW_BODY:  # what still trickles in would hold the connection
+                    headers["connection"] = "close"
                 status, body = record.dialect.refused(error, record.id)
                 await exchange.answer(status, encoder.encode(body), JSON, headers)
             elif exchange.streaming:

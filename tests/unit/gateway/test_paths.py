@@ -267,3 +267,16 @@ def test_as_many_files_as_the_system_allows_are_taken(fake: tuple[FakeTriton, st
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
     assert found == (before[1], before[1])
+
+
+def test_a_body_that_does_not_come_costs_its_client_the_connection(fake: tuple[FakeTriton, str]) -> None:
+    """Else what still trickles in would hold it open."""
+    with running(fake[1], "--body-timeout", "0.5") as gateway:
+        gateway.wait_ready()
+        with socket.create_connection(("127.0.0.1", gateway.port), 10) as client:
+            client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{")
+            read = b""
+            while part := client.recv(65536):
+                read += part
+    assert read.startswith(b"HTTP/1.1 408 ")
+    assert b'"code":"request_timeout"' in read
