@@ -148,17 +148,30 @@ class ChatTemplate:
         if continues:
             marker = f"CONTINUE-{secrets.token_hex(8)}"
             messages = [*messages[:-1], _marked(messages[-1], marker + " ")]
-        try:
-            text = self._generate(fit_messages(messages, self.features), variables, max_bytes)
-        except (_Rejected, TemplateTimeout, RequestError):
-            raise
-        except Exception:
-            if stop.error is not None or not has_text_arguments(messages):
-                raise
-            # A template that joins arguments to other text wants them as they came.
-            fitted = fit_messages(messages, self.features, arguments_as_text=True)
-            text = self._generate(fitted, variables, max_bytes)
+        text = self._tried(messages, variables, max_bytes, stop)
         return _until(text, marker) if continues else text
+
+    def _tried(self, messages: list[Message], variables: Mapping[str, Any], max_bytes: int, stop: _Stop) -> str:
+        """The prompt. A template that fails gets what it may have wanted instead: arguments as they came, where it
+        joins them to other text; then no words for none beside calls, where it joins those.
+        """
+        forms = [(messages, False)]
+        if has_text_arguments(messages):
+            forms.append((messages, True))
+        if any(message.get("content", "") is None for message in messages):
+            spoken = [{**one, "content": ""} if one.get("content", "") is None else one for one in messages]
+            forms += [(spoken, as_text) for _, as_text in list(forms)]
+        while True:
+            given, as_text = forms.pop(0)
+            try:
+                return self._generate(
+                    fit_messages(given, self.features, arguments_as_text=as_text), variables, max_bytes
+                )
+            except (_Rejected, TemplateTimeout, RequestError):
+                raise
+            except Exception:
+                if stop.error is not None or not forms:
+                    raise
 
     def _generate(self, messages: list[Message], variables: Mapping[str, Any], max_bytes: int) -> str:
         pieces: list[str] = []

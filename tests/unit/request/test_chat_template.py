@@ -31,6 +31,21 @@ def render(source: str, messages: list[dict[str, Any]] | None = None, limit: int
     return ChatTemplate(source, tokens).render(messages or USER, limit)
 
 
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+CALLED = [*USER, {"role": "assistant", "content": None, "tool_calls": [CALL]}]
+
+
+def test_a_template_that_joins_no_words_beside_calls_gets_empty_ones() -> None:
+    joins = "{% for message in messages %}{{ '<' + message.content + '>' }}{% endfor %}"
+    assert render(joins, CALLED) == "<Hi><>"
+    both = (
+        "{% for m in messages %}{{ m.content + '|' }}{% for c in m.tool_calls or [] %}{{ '' + c.function.arguments }}"
+    )
+    assert render(both + "{% endfor %}{% endfor %}", CALLED) == 'Hi||{"a": 1}'
+    knows = "{% for message in messages %}{{ 'none' if message.content is none else message.content }}{% endfor %}"
+    assert render(knows, CALLED) == "Hinone"  # as transformers has it
+
+
 def refusal(source: str, messages: list[dict[str, Any]] | None = None, limit: int = 100_000) -> str:
     with pytest.raises(RequestError) as caught:
         render(source, messages, limit)
