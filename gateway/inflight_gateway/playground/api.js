@@ -11,8 +11,11 @@ export class Refusal extends Error {
   }
 }
 
-const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
-const sentence = (text) => capital(/[.!?…]$/.test(text) ? text : `${text}.`);
+// As a sentence, whose first word stays as it is where it is the name of a field.
+function sentence(text, param) {
+  const first = param && text.startsWith(param) ? text.charAt(0) : text.charAt(0).toUpperCase();
+  return `${first}${text.slice(1)}${/[.!?…]$/.test(text) ? "" : "."}`;
+}
 
 function headers(key, more = {}) {
   return key ? { ...more, authorization: `Bearer ${key}` } : more;
@@ -38,7 +41,7 @@ async function refusalOf(response) {
     // What stands between us and the gateway answers in its own form.
   }
   const again = response.headers.get("retry-after");
-  let text = sentence(said.message || `The server answered with status ${response.status}`);
+  let text = sentence(said.message || `The server answered with status ${response.status}`, said.param);
   if (response.status === 401) text = "This gateway wants an API key. Type one under Settings, Key.";
   else if (again && !/again/.test(text)) text += ` Try again in ${again} s.`;
   return new Refusal(text, response.status, said.code ?? null);
@@ -72,7 +75,7 @@ export async function* chat(body, key, signal) {
         if (!event.startsWith("data: ")) continue; // a comment, which keeps the connection open
         if (event === "data: [DONE]") return;
         const chunk = JSON.parse(event.slice(6));
-        if (chunk.error) throw new Refusal(sentence(chunk.error.message), 200, chunk.error.code);
+        if (chunk.error) throw new Refusal(sentence(chunk.error.message, chunk.error.param), 200, chunk.error.code);
         yield chunk;
       }
     }

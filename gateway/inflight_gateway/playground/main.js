@@ -36,7 +36,7 @@ async function look() {
     notice("");
     if (!names.length) looking = setTimeout(look, LOOK_AGAIN_MS);
   } catch (error) {
-    settings.offer([]);
+    if (!settings.values.model) settings.offer([]); // those known before stay
     notice(error instanceof Refusal ? error.message : "The list of models did not come.");
     if (error.status !== 401) looking = setTimeout(look, LOOK_AGAIN_MS);
   }
@@ -240,7 +240,7 @@ by("new").addEventListener("click", () => {
   notice("");
   prompt.focus();
 });
-by("reset").addEventListener("click", () => settings.reset());
+by("defaults").addEventListener("click", () => settings.reset());
 by("key").addEventListener("change", look);
 for (const button of document.querySelectorAll("[data-example]")) {
   button.addEventListener("click", () => {
