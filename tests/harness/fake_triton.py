@@ -104,6 +104,9 @@ class FakeTriton(pb_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
             context.add_callback(self.left.set)
             while not self.left.is_set():
                 yield response("x" * 60_000)
+        elif act == "much, then an error":
+            yield response("x" * 8_000_000)
+            yield pb.ModelStreamInferResponse(error_message="the engine died and is being restarted; try again")
         elif act == "hang":
             self._until_left(context)
         elif act in ("nobody's", "no text"):

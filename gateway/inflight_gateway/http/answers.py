@@ -65,6 +65,8 @@ class Answers:
         self._triton = triton
         self._limits = limits
         self._metrics = metrics
+        self.watched: set[Exchange] = set()  # every request whose client has not been told all, errors too
+        self._comments: set[asyncio.Task[None]] = set()
         self._active: set[Exchange] = set()
         self._by_key: Counter[str] = Counter()
         self._generating = 0
@@ -75,15 +77,25 @@ class Answers:
         while True:
             await asyncio.sleep(TICK_S)
             now = time.monotonic()
-            for exchange in list(self._active):
+            for exchange in list(self.watched):
                 since = exchange.writing_since
-                if since is not None and now - since > self._limits.write_s and exchange.task is not None:
+                if since is not None and now - since > self._limits.write_s:
                     exchange.stalled = True
-                    exchange.task.cancel()
+                    exchange.abort()
+                    if exchange.task is not None:
+                        exchange.task.cancel()
                 elif since is None and exchange.streaming and now - exchange.last_write > self._limits.keep_alive_s:
+                    # Not awaited: one client that does not read would keep the others waiting. If it blocks, the next
+                    # ticks see that, as they see it of any write.
                     exchange.last_write = now
-                    with contextlib.suppress(Exception):  # the client is gone: its own task hears of it
-                        await asyncio.wait_for(exchange.write(COMMENT), TICK_S)
+                    comment = asyncio.create_task(exchange.write(COMMENT))
+                    self._comments.add(comment)
+                    comment.add_done_callback(self._said)
+
+    def _said(self, comment: asyncio.Task[None]) -> None:
+        self._comments.discard(comment)
+        if not comment.cancelled():
+            comment.exception()  # the client is gone: its own task hears of it
 
     @property
     def under_way(self) -> int:

@@ -91,6 +91,7 @@ class Front:
         asked = exchange.headers.get(b"x-request-id", b"")
         record = Record(asked.decode() if _ID.fullmatch(asked) else secrets.token_hex(12))
         exchange.extra.append((b"x-request-id", record.id.encode()))
+        self.answers.watched.add(exchange)
         try:
             await self._routed(exchange, record)
         except GatewayError as error:
@@ -102,6 +103,7 @@ class Front:
             ours = GatewayError(Kind.INTERNAL, f"the gateway failed; its log has the reason under {record.id}")
             await self._say_error(exchange, record, ours)
         finally:
+            self.answers.watched.discard(exchange)
             self._told(exchange, record)
 
     async def _routed(self, exchange: Exchange, record: Record) -> None:

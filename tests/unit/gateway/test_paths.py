@@ -238,18 +238,19 @@ def test_an_idle_stream_is_kept_open_and_who_does_not_read_is_let_go(fake: tuple
 
 def test_who_does_not_read_loses_the_connection_as_well(fake: tuple[FakeTriton, str]) -> None:
     """What is buffered for a client that never reads can never be flushed: its connection must not wait for that."""
-    body = json.dumps(HELLO | {"messages": [{"role": "user", "content": "flood"}], "stream": True}).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
     with running(fake[1], "--write-timeout", "1") as gateway, contextlib.ExitStack() as stack:
         gateway.wait_ready()
         ask(gateway, "hi", False)
         fake[0].left.clear()
         files = psutil.Process(gateway.process.pid).num_fds()
-        for _ in range(4):
-            client = stack.enter_context(socket.create_connection(("127.0.0.1", gateway.port), 10))
-            client.sendall(head.encode() + body)
+        for act in ("flood", "much, then an error"):  # while its answer is written, and while it is told of an error
+            body = json.dumps(HELLO | {"messages": [{"role": "user", "content": act}], "stream": True}).encode()
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+            for _ in range(3):
+                client = stack.enter_context(socket.create_connection(("127.0.0.1", gateway.port), 10))
+                client.sendall(head.encode() + body)
         assert fake[0].left.wait(15)
-        end = time.monotonic() + 5
+        end = time.monotonic() + 6
         while psutil.Process(gateway.process.pid).num_fds() > files:
             assert time.monotonic() < end, "connections to clients that do not read stay open"
             time.sleep(0.1)
