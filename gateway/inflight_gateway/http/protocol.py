@@ -63,6 +63,8 @@ class Connection(HttpToolsProtocol):
         if self._timer is None and (self.cycle is None or self.cycle.response_complete):
             self._timer = self.loop.call_later(self.head_s, self._too_slow)
 
+    _unread = 0  # bytes that waited to be written when the client was last looked after
+
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
@@ -104,3 +106,16 @@ class Connection(HttpToolsProtocol):
             if answer:
                 self.transport.write(answer)
             self.transport.close()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Nothing was asked for a while. An answer of which nothing was fetched in that time is given up."""
+        unread = self.transport.get_write_buffer_size()
+        if not unread:
+            super().timeout_keep_alive_handler()
+        elif unread == self._unread:
+            self.transport.abort()
+        else:
+            self._unread = unread
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
