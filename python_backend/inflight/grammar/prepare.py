@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
+from typing import Any
 
 from inflight.grammar import json_values as values
 from inflight.grammar.ebnf import parse_ebnf
@@ -12,7 +14,9 @@ from inflight.grammar.network import Conflict, Network
 from inflight.grammar.nodes import Grammar, GrammarError, alt, literal
 from inflight.grammar.regex import parse_regex
 from inflight.grammar.thought import Thought, behind
-from inflight.grammar.tools import tools_grammar
+from inflight.grammar.tools import any_values, tools_grammar
+
+log = logging.getLogger("inflight.guides")
 
 
 def prepare(kind: str, text: str, thought: Thought | None = None) -> str:
@@ -26,7 +30,17 @@ def prepare(kind: str, text: str, thought: Thought | None = None) -> str:
 
 def network(kind: str, text: str, thought: Thought | None = None) -> Network:
     """The automata behind `prepare`."""
-    make = _reader(kind, text)
+    try:
+        return _network(kind, _reader(kind, text), thought)
+    except Conflict as conflict:
+        opened = _with_opened(text) if kind == "tools" else None
+        if opened is None:
+            raise
+        log.warning("tools are guided without the values of %s (%s)", ", ".join(opened[1])[:200], conflict)
+        return _network(kind, lambda share: tools_grammar(opened[0], share), thought)
+
+
+def _network(kind: str, make: Callable[[bool], Grammar], thought: Thought | None) -> Network:
     conflict: Conflict | None = None
     for share in (True, False) if kind in _SHARING else (True,):
         grammar = make(share)
@@ -37,6 +51,29 @@ def network(kind: str, text: str, thought: Thought | None = None) -> Network:
                 conflict = error
     assert conflict is not None
     raise conflict
+
+
+def _with_opened(text: str) -> tuple[object, list[str]] | None:
+    """A guide of tools in which those that are not strict, and can be read in two ways, keep the names of their
+    parameters and take any values; and which they are. None: there are none, or the tools conflict with each other.
+    """
+    guide: Any = parse_json(text)
+    tools, names = [], []
+    for tool in guide["tools"]:
+        function = tool["function"]
+        if function.get("strict") is not True and _conflicts({**guide, "tools": [tool]}):
+            names.append(function["name"])
+            tool = {**tool, "function": {**function, "parameters": any_values(function["parameters"])}}
+        tools.append(tool)
+    return ({**guide, "tools": tools}, names) if names else None
+
+
+def _conflicts(guide: object) -> bool:
+    try:
+        _network("tools", lambda share: tools_grammar(guide, share), None)
+    except Conflict:
+        return True
+    return False
 
 
 _SHARING = frozenset({"json_schema", "tools"})

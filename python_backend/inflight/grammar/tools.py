@@ -87,6 +87,22 @@ def relaxations(tools: Sequence[Mapping[str, Any]]) -> list[str]:
     return notes
 
 
+def any_values(schema: object) -> dict[str, Any]:
+    """The schema of a tool's parameters with the same names; where their values are not plain, any value."""
+    found = schema if isinstance(schema, Mapping) else {}
+    names = found.get("properties")
+    if not isinstance(names, Mapping):
+        return {"type": "object"}
+    required = found.get("required")
+    kept = [name for name in required if name in names] if isinstance(required, list) else []
+    values = {name: each if _is_plain(each) else {} for name, each in names.items()}
+    return {"type": "object", "properties": values, "required": kept}
+
+
+def _is_plain(schema: object) -> bool:
+    return isinstance(schema, Mapping) and schema.get("type") in ("string", "integer", "number", "boolean", "null")
+
+
 def _parameters(place: int, function: Mapping[str, Any]) -> object:
     """A tool's schema as a part of the document of all tools."""
     schema = function.get("parameters")

@@ -16,7 +16,7 @@ from inflight.grammar.loosen import loosen
 from inflight.grammar.nodes import GrammarError
 from inflight.grammar.prepare import network, prepare
 from inflight.grammar.tools import FORMS, relaxations
-from tests.unit.machines.grammar_walks import sample
+from tests.unit.machines.grammar_walks import accepts, sample
 
 pytestmark = pytest.mark.fast
 
@@ -147,3 +147,40 @@ def test_a_schema_that_needs_nothing_is_kept_and_nothing_noted() -> None:
     loosened, notes = loosen(WEATHER)
     assert notes == []
     assert loosened == WEATHER
+
+
+def _held(inner: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": {"v": inner}, "required": ["v"], "additionalProperties": False}
+
+
+@pytest.mark.parametrize("form", ["hermes", "pythonic", "qwen3_coder"])
+def test_a_tool_that_can_be_read_in_two_ways_keeps_its_names_unless_it_is_strict(form: str) -> None:
+    """Its alternatives begin alike, and one contains itself; the other tools of the request are none the worse."""
+    leaf = {"type": "object", "properties": {"x": {"type": "number"}}, "required": ["x"], "additionalProperties": False}
+    either = {"anyOf": [_held({"$ref": "#/$defs/e"}), _held(leaf)]}
+    schema = {
+        "type": "object",
+        "$defs": {"e": either},
+        "properties": {"filter": {"$ref": "#/$defs/e"}},
+        "required": ["filter"],
+    }
+    plain = {"type": "object", "properties": {"q": {"type": "integer"}}, "required": ["q"]}
+
+    def guide(strict: bool) -> str:
+        functions = [{"name": "plain", "parameters": plain}, {"name": "find", "strict": strict, "parameters": schema}]
+        tools = [{"type": "function", "function": function} for function in functions]
+        return json.dumps({"form": form, "tools": tools, "parallel": True})
+
+    made = network("tools", guide(strict=False))
+    envelopes = {
+        "hermes": '<tool_call>\n{{"name": "{0}", "arguments": {{"{1}": {2}}}}}\n</tool_call>',
+        "pythonic": "[{0}({1}={2})]",
+        "qwen3_coder": "<tool_call>\n<function={0}>\n<parameter={1}>\n{2}\n</parameter>\n</function>\n</tool_call>",
+    }
+    call = envelopes[form].format
+    assert accepts(made, call("find", "filter", '{"v": {"x": 1}}'))
+    assert not accepts(made, call("find", "other", "1"))
+    assert accepts(made, call("plain", "q", "1"))
+    assert not accepts(made, call("plain", "q", '"one"')), "the other tool's schema is kept"
+    with pytest.raises(GrammarError, match="can be read in two ways"):
+        prepare("tools", guide(strict=True))
