@@ -19,7 +19,7 @@ from referencing.jsonschema import DRAFT202012
 
 from inflight_tools.common.layout import REPOSITORY
 from tests.conftest import MakeServer
-from tests.harness.gateway import running
+from tests.harness.gateway import Gateway, running
 
 pytestmark = pytest.mark.server
 
@@ -104,6 +104,30 @@ def check(path: str, body: Any, status: int, kind: str, text: str) -> None:
     assert set(reasons.values()) == {1}, shown
 
 
+def ask(gateway: Gateway, path: str, honoured: bool, cases: int, counted: Counter[tuple[str, bool, int]]) -> None:
+    """Make that many requests of one operation, and check what is answered."""
+    schema = schemathesis.openapi.from_dict(described(honoured=honoured))
+    schema.config.update(base_url=f"{gateway.url}/v1")
+
+    @settings(
+        max_examples=cases,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate],
+    )
+    @given(case=schema[path]["POST"].as_strategy())
+    def one(case: schemathesis.Case) -> None:
+        began = time.monotonic()
+        response = case.call(timeout=HANGS_S)
+        assert time.monotonic() - began < HANGS_S
+        check(path, case.body, response.status_code, response.headers["content-type"][0], response.text)
+        counted[path, honoured, response.status_code] += 1
+
+    one()
+
+
 @pytest.mark.parametrize(
     "cases", [300, pytest.param(5000, marks=[pytest.mark.full, pytest.mark.timeout(1800)])], ids=["300", "5,000"]
 )
@@ -121,26 +145,7 @@ def test_what_openai_describes_is_answered_as_it_describes(make_server: MakeServ
             ("/completions", False, 0.25),
             ("/completions", True, 0.4),
         ):
-            schema = schemathesis.openapi.from_dict(described(honoured=honoured))
-            schema.config.update(base_url=f"{gateway.url}/v1")
-
-            @settings(
-                max_examples=round(cases * share),
-                deadline=None,
-                database=None,
-                derandomize=True,
-                suppress_health_check=list(HealthCheck),
-                phases=[Phase.generate],
-            )
-            @given(case=schema[path]["POST"].as_strategy())
-            def ask(case: schemathesis.Case, path: str = path, honoured: bool = honoured) -> None:
-                began = time.monotonic()
-                response = case.call(timeout=HANGS_S)
-                assert time.monotonic() - began < HANGS_S
-                check(path, case.body, response.status_code, response.headers["content-type"][0], response.text)
-                counted[path, honoured, response.status_code] += 1
-
-            ask()
+            ask(gateway, path, honoured, round(cases * share), counted)
         status, _, body = gateway.call("GET", "/v1/models")
         assert status == 200
         validator("ListModelsResponse").validate(json.loads(body))

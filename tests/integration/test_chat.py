@@ -171,7 +171,7 @@ def test_counting_is_what_the_prompt_has(grpc: GrpcClient) -> None:
     assert counted.text == ""
     assert len(outputs["output_ids"]) == outputs["num_input_tokens"][0]
     ids = list(outputs["output_ids"])
-    shown = {"exclude_input_in_output": False, "skip_special_tokens": False}
+    shown = {"exclude_input_in_output": False, "skip_special_tokens": False, "stream": False}
     text = grpc.generate(input_ids=ids, max_tokens=0, **shown).text
     assert text.startswith("<|im_start|>")
     assert "<|im_start|>user\nHi<|im_end|>" in text

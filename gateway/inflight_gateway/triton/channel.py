@@ -144,8 +144,9 @@ class TritonServer:
                     raise GatewayError(Kind.CANCELLED, "the request was cancelled on the model's server")
                 if event.finish == "deadline":
                     event.finish, event.stop_reason = "length", "deadline"
+                last = event.last  # of this request; who takes the event may say otherwise of several
                 yield event
-                if event.last:
+                if last:
                     return
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:

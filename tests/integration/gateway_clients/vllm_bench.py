@@ -5,8 +5,11 @@ its command looks for; so its functions are called.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from importlib import metadata
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # the tokenizer is a folder
 
 from common import URL, report
 from vllm.benchmarks.serve import add_cli_args, main

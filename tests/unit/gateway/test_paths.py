@@ -118,6 +118,14 @@ def test_what_was_ignored_and_what_a_guide_leaves_out_stand_in_headers(gateway: 
     assert (status, headers["x-inflight-relaxed"]) == (200, "f/properties/a: format; g: uniqueItems")
 
 
+def test_several_prompts_are_answered_streamed_and_whole(gateway: Gateway) -> None:
+    body = {"model": "llm", "prompt": ["a", "b"], "echo": True}
+    status, _, answer = gateway.call("POST", "/v1/completions", body)
+    assert (status, [choice["text"] for choice in json.loads(answer)["choices"]]) == (200, ["aone two", "bone two"])
+    status, _, answer = gateway.call("POST", "/v1/completions", body | {"stream": True})
+    assert answer.endswith(b"data: [DONE]\n\n")
+
+
 def test_of_several_prompts_one_error_ends_the_others(gateway: Gateway, fake: tuple[FakeTriton, str]) -> None:
     for other in ("hang", "queued"):
         for stream in (False, True):
