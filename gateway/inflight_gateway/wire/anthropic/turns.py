@@ -38,7 +38,7 @@ def _merged(turns: list[Any]) -> list[tuple[str, list[tuple[str, Mapping[str, An
         if not isinstance(turn, dict):
             raise invalid(path, "must be an object")
         role, content = turn.get("role"), turn.get("content")
-        if role not in _SPOKEN:
+        if not isinstance(role, str) or role not in _SPOKEN:
             raise invalid(f"{path}.role", "must be user, assistant or system")
         blocks = _blocks(f"{path}.content", content)
         if found and found[-1][0] == role:
@@ -153,6 +153,6 @@ def choice_of(choice: Any) -> tuple[str | dict[str, Any] | None, bool | None]:
     if kind == "tool":
         return {"type": "function", "function": {"name": _text("tool_choice", choice, "name")}}, parallel
     known = {"auto": "auto", "any": "required", "none": "none"}
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         raise GatewayError(Kind.INVALID, "tool_choice.type must be auto, any, tool or none", "tool_choice.type")
     return known[kind], parallel
