@@ -5,6 +5,7 @@ an environment that has it. What the full tier sees is the table in docs/gateway
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from inflight_tools.common.layout import ENGINE
+from inflight_tools.common.layout import CACHE, ENGINE
 from inflight_tools.load.perf_analyzer import find_perf_analyzer
 from inflight_tools.server.server import Server
 from maintain.gateway_clients import record
@@ -83,17 +84,23 @@ def test_huggingfaces_client(gateway: Gateway) -> None:
     tell(gateway, sys.executable, "huggingface_python.py")
 
 
-def node(folder: Path) -> list[Any]:
-    """The command of npm's client, installed into `folder` as its lock says."""
-    for name in ("package.json", "package-lock.json", "openai_node.mjs"):
-        shutil.copy(SCRIPTS / name, folder)
-    subprocess.run([NPM, "ci", "--silent", "--no-audit", "--no-fund"], cwd=folder, check=True, timeout=120)  # type: ignore[list-item]
+def node() -> list[Any]:
+    """The command of npm's client, installed once as its lock says."""
+    lock = (SCRIPTS / "package-lock.json").read_bytes()
+    folder = CACHE / "npm" / hashlib.sha256(lock).hexdigest()[:16]
+    if not (folder / "installed").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("package.json", "package-lock.json"):
+            shutil.copy(SCRIPTS / name, folder)
+        subprocess.run([NPM, "ci", "--silent", "--no-audit", "--no-fund"], cwd=folder, check=True, timeout=240)  # type: ignore[list-item]
+        (folder / "installed").touch()
+    shutil.copy(SCRIPTS / "openai_node.mjs", folder)
     return [NODE, folder / "openai_node.mjs"]
 
 
 @pytest.mark.skipif(NODE is None or NPM is None, reason="there is no node with npm: apt-get install nodejs npm")
-def test_openais_client_for_javascript(gateway: Gateway, tmp_path: Path) -> None:
-    tell(gateway, *node(tmp_path))
+def test_openais_client_for_javascript(gateway: Gateway) -> None:
+    tell(gateway, *node())
 
 
 def perf_analyzer(gateway: Gateway, folder: Path) -> dict[str, Any]:
@@ -137,7 +144,7 @@ def test_every_client_can_do_all_it_has(gateway: Gateway, others: Path, tmp_path
         keep(client, tell(gateway, python, script))
     keep("perf_analyzer (openai)", perf_analyzer(gateway, tmp_path))
     if NODE is not None and NPM is not None:
-        keep("openai (npm)", tell(gateway, *node(tmp_path)))
+        keep("openai (npm)", tell(gateway, *node()))
 
 
 @pytest.mark.full
