@@ -68,6 +68,13 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _address(text: str) -> str:
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not (port.isdecimal() and 0 < int(port) <= 65535):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT, as {TRITON} is, of Triton's gRPC")
+    return text
+
+
 def _origin(text: str) -> str:
     try:
         return check_origin(text)
@@ -107,7 +114,11 @@ def parser(program: str | None = None) -> argparse.ArgumentParser:
     """What the gateway can be told."""
     found = _Parser(prog=program, description=(__doc__ or "").split("\n", 1)[0])
     found.add_argument(
-        "--triton", action="append", metavar="HOST:PORT", help=f"Triton's gRPC ({TRITON}); may repeat: several servers"
+        "--triton",
+        action="append",
+        type=_address,
+        metavar="HOST:PORT",
+        help=f"Triton's gRPC ({TRITON}); may repeat: several servers",
     )
     found.add_argument(
         "--health", action="append", metavar="HOST:PORT", help="of each --triton: `inflight serve` has it at 8003"
@@ -282,6 +293,9 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
         listening = worker[0] if worker else listen(options.host, options.port)
     except OSError as error:
         found.error(_no_port(options, error))
+    if worker is None:
+        scheme = "http" if options.tls_cert is None else "https"
+        log.info("answers at %s://%s:%d/v1", scheme, *listening.getsockname()[:2])
     signal.signal(signal.SIGHUP, reload)
     server = _Server(config, front, options.drain_notice, options.drain_timeout, worker[1] if worker else None)
     with contextlib.suppress(KeyboardInterrupt):

@@ -56,7 +56,7 @@ class TritonServer:
         self.address = address
         self._health = health
         self.ready = False
-        self.reason = "the model's server has not answered yet"
+        self.reason = "the model's server has not answered yet; try again in a few seconds"
         self.models: Mapping[str, Model] = {}
         self._asked: dict[str, float] = {}
         self._lock = asyncio.Lock()
@@ -164,12 +164,17 @@ class TritonServer:
         async with self._lock:
             try:
                 found = await self._found()
-            except (grpc.aio.AioRpcError, GatewayError, asyncio.TimeoutError):
+            except (grpc.aio.AioRpcError, GatewayError, asyncio.TimeoutError) as error:
+                if self.reason != DOWN:
+                    why = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error) or "no answer"
+                    log.warning("%s cannot be reached; is it Triton's gRPC port? %s", self.address, why)
                 self.ready, self.reason = False, DOWN
             else:
+                if set(found) != set(self.models) or bool(found) != self.ready:
+                    log.info("%s has %s", self.address, ", ".join(found) or "no Inflight model that is ready")
                 self.models = found
                 self.ready = bool(found)
-                self.reason = "" if found else "no Inflight model is ready there"
+                self.reason = "" if found else "no model is ready on the model's server; try again in a few seconds"
             self._looked = time.monotonic()
 
     async def _watch(self) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import gzip
 import http.client
 import json
+import os
 import select
+import signal
 import socket
 import ssl
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +21,7 @@ import psutil
 import pytest
 
 from inflight_gateway.cli import main
+from inflight_tools.common.layout import REPOSITORY
 from inflight_tools.server.server import Ports
 from tests.harness.gateway import Gateway, running
 
@@ -227,6 +231,22 @@ def test_a_real_client_over_tls(certificate: tuple[Path, Path]) -> None:
             assert b"200" not in read_all(plain)
 
 
+@pytest.mark.parametrize("after_s", [0.1, 0.4])
+def test_ctrl_c_at_any_moment_of_the_start_shows_no_traceback(after_s: float) -> None:
+    """Most of it is spent importing packages."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "inflight_gateway", "--triton", NOBODY, "--port", str(Ports.free().gateway)],
+        env={"PYTHONPATH": str(REPOSITORY / "gateway"), "PATH": os.defpath},
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    time.sleep(after_s)
+    process.send_signal(signal.SIGINT)
+    told = process.communicate(timeout=20)[1]
+    assert "Traceback" not in told
+    assert "KeyboardInterrupt" not in told
+
+
 def test_every_mistake_is_one_sentence(
     certificate: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -253,6 +273,7 @@ def test_every_mistake_is_one_sentence(
             (["--cors-origin", "page.example"], "argument --cors-origin: 'page.example' is no origin: give scheme://"),
             (["--cors-origin", "https://page.example/"], "argument --cors-origin: "),
             (["--health", "8003"], "--health '8003' is not HOST:PORT: give the port that `inflight serve` names"),
+            (["--triton", "localhost"], "argument --triton: 'localhost' is not HOST:PORT, as localhost:8001 is, of"),
             (["--no-such"], "unrecognized arguments: --no-such"),
         ]
         for words, sentence in cases:
