@@ -248,13 +248,15 @@ def _kv_range_faults(
 
 
 def calibration_faults(candidate: CheckpointCandidate, ranges: Ranges) -> Iterator[str]:
-    """Scales of FP8 activations are the calibration's ranges over e4m3's largest value."""
+    """Scales of activations are the calibration's ranges over the largest value of their type. Of smoothed inputs the
+    range is that behind the smoothing; layers merged into one have the largest of theirs.
+    """
     for name, shard, modules in activations(candidate):
         seen = [ranges[module] for module in modules if module in ranges]
-        if shard.activation_kind != "fp8" or shard.prequant is not None or not seen:
+        if shard.activation_scale is None or not seen:
             continue
-        assert shard.activation_scale is not None
-        scale, wanted = float(shard.activation_scale), max(seen) / FP8_MAX
+        top = INT8_MAX if shard.activation_kind == "int8" else FP8_MAX
+        scale, wanted = float(shard.activation_scale), max(seen) / top
         if not _near(scale, wanted):
             yield f"{name} has an activation scale of {scale:.4g}, and the calibration's range makes {wanted:.4g}"
 

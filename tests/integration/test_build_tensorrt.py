@@ -472,6 +472,26 @@ def test_the_least_faults_are_named(
     assert says in faults_of(trained, state, directory)[0]
 
 
+@pytest.mark.parametrize("recipe", ["int8-sq", "w4a8-awq"])
+@pytest.mark.parametrize(
+    ("tensor", "layer"),
+    [("attention__qkv", "qkv"), ("attention__dense", "attention output"), ("mlp__fc", "gate"), ("mlp__proj", "down")],
+)
+def test_a_scale_of_smoothed_activations_is_named(
+    trained: Trained,
+    state: dict[str, torch.Tensor],
+    checkpoints: Callable[[str], Path],
+    tmp_path: Path,
+    recipe: str,
+    tensor: str,
+    layer: str,
+) -> None:
+    directory = tmp_path / "checkpoint"
+    shutil.copytree(checkpoints(recipe), directory)
+    edit("rank0.safetensors", change(**{f"{tensor}__activation_scaling_factor": 0.25}))(directory)
+    assert faults_of(trained, state, directory)[0].startswith(f"layer 1 {layer} has an activation scale of ")
+
+
 @pytest.mark.parametrize("recipe", ["none", "int8", "int4", "fp8", "int8-sq", "int4-awq", "w4a8-awq"])
 @pytest.mark.parametrize("split", ["", pytest.param("/2x2", marks=pytest.mark.full)])
 def test_no_honest_checkpoint_has_a_fault(
