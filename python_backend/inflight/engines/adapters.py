@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import heapq
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from inflight.engines.base import EngineRefusal
-from inflight.model.files import is_folder
 
 SHOWN = 10  # adapters that an error names
 
@@ -18,5 +21,19 @@ def adapter_folder(lora_dir: Path | None, name: str) -> Path:
                 return lora_dir / name
         except (OSError, ValueError):  # longer than a file name may be, or none at all
             pass
-    known = sorted(path.name for path in lora_dir.glob("*") if is_folder(path))[:SHOWN] if lora_dir is not None else []
-    raise EngineRefusal(f"is {name!r}; the adapters of this model are {', '.join(known) or 'none'}", "lora_name")
+    names = list(_adapters(lora_dir)) if lora_dir is not None else []
+    shown = ", ".join(heapq.nsmallest(SHOWN, names)) or "none"
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    raise EngineRefusal(f"is {name!r}; the adapters of this model are {shown}{more}", "lora_name")
+
+
+def _adapters(lora_dir: Path) -> Iterator[str]:
+    """Names of folders. By the folder's own entries: there may be thousands, and the engine waits meanwhile."""
+    try:
+        with os.scandir(lora_dir) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    if entry.is_dir() and not entry.name.startswith("."):
+                        yield entry.name
+    except OSError:
+        return
