@@ -50,9 +50,7 @@ COMMANDS: dict[str, tuple[Command, ...]] = {
         Command("tune", _BUILDER, "several recipes of one model side by side"),
     ),
     "more": (
-        Command(
-            "import", "inflight_tools.server.import_config", "carry a repository of NVIDIA's TensorRT-LLM backend over"
-        ),
+        Command("import", "inflight_tools.server.moving", "carry another server's command or repository over"),
         Command("selfcheck", "inflight_tools.selfcheck.gpu_selfcheck", "check on a GPU machine what no CPU could"),
         Command("version", "inflight_tools.server.version", "versions of Inflight, Triton and the engines found here"),
     ),

@@ -21,6 +21,7 @@ from inflight.request.contract import INPUTS, JSON_ALIASES, JSON_ONLY, OUTPUTS, 
 from inflight.request.limits import limits
 from inflight.serving.metrics import FAMILIES
 from inflight_tools.common.layout import REPOSITORY
+from inflight_tools.server.moving import tables
 from maintain.dashboard import dashboard_text
 from maintain.gateway_clients import gateway_text
 from maintain.peer_suites import FROM_TRTLLM, FROM_VLLM, Difference, tried
@@ -316,6 +317,13 @@ def prometheus_rule_text() -> str:
     return _PROMETHEUS_RULE + "".join(f"  {line}".rstrip() + "\n" for line in body)
 
 
+def moving_text(text: str) -> str:
+    """docs/moving.md with the flags of other servers between its marks."""
+    before, begin, rest = text.partition("moving.py's tables. -->\n")
+    _, end, after = rest.partition("\n<!-- The end of it. -->")
+    return f"{before}{begin}\n{tables()}{end}{after}"
+
+
 def generated() -> dict[Path, str]:
     """Every generated file and its text."""
     return {
@@ -324,6 +332,7 @@ def generated() -> dict[Path, str]:
         ROOT / "docs/requests.md": requests_text(),
         ROOT / "docs/metrics.md": metrics_text(),
         ROOT / "docs/map.md": map_text(),
+        ROOT / "docs/moving.md": moving_text((ROOT / "docs/moving.md").read_text("utf-8")),
         ROOT / "docs/gateway.md": gateway_text((ROOT / "docs/gateway.md").read_text("utf-8")),
         ROOT / "deploy/observability/grafana/dashboards/inflight.json": dashboard_text(),
         ROOT / "deploy/kubernetes/components/monitoring/prometheusrule.yaml": prometheus_rule_text(),
