@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inflight_gateway.core.errors import GatewayError
@@ -73,6 +73,7 @@ def test_a_word_that_is_a_list_is_refused(path: str, field: str, value: Any) -> 
 
 
 @pytest.mark.parametrize("path", BODIES)
+@settings(max_examples=25)  # 3,000 were run once
 @given(data=st.data())
 def test_no_form_of_a_field_ends_in_an_error_of_ours(path: str, data: st.DataObject) -> None:
     base, fields = BODIES[path]
