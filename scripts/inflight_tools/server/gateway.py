@@ -32,6 +32,7 @@ FOLDER = "INFLIGHT_GATEWAY_PACKAGES"  # environment: a folder of packages that t
 RESTARTS = 5  # in a row; one that ran for HEALTHY_S begins a new row
 HEALTHY_S = 60.0
 FIRST_PAUSE_S = 0.5  # before it is started again; twice as long each time
+STARTING_S = 2.0
 END_S = 2.5  # beyond its notice and its streams' time
 KILL_S = 3.0
 _POLL_S = 0.05
@@ -66,6 +67,7 @@ class GatewayProcess:
         self._drain_s = drain_s
         self._process: subprocess.Popen[bytes] | None = None
         self._started = 0.0
+        self._was_ready = False
         self._again: float | None = None  # when it is to be started again
         self._restarts = 0
         self._give_up: float | None = None  # set when it was told to end
@@ -128,6 +130,7 @@ class GatewayProcess:
         """Why it is not ready; empty when it is."""
         try:
             with urllib.request.urlopen(f"{self.url}/ready", timeout=2):
+                self._was_ready = True
                 return ""
         except urllib.error.HTTPError as error:
             try:
@@ -142,6 +145,9 @@ class GatewayProcess:
         if self._process is None or self._give_up is not None:
             return
         self._give_up = time.monotonic() + self._drain_s + END_S
+        if at_once and not self._was_ready and time.monotonic() - self._started < STARTING_S:
+            self._signal(signal.SIGKILL)  # it has served nobody yet, and may be importing its packages
+            return
         self._signal(signal.SIGINT if at_once else signal.SIGTERM)
 
     def finish(self, hurry: Callable[[], bool] = lambda: False) -> None:
