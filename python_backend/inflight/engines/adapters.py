@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import heapq
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from inflight.engines.base import EngineRefusal
+from inflight.model.files import is_folder
 
 SHOWN = 10  # adapters that an error names
 
@@ -21,9 +21,10 @@ def adapter_folder(lora_dir: Path | None, name: str) -> Path:
                 return lora_dir / name
         except (OSError, ValueError):  # longer than a file name may be, or none at all
             pass
-    names = list(_adapters(lora_dir)) if lora_dir is not None else []
-    shown = ", ".join(heapq.nsmallest(SHOWN, names)) or "none"
-    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    names = sorted(_adapters(lora_dir)) if lora_dir is not None else []
+    known = [each for each in names[: 2 * SHOWN] if lora_dir is not None and is_folder(lora_dir / each)][:SHOWN]
+    shown = ", ".join(known) or "none"
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > 2 * SHOWN else ""
     raise EngineRefusal(f"is {name!r}; the adapters of this model are {shown}{more}", "lora_name")
 
 

@@ -36,7 +36,7 @@ def test_a_name_that_is_none_of_thousands_does_not_look_at_each(
     ) as caught:
         adapter_folder(tmp_path, "nobody")
     assert caught.value.parameter == "lora_name"
-    assert len(looked) < 10
+    assert len(looked) < 50
     assert adapter_folder(tmp_path, "adapter-499") == tmp_path / "adapter-499"
     with pytest.raises(EngineRefusal, match=r"the adapters of this model are none$"):
         adapter_folder(tmp_path / "gone", "nobody")
