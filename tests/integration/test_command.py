@@ -122,6 +122,7 @@ def test_an_engine_directory_is_served_asked_and_drained(serve: Serve, tmp_path:
     assert f'chat --url {grpc} --model mine "Tell me a joke."\n' in printed
     # The gateway beside it, as the README shows.
     assert f"OpenAI's API http://127.0.0.1:{served.ports.gateway}/v1\n" in printed
+    assert f"Playground http://127.0.0.1:{served.ports.gateway}/\n" in printed
     with openai.OpenAI(base_url=f"http://localhost:{served.ports.gateway}/v1", api_key="none") as client:
         asked = [{"role": "user", "content": "What is the capital of France?"}]
         told = client.chat.completions.create(model="mine", messages=asked, temperature=0)  # type: ignore[arg-type]

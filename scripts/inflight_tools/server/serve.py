@@ -143,6 +143,7 @@ def supervise(
         print(f"  health {server.health_url}", flush=True)
     if answers and gateway is not None:
         print(f"  OpenAI's API {gateway.url}/v1", flush=True)
+        print(f"  Playground {gateway.url}/", flush=True)
     elif gateway is not None:
         _complain(
             f"error: Triton is ready and the gateway on port {server.ports.gateway} is not ({gateway.why_not()}): see "
