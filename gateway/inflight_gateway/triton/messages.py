@@ -62,8 +62,8 @@ class Reader:
     """Reads the responses of one stream.
 
     What stands before the values of a response (the model's name, the request's id, the outputs' names and shapes) is
-    nearly always what it was before. So it is parsed once for each of its forms, and then compared: a fifth of what
-    protobuf's objects cost, which was an eighth of the gateway's CPU.
+    nearly always what it was before. So it is parsed once for each of its forms, and then compared: half of
+    what protobuf's objects cost.
     """
 
     __slots__ = ("_forms",)
@@ -125,7 +125,10 @@ class _Form:
         while at < end:
             if message[at] != 0x32:  # raw_output_contents
                 return None
-            length, at = _varint(message, at + 1)
+            length = message[at + 1] if at + 1 < end else 0x80
+            at += 2
+            if length >= 0x80:  # more than a byte
+                length, at = _varint(message, at - 1)
             values.append(message[at : at + length])
             at += length
         return values if at == end and len(values) == len(self.names) else None
@@ -159,9 +162,9 @@ def _event(names: Sequence[str], values: Sequence[bytes], last: bool) -> Event:
         elif name == "finish_reason":
             event.finish = _text(raw)
         elif name == "num_output_tokens":
-            event.tokens = sum(array("I", raw))
+            event.tokens = _number(raw) if len(raw) == 4 else sum(array("I", raw))
         elif name == "num_input_tokens":
-            event.prompt_tokens = array("I", raw)[0] if raw else 0
+            event.prompt_tokens = _number(raw)
         elif name == "sequence_index":
             event.choice = array("i", raw)[0] if raw else 0
         elif name == "stop_reason":
@@ -181,14 +184,19 @@ def _event(names: Sequence[str], values: Sequence[bytes], last: bool) -> Event:
             said = _text(raw)
             event.logprobs = tuple(_logprobs.decode(said)) if said else ()
         elif name == "num_cached_tokens":
-            event.cached_tokens = array("I", raw)[0] if raw else None
+            event.cached_tokens = _number(raw) if raw else None
         elif name == "model_info":
             event.info = _text(raw)
     return event
 
 
+def _number(raw: bytes) -> int:
+    """The first element of a UINT32 tensor; 0 where there is none."""
+    return int.from_bytes(raw[:4], "little")
+
+
 def _text(raw: bytes) -> str:
     """The first element of a BYTES tensor."""
-    if len(raw) < 4:
+    if len(raw) <= 4:
         return ""
     return raw[4 : 4 + int.from_bytes(raw[:4], "little")].decode()
