@@ -1,4 +1,4 @@
-"""`inflight gateway`: OpenAI's API in front of a Triton with Inflight models.
+"""`inflight gateway`: OpenAI's, Anthropic's and TGI's APIs in front of a Triton with Inflight models.
 
 SIGTERM: not ready for the drain's notice while everything is served, then 503 for what is new, then the end; Ctrl-C
 leaves the notice out. SIGHUP reads the keys again.

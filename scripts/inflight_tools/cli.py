@@ -34,7 +34,7 @@ COMMANDS: dict[str, tuple[Command, ...]] = {
         Command(
             "serve", "inflight_tools.server.serve", "start Triton with a model: a checkpoint, an engine, a repository"
         ),
-        Command("gateway", "inflight_gateway.cli", "OpenAI's API in front of a running Triton"),
+        Command("gateway", "inflight_gateway.cli", "OpenAI's, Anthropic's and TGI's APIs in front of a running Triton"),
         Command("chat", "inflight_tools.clients.stream", "ask a served model and print the answer as it comes"),
         Command("status", "inflight_tools.server.operate", "what the models that run here are doing"),
         Command("drain", "inflight_tools.server.operate", "let running answers finish and take no new requests"),

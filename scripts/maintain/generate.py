@@ -263,7 +263,7 @@ Not listed here: benchmarks (`scripts/bench`), what maintainers run (`scripts/ma
 """
 _MAP_PARTS = (
     ("python_backend", "Serving: the backend that Triton loads"),
-    ("gateway", "The gateway: OpenAI's API in front of Triton (`inflight gateway`)"),
+    ("gateway", "The gateway: OpenAI's, Anthropic's and TGI's APIs in front of Triton (`inflight gateway`)"),
     ("build_engine", "Building: checkpoints to engines (`python -m build_engine`)"),
     ("scripts", "Tools: run, load-test and check"),
 )
