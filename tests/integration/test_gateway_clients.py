@@ -130,21 +130,37 @@ def perf_analyzer(gateway: Gateway, folder: Path) -> dict[str, Any]:
 
 @pytest.mark.full
 @pytest.mark.timeout(1800)
-def test_every_client_can_do_all_it_has(gateway: Gateway, others: Path, tmp_path: Path) -> None:
-    for client, python, script in (
-        ("openai (Python)", sys.executable, "openai_python.py"),
-        ("openai 2 (Python)", others, "openai_python.py"),
-        ("huggingface_hub", others, "huggingface_python.py"),
-        ("LiteLLM", others, "litellm_python.py"),
-        ("LangChain (langchain-openai)", others, "langchain_python.py"),
-        ("LlamaIndex (openai-like)", others, "llama_index_python.py"),
-        ("instructor", others, "instructor_python.py"),
-        ("pydantic-ai", others, "pydantic_ai_python.py"),
-    ):
-        keep(client, tell(gateway, python, script))
+@pytest.mark.parametrize(
+    ("client", "script"),
+    [
+        ("openai 2 (Python)", "openai_python.py"),
+        ("huggingface_hub", "huggingface_python.py"),
+        ("LiteLLM", "litellm_python.py"),
+        ("LangChain (langchain-openai)", "langchain_python.py"),
+        ("LlamaIndex (openai-like)", "llama_index_python.py"),
+        ("instructor", "instructor_python.py"),
+        ("pydantic-ai", "pydantic_ai_python.py"),
+    ],
+)
+def test_a_client_can_do_all_it_has(client: str, script: str, gateway: Gateway, others: Path) -> None:
+    keep(client, tell(gateway, others, script))
+
+
+@pytest.mark.full
+def test_openais_newest_client_can_do_all_it_has(gateway: Gateway) -> None:
+    keep("openai (Python)", tell(gateway, sys.executable, "openai_python.py"))
+
+
+@pytest.mark.full
+@pytest.mark.skipif(NODE is None or NPM is None, reason="there is no node with npm: apt-get install nodejs npm")
+def test_openais_client_for_javascript_is_in_the_table(gateway: Gateway) -> None:
+    keep("openai (npm)", tell(gateway, *node()))
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+def test_tritons_own_load_generator(gateway: Gateway, tmp_path: Path) -> None:
     keep("perf_analyzer (openai)", perf_analyzer(gateway, tmp_path))
-    if NODE is not None and NPM is not None:
-        keep("openai (npm)", tell(gateway, *node()))
 
 
 @pytest.mark.full

@@ -43,6 +43,8 @@ def tools_streamed() -> None:
         ASK, model="llm", temperature=0, max_tokens=200, tools=[WEATHER], tool_choice="required", stream=True
     ):
         for call in chunk.choices[0].delta.tool_calls or []:
+            if call.index:  # a model may make more of them
+                continue
             name += call.function.name or ""
             arguments += call.function.arguments or ""
     calls_for_a_city(name, arguments)
