@@ -36,7 +36,9 @@ LONGEST_REFUSAL_S = 0.1
 
 def compiled(root: Path) -> Parameters:
     for number in range(ADAPTERS):
-        write_adapter(root / "lora" / f"adapter-{number}", float(number + 1), width=WIDTH)
+        exponent, fraction = divmod(number, 128)  # as many values as bfloat16, the engine's type, tells apart
+        value = (1 + fraction / 128) * 2.0 ** (exponent - 8)
+        write_adapter(root / "lora" / f"adapter-{number}", value, width=WIDTH)
     limits = {"max_seq_len": 512, "max_input_len": 511, "max_batch_size": 64, "vocab_size": 49152}
     engine = write_engine(root / "engine", ENGINE, with_manifest=False, plugin_config={"lora_plugin": "auto"}, **limits)
     return {"engine_dir": str(engine)}
