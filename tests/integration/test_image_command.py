@@ -39,9 +39,9 @@ exec "{server}/pytriton/tritonserver/bin/tritonserver" "$@"
 """
 
 
-def instructions() -> Iterator[tuple[str, str]]:
+def instructions(file: Path) -> Iterator[tuple[str, str]]:
     """(INSTRUCTION, its text with continuation lines joined)."""
-    text = (REPOSITORY / "Dockerfile").read_text(encoding="utf-8")
+    text = file.read_text(encoding="utf-8")
     lines = "\n".join(line for line in text.splitlines() if not line.startswith("#")).replace("\\\n", " ")
     for line in filter(None, lines.splitlines()):
         word, _, rest = line.partition(" ")
@@ -51,31 +51,31 @@ def instructions() -> Iterator[tuple[str, str]]:
 class Image:
     """The file's instructions, carried out below `root`."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, file: Path = REPOSITORY / "Dockerfile") -> None:
         self.root, self.ports = root, Ports.free()
         self.environment = {
             "PATH": os.pathsep.join([str(root / "opt/tritonserver/bin"), str(Path(sys.executable).parent), os.defpath]),
             "HOME": str(root / "root"),
             "INFLIGHT_CONTROL_DIR": str(root / "run"),
         }
-        for word, text in instructions():
+        for word, text in instructions(file):
             match word:
                 case "COPY":
                     source, target = text.split()
                     self._copy(REPOSITORY / source, target)
                 case "ENV":
                     name, _, value = text.partition("=")
-                    self.environment[name] = os.pathsep.join(self._inside(part) for part in value.split(os.pathsep))
+                    self.environment[name] = os.pathsep.join(self.inside(part) for part in value.split(os.pathsep))
                 case "HEALTHCHECK":
                     self.check: list[str] = json.loads(text.partition("CMD")[2])
                 case "CMD":
                     self.command: list[str] = json.loads(text)
 
-    def _inside(self, path: str) -> str:
+    def inside(self, path: str) -> str:
         return f"{self.root}{path}" if path.startswith("/") else path
 
     def _copy(self, source: Path, target: str) -> None:
-        to = Path(self._inside(target))
+        to = Path(self.inside(target))
         to.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
             shutil.copytree(source, to, ignore=shutil.ignore_patterns("__pycache__"))
@@ -102,7 +102,7 @@ class Image:
         ports = {"--http-port": self.ports.http, "--grpc-port": self.ports.grpc, "--metrics-port": self.ports.metrics}
         ports["--health-port"] = self.ports.health
         ports["--gateway-port"] = self.ports.gateway
-        command = [self._inside(word) for word in self.command]
+        command = [self.inside(word) for word in self.command]
         command += [str(word) for pair in ports.items() for word in pair]
         with (self.root / "output").open("wb") as output:
             return subprocess.Popen(
