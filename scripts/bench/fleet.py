@@ -220,7 +220,7 @@ def events(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
                         def now(happens: Callable[[Sequence[FleetServer]], None] = happens) -> None:
                             happens(servers)
 
-                        traffic, _ = asyncio.run(steady(balancer, now, requests))
+                        traffic = steady(balancer, now, requests)
                     rows.append({"balancer": kind, "event": name, **judge(traffic)})
                     print({key: rows[-1][key] for key in rows[-1] if key != "lost"}, file=sys.stderr, flush=True)
     return rows

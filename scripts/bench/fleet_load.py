@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -199,45 +201,52 @@ async def conversations(
     return [request for made in await asyncio.gather(*map(one, range(count))) for request in made]
 
 
-async def steady(
+def steady(
     balancer: Balancer,
-    event: Callable[[], Any],
+    event: Callable[[], None],
     requests: int,
     clients_each: int = 6,
     every_s: float = 0.15,
-    protocols: Sequence[str] = PROTOCOLS,
     tokens: int = 6,
     long_tokens: int = 400,
-) -> tuple[Traffic, Any]:
-    """Steady load over all protocols; once a fifth of it has been sent, `event` happens in a thread. The load goes on
-    until the event is over and `requests` have been sent. Beside it four long streams of each protocol.
+) -> Traffic:
+    """Steady load over all protocols; once a fifth of it has been sent, `event` happens. The load goes on until the
+    event is over and `requests` have been sent. Beside it four long streams of each protocol.
+
+    The event runs in the caller's thread: what it starts may be told to end with the thread that started it.
     """
-    traffic, over = Traffic(), asyncio.Event()
-    async with Clients(balancer) as clients:
+    traffic, enough, over = Traffic(), threading.Event(), threading.Event()
 
-        async def send(protocol: str, length: int) -> None:
-            request = Request(protocol, f"request {len(traffic.requests)}", length)
-            traffic.requests.append(request)
-            await clients.send(request)
+    async def load() -> None:
+        async with Clients(balancer) as clients:
 
-        async def client(protocol: str, number: int) -> None:
-            due = time.monotonic() + every_s * number / clients_each
-            while not over.is_set() or len(traffic.requests) < requests:
-                await asyncio.sleep(max(0.0, due - time.monotonic()))
-                due = max(due + every_s, time.monotonic())
-                await send(protocol, tokens)
+            async def send(protocol: str, length: int) -> None:
+                request = Request(protocol, f"request {len(traffic.requests)}", length)
+                traffic.requests.append(request)
+                if len(traffic.requests) >= requests / 5:
+                    enough.set()
+                await clients.send(request)
 
-        running = [asyncio.ensure_future(send(protocol, long_tokens)) for protocol in protocols for _ in range(4)]
-        running += [
-            asyncio.ensure_future(client(protocol, number)) for protocol in protocols for number in range(clients_each)
-        ]
-        while len(traffic.requests) < requests / 5:
-            await asyncio.sleep(0.02)
-        traffic.began = time.monotonic()
+            async def client(protocol: str, number: int) -> None:
+                due = time.monotonic() + every_s * number / clients_each
+                while not over.is_set() or len(traffic.requests) < requests:
+                    await asyncio.sleep(max(0.0, due - time.monotonic()))
+                    due = max(due + every_s, time.monotonic())
+                    await send(protocol, tokens)
+
+            long = [send(protocol, long_tokens) for protocol in PROTOCOLS for _ in range(4)]
+            short = [client(protocol, number) for protocol in PROTOCOLS for number in range(clients_each)]
+            await asyncio.gather(*long, *short)
+
+    with ThreadPoolExecutor(1, "fleet-load") as executor:
+        running = executor.submit(asyncio.run, load())
         try:
-            answer = await asyncio.to_thread(event)
+            while not enough.wait(0.1) and not running.done():
+                pass
+            traffic.began = time.monotonic()
+            event()
         finally:
             traffic.over = time.monotonic()
             over.set()
-        await asyncio.gather(*running)
-    return traffic, answer
+        running.result()
+    return traffic

@@ -41,7 +41,7 @@ class FleetServer:
         """`engine` is an engine directory, `options` the simulated engine's (None: OpenVINO), `parameters` further."""
         self.folder = folder
         self.ports = Ports.free()
-        self.gateway_port = Ports.free().http if gateway else 0
+        self.gateway_port = self.ports.gateway if gateway else 0
         self.environment = {"INFLIGHT_CONTROL_DIR": str(folder / "control"), "PYTHONPATH": PROGRAMS}
         given = {"drain_notice_ms": str(NOTICE_MS), **(parameters or {})}
         write_model(folder / "repository", engine, options, given)
@@ -65,16 +65,11 @@ class FleetServer:
         return process
 
     def serve(self) -> None:
-        """`inflight serve`, which has its port of health by itself, and the gateway."""
-        numbers = dataclasses.asdict(self.ports) | {"gateway": 0}  # it has one of its own, with its own notice
+        """`inflight serve`, which has its port of health and the gateway by itself."""
+        numbers = dataclasses.asdict(self.ports) | {"gateway": self.gateway_port}
         ports = [word for name, port in numbers.items() for word in (f"--{name}-port", str(port))]
         words: list[str | Path] = [REPOSITORY / "scripts" / "serve.py", "--repository", self.folder / "repository"]
         self.start(*words, *ports, "--log", self.folder / "tritonserver.log", "--end-with-parent")
-        if self.gateway_port:
-            self.start(
-                *("-m", "inflight_gateway", "--triton", f"127.0.0.1:{self.ports.grpc}"),
-                *("--port", str(self.gateway_port), "--drain-notice", str(NOTICE_MS / 1000)),
-            )
 
     def command(self, *words: str) -> dict[str, Any]:
         """`python -m inflight.control …`, as a preStop hook or an operator has it. Raises `Failure`."""

@@ -20,7 +20,7 @@ from inflight_gateway import playground
 from inflight_gateway.core.errors import GatewayError, Kind, retry_after
 from inflight_gateway.core.models import Model
 from inflight_gateway.http import routes
-from inflight_gateway.http.answers import JSON, Answers, Limits, Record, no_model
+from inflight_gateway.http.answers import JSON, Answers, Limits, Record
 from inflight_gateway.http.exchange import Exchange, Receive, Scope, Send
 from inflight_gateway.http.keys import Keys
 from inflight_gateway.http.metrics import Metrics
@@ -198,9 +198,7 @@ class Front:
         await exchange.answer(200, encoder.encode({"object": "list", "data": found}), JSON)
 
     async def _one_model(self, exchange: Exchange, name: str) -> None:
-        model = await self._triton.find(name)
-        if model is None:
-            raise no_model(name, self._triton.models)
+        model = await self.answers.model(name)
         await exchange.answer(200, encoder.encode(_described(model)), JSON)
 
 

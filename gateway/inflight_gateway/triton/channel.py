@@ -45,6 +45,7 @@ _OPTIONS = [
 ]
 DOWN = "the model's server cannot be reached; try again in a few seconds"
 FORM = "the model answers in a form that this gateway does not know; its log has the reason"
+LOADING = "the model is being loaded again; try again in a few seconds"
 BROKE = "the model's server ended before the answer was whole; send the request again"
 
 
@@ -139,7 +140,10 @@ class TritonServer:
                     )
                     raise GatewayError(Kind.INTERNAL, FORM) from None
                 if isinstance(event, str):
-                    raise refusal(event, inputs)
+                    refused = refusal(event, inputs)
+                    if refused.kind is Kind.NO_MODEL and self._model_of(request) is not None:
+                        raise GatewayError(Kind.DOWN, LOADING)  # it was there, and will be again
+                    raise refused
                 if event.finish == "cancelled":
                     raise GatewayError(Kind.CANCELLED, "the request was cancelled on the model's server")
                 if event.finish == "deadline":

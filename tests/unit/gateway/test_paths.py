@@ -44,7 +44,7 @@ def test_every_way_in_which_an_answer_can_end(gateway: Gateway, fake: tuple[Fake
         ("error:top_p must be above 0, but is 0", 400, None),
         ("error:the queue is full (7 requests wait); try again in a moment", 503, "overloaded"),
         ("error:the deadline passed while the request was queued; raise deadline_ms", 504, "timeout"),
-        ("error:Request for unknown model: 'llm' is not found", 404, "model_not_found"),
+        ("error:Request for unknown model: 'llm' is not found", 503, "unavailable"),  # it is listed: it is being loaded
         ("error:internal error while handling request 7; see the server's log", 500, "internal_error"),
         ("error:what nobody foresaw", 500, "internal_error"),
         ("gone", 503, "unavailable"),
