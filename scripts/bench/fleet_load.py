@@ -34,6 +34,7 @@ class Request:
     first_at: float = 0.0
     ended_at: float = 0.0
     got: int = 0  # tokens
+    text: str = ""
     finish: str = ""
     error: str = ""
 
@@ -120,6 +121,8 @@ class Clients:
                 for at, output in enumerate(response.infer_response.outputs):
                     if output.name == "num_output_tokens":
                         request.got += int.from_bytes(raw[at][:4], "little")
+                    elif output.name == "text_output":
+                        request.text += raw[at][4:].decode()
                     elif output.name == "finish_reason":
                         request.finish = raw[at][4:].decode() or request.finish
         finally:
@@ -130,6 +133,7 @@ class Clients:
         body |= {"return_num_output_tokens": True, "return_finish_reason": True}
         async for event in _events(self._balancer.http, "/v2/models/llm/generate_stream", body, request):
             request.error = str(event.get("error") or "")
+            request.text += str(event.get("text_output") or "")
             request.got += int(event.get("num_output_tokens") or 0)
             request.finish = event.get("finish_reason") or request.finish
 
@@ -141,6 +145,7 @@ class Clients:
                 request.error = str(event["error"]["message"])
             for choice in event.get("choices") or ():
                 request.got += bool(choice.get("text"))  # until the usage says it
+                request.text += choice.get("text") or ""
                 request.finish = choice.get("finish_reason") or request.finish
             if event.get("usage"):
                 request.got = event["usage"]["completion_tokens"]

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from bench.recipes import Place
 from bench.simulated_model import write_model
 from inflight_tools.common.layout import REPOSITORY
@@ -89,6 +91,23 @@ class FleetServer:
     def engine_pid(self) -> int:
         """Of the engine's process."""
         return int(self.command("status")["engine_pid"])
+
+    def gateway_pid(self) -> int:
+        """Of the gateway that the server has started. Raises `Failure`."""
+        for process in self.family():
+            with contextlib.suppress(psutil.Error):
+                if "inflight_gateway" in process.cmdline():
+                    return int(process.pid)
+        raise Failure("the server has no gateway now.")
+
+    def family(self) -> list[psutil.Process]:
+        """Every process of it that runs."""
+        found = []
+        for process in self.processes:
+            with contextlib.suppress(psutil.Error):
+                top = psutil.Process(process.pid)
+                found += [top, *top.children(recursive=True)]
+        return found
 
     def health(self, path: str = "/ready") -> int:
         """The status that the server's port of health answers; 0: nobody does."""
