@@ -132,6 +132,12 @@ def parser(program: str | None = None) -> argparse.ArgumentParser:
     found.add_argument("--max-requests", type=_count, default=1024, metavar="N", help="under way at once (%(default)s)")
     found.add_argument("--max-requests-per-key", type=_count, metavar="N", help="(default: --max-requests)")
     found.add_argument("--max-body-bytes", type=_count, default=4 << 20, metavar="N", help="(%(default)s)")
+    found.add_argument(
+        "--unknown-fields",
+        choices=("name", "refuse"),
+        default="name",
+        help="of requests: name them in the header x-inflight-ignored, or refuse the request (%(default)s)",
+    )
     found.add_argument("--head-timeout", type=_seconds, default=10.0, metavar="S", help="of a request (%(default)s)")
     found.add_argument("--body-timeout", type=_seconds, default=30.0, metavar="S", help="(%(default)s)")
     found.add_argument(
@@ -250,6 +256,7 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
         requests_per_key=options.max_requests_per_key or options.max_requests,
         write_s=options.write_timeout,
         keep_alive_s=options.keep_alive,
+        refuse_unknown=options.unknown_fields == "refuse",
     )
     take_files()
     tritons = options.triton or [TRITON]

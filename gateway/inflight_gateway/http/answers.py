@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import difflib
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,24 @@ JSON = b"application/json"
 TICK_S = 1.0
 PLACEHOLDERS = ("dummy", "tgi")  # what clients send by themselves where nobody named a model
 FIRST = PLACEHOLDERS[0]
+# What a misspelt field may have meant, beside the names of the model's own inputs.
+_FIELDS = frozenset(
+    [
+        "messages",
+        "max_completion_tokens",
+        "response_format",
+        "stream_options",
+        "presence_penalty",
+        "frequency_penalty",
+        "echo",
+        "prompt",
+        "n",
+        "parallel_tool_calls",
+        "reasoning_effort",
+        "logprobs",
+        "top_logprobs",
+    ]
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -40,6 +59,7 @@ class Limits:
     requests_per_key: int = 1024
     write_s: float = 60.0
     keep_alive_s: float = 15.0
+    refuse_unknown: bool = False  # a field that nobody knows is an error, not a header
 
 
 @dataclasses.dataclass(slots=True)
@@ -135,6 +155,9 @@ class Answers:
                 plan = dataclasses.replace(plan, requests=requests)
             record.renderer = plan.renderer
             if plan.ignored:
+                self._metrics.ignored.inc(len(plan.ignored))
+                if self._limits.refuse_unknown:
+                    raise _unknown(plan.ignored[0], model)
                 exchange.extra.append((b"x-inflight-ignored", _listed(plan.ignored, ",")))
             await self._beside_the_client(exchange, record, plan)
         finally:
@@ -241,6 +264,12 @@ def affinity_of(headers: Mapping[bytes, bytes], values: Mapping[str, Any]) -> st
         if isinstance(value, str) and value:
             return f"{name} {value}"
     return ""
+
+
+def _unknown(name: str, model: Model) -> GatewayError:
+    near = difflib.get_close_matches(name, sorted(model.inputs | _FIELDS), 1)
+    meant = f"; did you mean {near[0]}?" if near else "; docs/gateway.md names those that are"
+    return GatewayError(Kind.UNSUPPORTED, f"{name[:100]} has no effect here{meant}", name[:100])
 
 
 def no_model(name: str, known: Mapping[str, Model]) -> GatewayError:

@@ -68,6 +68,9 @@ class Metrics:
         self.in_flight = Gauge(
             "inflight_gateway_requests_in_flight", "Requests under way.", registry=registry, multiprocess_mode="livesum"
         )
+        self.ignored = Counter(
+            "inflight_gateway_ignored_fields", "Fields that clients sent and nobody here knows.", registry=registry
+        )
         self.cancelled = Counter("inflight_gateway_cancelled", "Requests whose client left.", registry=registry)
 
     def text(self) -> bytes:

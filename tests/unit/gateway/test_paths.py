@@ -118,6 +118,25 @@ def test_what_was_ignored_and_what_a_guide_leaves_out_stand_in_headers(gateway: 
     assert (status, headers["x-inflight-relaxed"]) == (200, "f/properties/a: format; g: uniqueItems")
 
 
+def test_what_was_ignored_is_counted_and_refused_where_that_is_wished(
+    gateway: Gateway, fake: tuple[FakeTriton, str]
+) -> None:
+    body = HELLO | {"foo": 1, "max_completion_tokn": 3}
+    assert gateway.call("POST", "/v1/chat/completions", body)[0] == 200
+    assert b"inflight_gateway_ignored_fields_total 2.0" in gateway.call("GET", "/metrics")[2]
+    with running(fake[1], "--unknown-fields", "refuse") as strict:
+        strict.wait_ready()
+        assert strict.call("POST", "/v1/chat/completions", HELLO | {"user": "u"})[0] == 200
+        for field, meant in (
+            ("max_completion_tokn", "did you mean max_completion_tokens?"),
+            ("foo", "docs/gateway.md"),
+        ):
+            status, _, answer = strict.call("POST", "/v1/chat/completions", HELLO | {field: 1})
+            error = json.loads(answer)["error"]
+            assert (status, error["param"]) == (400, field)
+            assert meant in error["message"]
+
+
 def test_several_prompts_are_answered_streamed_and_whole(gateway: Gateway) -> None:
     body = {"model": "llm", "prompt": ["a", "b"], "echo": True}
     status, _, answer = gateway.call("POST", "/v1/completions", body)
