@@ -149,7 +149,7 @@ def soak(folder: Path, options: argparse.Namespace) -> Seen:
     before = set(shm.regions())
     with (
         fleet.fleet(folder, options) as servers,
-        recipes.envoy(folder, fleet.Recipe([one.place for one in servers])) as at,
+        recipes.envoy(folder, recipes.Recipe([one.place for one in servers])) as at,
     ):
         with ThreadPoolExecutor(1, "fleet-soak") as executor:
             running = executor.submit(asyncio.run, load(at, seen, over))
