@@ -2,26 +2,29 @@
 """Measures what the gateway costs: tokens/s and time to the first token over plain gRPC, and its CPU per token.
 
 A real server with the real model answers the same kind of chats in turns: over gRPC, and through the gateway as an
-OpenAI stream. Both clients are asyncio programs in processes of their own that read every response. No prompt is used
-twice. Exit status: 0 done, 1 an error.
+OpenAI stream, and over Triton's own HTTP (generate_stream). All clients are asyncio programs in processes of their own
+that read every response. No prompt is used twice, and who begins changes. Exit status: 0 done, 1 an error.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from inflight_tools.common.layout import MODEL_REPOSITORY, REPOSITORY
+from bench.simulated_model import write_model
+from inflight_tools.common.layout import ENGINE, REPOSITORY
 from inflight_tools.common.report import Failure, run_main
 from inflight_tools.server.server import Ports, Server, ServerConfig
 
@@ -40,19 +43,19 @@ def messages(run: str, number: int) -> list[dict[str, str]]:
     return [{"role": "user", "content": f"{run}.{number}: tell me a story of the sea."}]
 
 
-async def one_http(port: int, body: bytes) -> float:
-    """One stream, read whole; seconds until its first event."""
+async def one_http(port: int, path: bytes, body: bytes, end: bytes) -> float:
+    """One stream, read until `end`; seconds until its first event."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     began = time.perf_counter()
-    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+    writer.write(b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % (path, len(body)) + body)
     head = await reader.readuntil(b"\r\n\r\n")
     if b" 200 " not in head.partition(b"\r\n")[0]:
-        raise Failure(f"the gateway answers {head.partition(b'?')[0]!r}.")
+        raise Failure(f"{path.decode()} answers {head.partition(b'?')[0]!r}.")
     first, tail = 0.0, b""
-    while b"[DONE]" not in tail:
+    while end not in tail:
         part = await reader.read(65536)
         if not part:
-            raise Failure("a stream of the gateway broke off.")
+            raise Failure(f"a stream of {path.decode()} broke off.")
         first = first or time.perf_counter() - began
         tail = (tail + part)[-64:]
     writer.close()
@@ -67,7 +70,14 @@ async def client(kind: str, target: str, run: str, streams: int, requests: int, 
 
         async def ask(number: int) -> float:
             body = {"model": "llm", "messages": messages(run, number), "stream": True, **options}
-            return await one_http(int(target), json.dumps(body).encode())
+            return await one_http(int(target), b"/v1/chat/completions", json.dumps(body).encode(), b"[DONE]")
+
+    elif kind == "generate_stream":
+
+        async def ask(number: int) -> float:
+            body = {"messages": json.dumps(messages(run, number)), "stream": True, **options}
+            path = b"/v2/models/llm/generate_stream"
+            return await one_http(int(target), path, json.dumps(body).encode(), b"\r\n0\r\n\r\n")
 
     else:
         import grpc
@@ -135,6 +145,26 @@ def wait_ready(port: int) -> None:
     raise Failure("the gateway is not ready.")
 
 
+def measured(targets: Mapping[str, str], streams: int, gateway: int, options: argparse.Namespace) -> list[str]:
+    """Every arm in turns: two ratios of tokens/s, what the gateway adds to the first token, and its CPU per token."""
+    found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in targets}
+    costs = []
+    for repeat in range(options.repeats):
+        for kind in list(targets)[:: 1 if repeat % 2 else -1]:
+            before = cpu_s(gateway)
+            found[kind].append(turn(kind, targets[kind], f"{kind}{streams}.{repeat}", streams, options))
+            if kind == "http":
+                costs.append(1e6 * (cpu_s(gateway) - before) / (streams * options.requests * options.tokens))
+    pairs = list(zip(found["http"], found["generate_stream"], found["grpc"], strict=True))
+    rates = [ours[0] / plain[0] for ours, _, plain in pairs]
+    theirs = [other[0] / plain[0] for _, other, plain in pairs]
+    firsts = [ours[1] - plain[1] for ours, _, plain in pairs]
+    return [
+        f"{statistics.median(each):.{digits}f} ({min(each):.{digits}f} to {max(each):.{digits}f})"
+        for each, digits in ((rates, 2), (theirs, 2), (firsts, 1), (costs, 0))
+    ]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """See the module's text."""
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -148,31 +178,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--requests", type=int, default=3, help="of each stream (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=64, help="of each answer (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="in turns (default: %(default)s)")
+    parser.add_argument("--engine", type=Path, default=ENGINE, metavar="DIR", help="engine directory")
     options = parser.parse_args(given)
     port = Ports.free().http
     environment = dict(os.environ, PYTHONPATH=str(REPOSITORY / "gateway"))
-    with Server(ServerConfig(repository=MODEL_REPOSITORY, models=("llm",))) as server:
+    with contextlib.ExitStack() as stack:
+        repository = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="inflight-bench-")))
+        write_model(repository, options.engine, None, {})
+        server = stack.enter_context(Server(ServerConfig(repository=repository)))
         server.wait_ready()
         command = [sys.executable, "-m", "inflight_gateway", "--triton", server.grpc_url, "--port", str(port)]
         gateway = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
         try:
             wait_ready(port)
-            print("| at once | tokens/s, gateway over gRPC | first token, added ms | CPU per token, µs |")
-            print("|---|---|---|---|", flush=True)
+            print(
+                "| at once | gateway over gRPC | generate_stream over gRPC | first token, added ms | CPU per token, µs |"
+            )
+            print("|---|---|---|---|---|", flush=True)
+            targets = {
+                "grpc": server.grpc_url,
+                "http": str(port),
+                "generate_stream": server.http_url.rpartition(":")[2],
+            }
+            turn("http", str(port), "warm", 4, options)
             for streams in map(int, options.streams.split(",")):
-                rates, firsts, costs = [], [], []
-                for repeat in range(options.repeats):
-                    plain = turn("grpc", server.grpc_url, f"g{streams}.{repeat}", streams, options)
-                    before = cpu_s(gateway.pid)
-                    through = turn("http", str(port), f"h{streams}.{repeat}", streams, options)
-                    costs.append(1e6 * (cpu_s(gateway.pid) - before) / (streams * options.requests * options.tokens))
-                    rates.append(through[0] / plain[0])
-                    firsts.append(through[1] - plain[1])
-                cells = [
-                    f"{statistics.median(each):.{digits}f} ({min(each):.{digits}f} to {max(each):.{digits}f})"
-                    for each, digits in ((rates, 2), (firsts, 1), (costs, 0))
-                ]
-                print(f"| {streams} | {' | '.join(cells)} |", flush=True)
+                print(f"| {streams} | {' | '.join(measured(targets, streams, gateway.pid, options))} |", flush=True)
         finally:
             gateway.terminate()
             gateway.kill()
