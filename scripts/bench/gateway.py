@@ -191,9 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         gateway = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
         try:
             wait_ready(port)
-            print(
-                "| at once | gateway over gRPC | generate_stream over gRPC | first token, added ms | CPU per token, µs |"
-            )
+            print("| at once | gateway over gRPC | generate_stream over it | first token, added ms | CPU a token, µs |")
             print("|---|---|---|---|---|", flush=True)
             targets = {
                 "grpc": server.grpc_url,
