@@ -139,7 +139,7 @@ class Clients:
 
     async def _openai(self, request: Request) -> None:
         body = {"model": "llm", "prompt": request.prompt, "max_tokens": request.tokens, "ignore_eos": True}
-        body |= {"stream": True, "stream_options": {"include_usage": True}}
+        body |= {"stream": True, "stream_options": {"include_usage": True}, "temperature": 0}
         async for event in _events(self._balancer.openai, "/v1/completions", body, request):
             if "error" in event:
                 request.error = str(event["error"]["message"])
@@ -166,10 +166,14 @@ async def _events(address: str, path: str, body: dict[str, Any], request: Reques
             said = (await reader.read(2000)).decode(errors="replace")
             request.error = f"{status}: {said}"
             return
+        whole = False
         while line := await reader.readline():
+            whole = whole or line == b"0\r\n"  # the last chunk, without which every HTTP client raises
             if line.startswith(b"data:") and b"[DONE]" not in line:
                 request.first_at = request.first_at or time.monotonic()
                 yield json.loads(line.removeprefix(b"data:"))
+        if not whole:
+            request.error = request.error or "the connection broke off"
     finally:
         writer.close()
 
