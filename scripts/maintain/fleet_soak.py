@@ -64,6 +64,7 @@ class Seen:
     kills: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
+    regions: set[Path] = field(default_factory=set)  # of shared memory, that the fleet's stubs had
     canaries: int = 0
     text: str = ""
 
@@ -119,6 +120,15 @@ async def load(balancer: recipes.Balancer, seen: Seen, over: threading.Event) ->
         await asyncio.gather(canary(), *(client(protocol, at) for protocol in PROTOCOLS for at in range(CLIENTS)))
 
 
+def regions_of(pid: int) -> set[Path]:
+    """The regions of shared memory that a process has mapped; other servers of this machine have theirs."""
+    with contextlib.suppress(OSError):
+        lines = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8").splitlines()
+        names = {line.split()[-1] for line in lines if shm.PATTERN.rstrip("*") in line}
+        return {Path(name) for name in names}
+    return set()
+
+
 def look(servers: Sequence[FleetServer], seen: Seen, began: float) -> None:
     """One sample of every process of the fleet."""
     resident = files = 0
@@ -127,6 +137,7 @@ def look(servers: Sequence[FleetServer], seen: Seen, began: float) -> None:
             with contextlib.suppress(psutil.Error):
                 resident += process.memory_info().rss
                 files += process.num_fds()
+                seen.regions |= regions_of(process.pid)
     seen.samples.append(Sample(time.monotonic() - began, resident, files, seen.ends.total(), seen.failed))
 
 
@@ -146,7 +157,6 @@ def kill(servers: Sequence[FleetServer], seen: Seen, chance: random.Random) -> N
 def soak(folder: Path, options: argparse.Namespace) -> Seen:
     """The whole of it."""
     seen, over, chance = Seen(), threading.Event(), random.Random(options.seed)
-    before = set(shm.regions())
     with (
         fleet.fleet(folder, options) as servers,
         recipes.envoy(folder, recipes.Recipe([one.place for one in servers])) as at,
@@ -171,9 +181,9 @@ def soak(folder: Path, options: argparse.Namespace) -> Seen:
             left = {name: answer[name] for name in ("running", "waiting", "under_way", "blocks_reserved")}
             if any(left.values()):
                 seen.problems.append(f"a server still has {left}")
-    left_regions = set(shm.regions()) - before
-    if left_regions:
-        seen.problems.append(f"left in /dev/shm: {sorted(map(str, left_regions))}")
+    left_regions = sorted(str(path) for path in seen.regions if path.exists())
+    if left_regions or not seen.regions:
+        seen.problems.append(f"of {len(seen.regions)} regions left in /dev/shm: {left_regions}")
     return seen
 
 
