@@ -104,6 +104,8 @@ def haproxy(folder: Path, recipe: Recipe, agent: bool = False) -> Iterator[Balan
 
 def envoy_text(text: str, recipe: Recipe, balancer: Balancer) -> str:
     """The file for these servers."""
+    if not recipe.retries:
+        text = _replaced(text, "num_retries: 2", "num_retries: 0")
     lines = []
     for line in text.splitlines():
         found = _LINE_OF_SERVER.search(line)
@@ -113,16 +115,14 @@ def envoy_text(text: str, recipe: Recipe, balancer: Balancer) -> str:
                 continue
             line = line.replace(found[0], "127.0.0.1").replace("_weight: 1", f"_weight: {place.weight}")
             line = _with_ports(line, r"port_value: ", place)
-        elif not recipe.retries:
-            line = line.replace("num_retries: 2", "num_retries: 0")
         lines.append(line)
     text = "\n".join(lines) + "\n"
     for port, name in _FRONTS.items():
         mine = getattr(balancer, name).rpartition(":")[2]
-        text = text.replace(f"0.0.0.0, port_value: {port}", f"127.0.0.1, port_value: {mine}")
+        text = _replaced(text, f"0.0.0.0, port_value: {port}", f"127.0.0.1, port_value: {mine}")
     text = text.replace("port_value: 9901", f"port_value: {balancer.admin.rpartition(':')[2]}")
     if recipe.policy == "round robin":
-        text = text.replace("&policy LEAST_REQUEST", "&policy ROUND_ROBIN")
+        text = _replaced(text, "&policy LEAST_REQUEST", "&policy ROUND_ROBIN")
     return text
 
 
@@ -145,10 +145,17 @@ def haproxy_text(text: str, recipe: Recipe, balancer: Balancer, folder: Path, ag
         lines.append(line)
     text = "\n".join(lines) + "\n"
     for port, name in _FRONTS.items():
-        text = text.replace(f"bind :{port}", f"bind {getattr(balancer, name)}")
+        text = _replaced(text, f"bind :{port}", f"bind {getattr(balancer, name)}")
     if recipe.policy == "round robin":
-        text = text.replace("balance leastconn", "balance roundrobin")
+        text = _replaced(text, "balance leastconn", "balance roundrobin")
     return text.replace("/run/haproxy/admin.sock", str(folder / "admin.sock"))
+
+
+def _replaced(text: str, old: str, new: str) -> str:
+    """Raises `Failure` when the file has no such words: what runs would not be what was asked for."""
+    if old not in text:
+        raise Failure(f"the recipe has no {old!r} to replace: bench/recipes.py and the file have to agree.")
+    return text.replace(old, new)
 
 
 def _place(recipe: Recipe, name: str) -> Place | None:
