@@ -22,7 +22,7 @@ from inflight.control.watch import Watch
 
 def main(arguments: list[str]) -> int:
     """One command. `health` runs until it is told to stop; the others print one line of JSON per model, and are 0 when
-    every model answered.
+    there are models and every one answered: an order that reached nobody was not carried out.
     """
     options = _parser().parse_args(arguments)
     if options.command == "health":
@@ -36,6 +36,7 @@ def main(arguments: list[str]) -> int:
         print(json.dumps({"model": name, **answer}))
     if not answers:
         print("no model that this user may speak to is running", file=sys.stderr)
+        return 1
     return 1 if any("error" in answer for answer in answers.values()) else 0
 
 

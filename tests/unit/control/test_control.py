@@ -69,14 +69,17 @@ def private(folder: Path) -> Path:
 
 def ask_from_elsewhere(*arguments: str, **environment: str) -> list[dict[str, Any]]:
     """`python -m inflight.control` as an operator's shell runs it, with hardly anything in its environment."""
-    done = subprocess.run(
+    return [json.loads(line) for line in command_from_elsewhere(*arguments, **environment).stdout.splitlines()]
+
+
+def command_from_elsewhere(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, "-m", "inflight.control", *arguments],
         env={"PYTHONPATH": PACKAGES, **environment},
         capture_output=True,
         encoding="utf-8",
         timeout=60,
     )
-    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def listening(model: str = "llm", **environment: str) -> subprocess.Popen[str]:
@@ -226,6 +229,27 @@ def test_a_socket_of_a_living_model_is_never_taken(stub: subprocess.Popen[str], 
     finally:
         server.stop(5.0)
     assert path.exists()
+
+
+@pytest.mark.parametrize("command", ["drain", "undrain", "status"])
+def test_a_command_that_no_model_heard_fails(tmp_path: Path, command: str) -> None:
+    """A preStop hook in a container whose user, or INFLIGHT_CONTROL_DIR, is not the server's would drain nothing, and
+    nobody would learn of it.
+    """
+    done = command_from_elsewhere(command, INFLIGHT_CONTROL_DIR=str(private(tmp_path / "empty")))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "no model that this user may speak to is running\n"
+
+
+def test_a_command_that_every_model_heard_succeeds(tmp_path: Path) -> None:
+    model = Model()
+    server = control.open_control("llm", model)
+    try:
+        folder = str(control.control_dir())
+        assert command_from_elsewhere("drain", "--timeout-ms", "0", INFLIGHT_CONTROL_DIR=folder).returncode == 0
+        assert model.drained == 1
+    finally:
+        server.stop(5.0)
 
 
 def test_a_model_that_hears_nobody_does_not_keep_another_from_draining(
