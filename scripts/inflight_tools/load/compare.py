@@ -50,13 +50,50 @@ class Ratio:
 
 def read_levels(path: Path) -> list[dict[str, Any]]:
     """The levels of a results.json. Raises `Failure`."""
-    try:
-        levels: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["levels"]
-        for level in levels:
-            level["load"], level["runs"][0]["tokens_per_s"]
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise Failure(f"{path} holds no results of load_test.py ({error}): name its results.json.") from None
+    levels: list[dict[str, Any]] = _read(path)["levels"]
     return levels
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What a results.json says besides its levels: settings, machine, when. Raises `Failure`."""
+    return {name: value for name, value in _read(path).items() if name != "levels"}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not content["levels"]:
+            raise ValueError("it has no level")
+        for level in content["levels"]:
+            if not isinstance(level["load"], str) or not level["runs"]:
+                raise ValueError("a level lacks its load or its runs")
+            for run in level["runs"]:
+                run["tokens_per_s"]
+                _check_figures(run)
+    except OSError as error:
+        raise Failure(
+            f"{path} holds no results of load_test.py ({error.strerror}): name the results.json of another test."
+        ) from None
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+        raise Failure(f"{path} holds no results of load_test.py ({error}): name its results.json.") from None
+    return content
+
+
+def _check_figures(run: Mapping[str, Any]) -> None:
+    for name, _, _ in FIGURES:
+        value = run.get(name)
+        if value is not None and not (isinstance(value, (int, float)) and 0 <= value < math.inf):
+            raise ValueError(f"{name} is {value!r}")
+
+
+def check_levels(loads: Sequence[str], others: Sequence[Mapping[str, Any]]) -> None:
+    """Raises `Failure` when two tests will have no level in common, before minutes are spent on one of them."""
+    of_others = [level["load"] for level in others]
+    if not set(loads) & set(of_others):
+        raise Failure(
+            f"the test to compare with has {', '.join(of_others)}, not {', '.join(loads)}: measure the same "
+            "--concurrency or --rate."
+        )
 
 
 def compare(these: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> list[Ratio]:

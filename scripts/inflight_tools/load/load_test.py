@@ -8,6 +8,7 @@ Prints a table and writes results.json, results.csv and report.html. What the fi
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import platform
 import sys
@@ -16,22 +17,24 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from build_engine.arguments import Parser
 from inflight_tools.clients.grpc import Connection
 from inflight_tools.common.layout import CACHE
 from inflight_tools.common.report import Failure, Progress, run_main
 from inflight_tools.common.resources import Sampler, listener
-from inflight_tools.load.compare import compare, read_levels
+from inflight_tools.load.compare import check_levels, compare, read_levels
 from inflight_tools.load.lengths import SHAREGPT_ANSWER, SHAREGPT_PROMPT, parse_lengths
 from inflight_tools.load.perf_analyzer import Load, find_perf_analyzer, measure
+from inflight_tools.load.profile_export import Request
 from inflight_tools.load.report import comparison_table, terminal_table, write
 from inflight_tools.load.stats import LevelResult, Objective, Run, summarize
 from inflight_tools.load.workload import Workload, parse_parameters, words_per_token
 
 _LEAST_REQUESTS = 32
 _LIMITS = ("ttft", "tpot", "latency")
+_Number = TypeVar("_Number", int, float)
 
 
 def parse(arguments: Sequence[str] | None = None, program: str | None = None) -> argparse.Namespace:
@@ -61,38 +64,53 @@ def parse(arguments: Sequence[str] | None = None, program: str | None = None) ->
     option("--requests", type=_positive, metavar="N", help=f"measured per level and run ({least})")
     option("--warmup", type=_count, metavar="N", help="sent before those and not measured (default: concurrency)")
     option("--runs", type=_positive, default=1, metavar="N", help="of every level, taking turns (default: %(default)s)")
-    option("--timeout", type=float, default=600.0, metavar="S", help="longest time of one run (default: %(default)s)")
+    option("--timeout", type=_amount, default=600.0, metavar="S", help="longest time of one run (default: %(default)s)")
     option("--perf-analyzer", type=Path, metavar="PROGRAM", help="default: the one in .cache, else on PATH")
     results = parser.add_argument_group("results")
     option = results.add_argument
     option(
         "--slo", action="append", default=[], metavar="NAME=MS", help="limit on ttft, tpot or latency, for the goodput"
     )
-    option("--price-per-hour", type=float, metavar="X", help="of the machine, for the cost per 1,000 tokens")
+    option("--price-per-hour", type=_amount, metavar="X", help="of the machine, for the cost per 1,000 tokens")
     option("--compare", type=Path, metavar="FILE", help="results.json of another test, to be compared with this one")
     option("--output", type=Path, metavar="DIR", help="for the files (default: .cache/load_test/TIME)")
     return parser.parse_args(arguments)
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError("must be 0 or more")
-    return number
+    return _whole(text, 0)
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
+    return _whole(text, 1)
+
+
+def _whole(text: str, least: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise argparse.ArgumentTypeError(f"must be {least} or more, but is {text!r}")
+    return number
+
+
+def _amount(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, but is {text!r}")
     return number
 
 
 def _counts(text: str) -> list[int]:
     try:
-        return [_positive(part) for part in text.split(",")]
-    except (ValueError, argparse.ArgumentTypeError):
+        counts = [_positive(part) for part in text.split(",")]
+    except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError("must be numbers from 1 on, such as 1,4,16") from None
+    return _each_once(counts)
 
 
 def _rates(text: str) -> list[float]:
@@ -102,7 +120,14 @@ def _rates(text: str) -> list[float]:
         rates = [0.0]
     if not all(0 < rate < 1e6 for rate in rates):
         raise argparse.ArgumentTypeError("must be numbers above 0, such as 0.5,2")
-    return rates
+    return _each_once(rates)
+
+
+def _each_once(numbers: list[_Number]) -> list[_Number]:
+    for number in numbers:
+        if numbers.count(number) > 1:
+            raise argparse.ArgumentTypeError(f"names {number:g} twice: measure a level again with --runs")
+    return numbers
 
 
 def parse_objective(texts: Sequence[str]) -> Objective:
@@ -138,6 +163,28 @@ def plan(arguments: argparse.Namespace, load: Load) -> tuple[int, int]:
     return count, width if arguments.warmup is None else arguments.warmup
 
 
+def check_answers(load: str, requests: Sequence[Request], sent: int, warmup: int) -> None:
+    """Raises `Failure` when a run leaves nothing to compute figures of; `requests` are those that were answered."""
+    if len(requests) <= warmup:
+        raise Failure(
+            f"{load}: only {len(requests)} of {sent} requests were answered, and the first {warmup} are warm-up: look "
+            "at the server's log."
+        )
+    if not any(request.tokens for request in requests[warmup:]):
+        raise Failure(
+            f"{load}: none of its {len(requests) - warmup} answers has a token, so nothing can be measured: see what "
+            "the model answers with inflight chat."
+        )
+
+
+def check_place(folder: Path) -> None:
+    """Raises `Failure` when the results could not be written, before anything is measured."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        why = "may not be written to" if there.is_dir() else f"is no folder ({there} is a file)"
+        raise Failure(f"--output {folder} {why}: name another.")
+
+
 def run(arguments: argparse.Namespace) -> list[LevelResult]:
     """Measure every level, `--runs` times; levels take turns, so that a change of the machine meets them all."""
     program = find_perf_analyzer(arguments.perf_analyzer)
@@ -167,6 +214,7 @@ def run(arguments: argparse.Namespace) -> list[LevelResult]:
                 stack.callback(progress.clear)
                 sampler = stack.enter_context(Sampler(server)) if server else None
                 requests = measure(program, arguments.url, arguments.model, load, inputs, arguments.timeout, tick)
+            check_answers(str(load), requests, len(inputs), warmup)
             found[str(load)].append(Run(requests, warmup, sampler.samples if sampler else ()))
     price = arguments.price_per_hour
     return [
@@ -190,7 +238,11 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
     from rich.console import Console  # before the measurement: it would be a pity to miss it afterwards
 
     options = parse(arguments, program)
+    folder = options.output or CACHE / "load_test" / time.strftime("%Y%m%d-%H%M%S")
+    check_place(folder)
     other = read_levels(options.compare) if options.compare else []
+    if other:
+        check_levels([str(load) for load in levels(options)], other)
     results = run(options)
 
     console = Console(width=None if sys.stdout.isatty() else 160)
@@ -201,7 +253,6 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
     ratios = compare([result.to_json() for result in results], other) if other else []
     if ratios:
         console.print(comparison_table(ratios, str(options.compare)))
-    folder = options.output or CACHE / "load_test" / time.strftime("%Y%m%d-%H%M%S")
     write(folder, about(options), results, title, ratios, other)
     print(f"written: {folder}/results.json, results.csv, report.html")
     return 0

@@ -181,7 +181,9 @@ def summarize(
         itl=Percentiles.of(gaps, weights),
         tpot=Percentiles.of([time for time in map(time_per_token, measured) if time is not None]),
         latency=Percentiles.of([request.latency for request in measured]),
-        cost_per_1000_tokens=price_per_hour / 3.6 / tokens_per_s if price_per_hour is not None else None,
+        cost_per_1000_tokens=price_per_hour / 3.6 / tokens_per_s
+        if price_per_hour is not None and tokens_per_s
+        else None,
         usage=_mean_usage([result.usage for result in results if result.usage is not None]),
         runs=results,
     )

@@ -316,9 +316,93 @@ def test_nothing_in_common(tmp_path: Path) -> None:
         compare(_json([level()]), other)
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"levels": [{}]}', '{"levels": [{"load": "x", "runs": []}]}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        "[]",
+        "null",
+        '{"levels": []}',
+        '{"levels": 5}',
+        '{"levels": [{}]}',
+        '{"levels": [{"load": "x", "runs": []}]}',
+        '{"levels": [{"load": "x", "runs": [{"tokens_per_s": "fast"}]}]}',
+        '{"levels": [{"load": "x", "runs": [{"tokens_per_s": -1}]}]}',
+        '{"levels": [{"load": "x", "runs": [{"tokens_per_s": 1}, {}]}]}',
+        '{"levels": [{"load": 4, "runs": [{"tokens_per_s": 1}]}]}',
+        '{"levels": [{"load": "x", "runs": [{"tokens_per_s": 1, "ttft_p50": "soon"}]}]}',
+        '{"levels": [{"load": "x", "runs": [{"tokens_per_s": 1e999}]}]}',
+        "[" * 100_000,
+    ],
+)
 def test_what_is_no_result_is_one_sentence(tmp_path: Path, text: str) -> None:
     path = tmp_path / "results.json"
     path.write_text(text)
     with pytest.raises(Failure, match="holds no results"):
         read_levels(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (["--concurrency", "4,4"], "names 4 twice"),
+        (["--rate", "2,2.0"], "names 2 twice"),
+        (["--requests", "x"], "must be 1 or more"),
+        (["--warmup", "-1"], "must be 0 or more"),
+        (["--runs", "0"], "must be 1 or more"),
+        (["--timeout", "0"], "must be a number above 0"),
+        (["--timeout", "nan"], "must be a number above 0"),
+        (["--price-per-hour", "-3"], "must be a number above 0"),
+        (["--price-per-hour", "inf"], "must be a number above 0"),
+    ],
+)
+def test_odd_numbers_end_in_a_sentence(line: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        load_test.parse(line)
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert "_" not in said.replace("__main__", "")  # no name of a function of ours
+
+
+def test_what_cannot_be_compared_is_known_before_anything_is_measured(tmp_path: Path) -> None:
+    """Minutes of measuring would be lost: nothing listens at this address, and nobody asks."""
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"levels": _json([level()])}), encoding="utf-8")
+    with pytest.raises(Failure, match=r"has concurrency 1, not concurrency 2, concurrency 3: measure the same"):
+        load_test.main(["--url", "localhost:1", "--compare", str(path), "--concurrency", "2,3"])
+    with pytest.raises(Failure, match="holds no results"):
+        load_test.main(["--url", "localhost:1", "--compare", str(tmp_path / "nothing.json")])
+
+
+def test_a_place_that_takes_no_files_is_known_before_anything_is_measured(tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.touch()
+    for place in (taken, taken / "below"):
+        with pytest.raises(Failure, match=r"^--output .*taken.* is no folder"):
+            load_test.main(["--url", "localhost:1", "--output", str(place)])
+
+
+def test_nothing_that_could_be_measured_is_one_sentence() -> None:
+    """Too few answers to leave the warm-up behind, and answers without a single token."""
+    silent = [Request(at, (), at + 5, 3) for at in range(4)]
+    with pytest.raises(Failure, match=r"concurrency 1: none of its 3 answers has a token"):
+        load_test.check_answers("concurrency 1", silent, 4, 1)
+    with pytest.raises(
+        Failure, match=r"concurrency 1: only 4 of 9 requests were answered, and the first 4 are warm-up"
+    ):
+        load_test.check_answers("concurrency 1", silent, 9, 4)
+    spoken = Request(9, ((12, 1),), 12, 3)
+    load_test.check_answers("concurrency 1", [*silent, spoken], 5, 1)
+    result = summarize("concurrency 1", 1, [Run([*silent, spoken], 1)], 1, price_per_hour=1.0)
+    assert result.tokens == 1
+    assert not silent[0].ttft
+
+
+def test_no_token_within_the_steady_interval_costs_nothing_that_can_be_said() -> None:
+    """The only tokens came before the interval began."""
+    early = Request(0, ((5, 1),), 30, 3)
+    late = Request(10, ((40, 1),), 40, 3)
+    result = summarize("concurrency 2", 2, [Run([early, late], 1)], 2, price_per_hour=1.0)
+    assert result.tokens_per_s == 0
+    assert result.cost_per_1000_tokens is None
