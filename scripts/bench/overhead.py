@@ -12,7 +12,9 @@ Exit status: 0 done; 1 an error, or with --check-tokens a token that differs (on
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -22,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.arms import Arm, BareArm, BareWorker, Prompt, ServedArm
 from bench.results import write_results
 from bench.served_model import ServedModel
+from bench.simulated_model import write_model
 from bench.turns import Comparison, Record, Rules, Turns, compare, running
 from inflight_tools.clients.grpc import Connection
 from inflight_tools.common.layout import MODEL_REPOSITORY, REPOSITORY
@@ -48,10 +51,16 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--model", default="llm", help="model name (default: %(default)s)")
     parser.add_argument("--repository", type=Path, default=MODEL_REPOSITORY, help="default: model_repository")
+    parser.add_argument(
+        "--engine", type=Path, metavar="DIR", help="serve this engine directory instead of a model of the repository"
+    )
     parser.add_argument("--concurrency", type=_counts, default=[1, 8, 32], metavar="N,N", help="default: 1,8,32")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="default: %(default)s")
     parser.add_argument(
         "--waves", type=int, default=3, metavar="N", help="requests per run: N × concurrency (default: 3)"
+    )
+    parser.add_argument(
+        "--least", type=int, default=8, metavar="N", help="requests per run at the least (default: %(default)s)"
     )
     parser.add_argument(
         "--prompt-tokens",
@@ -84,6 +93,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, default=RESULTS, help="JSON file (default: docs/benchmarks/overhead.json)"
     )
+    parser.add_argument(
+        "--keep", action="store_true", help="keep what --output has of other concurrencies, measured in other runs"
+    )
     return parser.parse_args(arguments)
 
 
@@ -112,8 +124,16 @@ class Sides:
 
     def __enter__(self) -> Sides:
         """Start. Raises `Failure`."""
-        arguments, repository = self._arguments, self._arguments.repository.absolute()
+        arguments = self._arguments
         with self._stack as stack:
+            repository = arguments.repository.absolute()
+            if arguments.engine is not None:
+                if not (arguments.engine / "engine.json").is_file():
+                    raise Failure(f"--engine: {arguments.engine} is no engine directory, it has no engine.json.")
+                if arguments.model != "llm":
+                    raise Failure("--model: an engine directory is served as llm; leave --model or --engine out.")
+                repository = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="inflight-bench-")))
+                write_model(repository, arguments.engine.absolute(), None, {})
             server = stack.enter_context(Server(ServerConfig(repository=repository, models=(arguments.model,))))
             server.wait_ready()
             connection = stack.enter_context(Connection(server.grpc_url))
@@ -170,6 +190,17 @@ def table(rows: Sequence[Comparison]) -> Table:
     return made
 
 
+def kept(path: Path, concurrencies: Sequence[int]) -> list[Record]:
+    """Records of an earlier run at other concurrencies; none where there is no such file. Raises `Failure`."""
+    if not path.exists():
+        return []
+    try:
+        records = [Record(**each) for each in json.loads(path.read_text(encoding="utf-8"))["records"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise Failure(f"--keep: {path} is not a file of this benchmark ({error!r}): name another --output.") from None
+    return [record for record in records if record.concurrency not in concurrencies]
+
+
 def write(path: Path, arguments: argparse.Namespace, rows: Sequence[Comparison], records: Sequence[Record]) -> None:
     """Settings, machine, comparison and raw records."""
     write_results(
@@ -185,6 +216,7 @@ def write(path: Path, arguments: argparse.Namespace, rows: Sequence[Comparison],
 def main() -> int:
     """Start both sides, take turns, report."""
     arguments = parse()
+    earlier = kept(arguments.output, arguments.concurrency) if arguments.keep else []
     with Sides(arguments) as sides:
         if arguments.check_tokens:
             count = arguments.check_tokens
@@ -197,6 +229,7 @@ def main() -> int:
         rules = Rules(
             repeats=arguments.repeats,
             waves=arguments.waves,
+            least=arguments.least,
             max_tokens=arguments.max_tokens,
             quiet=arguments.quiet,
             retries=arguments.retries,
@@ -207,6 +240,7 @@ def main() -> int:
             records = Turns(arms, sides.supply, rules, progress.show).take(arguments.concurrency)
         finally:
             progress.clear()
+    records = sorted(earlier + records, key=lambda record: record.concurrency)
     rows = [row for arm in arms[1:] for row in compare(records, arm.name, "bare")]
     Console(width=None if sys.stdout.isatty() else 180).print(table(rows))
     write(arguments.output, arguments, rows, records)

@@ -13,6 +13,7 @@ from bench.arms import Arm, Measured, Prompt
 from bench.quiet import CpuTime, wait_until_quiet
 from inflight_tools.common.report import Failure
 
+_WARM_TOKENS = 8  # of each answer before anything is measured: a large model's answers take a minute
 Supply = Callable[[int], list[Prompt]]  # so many prompts that were never used before
 
 
@@ -36,17 +37,16 @@ class Rules:
     """How turns are taken. `quiet`: the share of the CPU that others may use; beyond it a turn is repeated."""
 
     repeats: int
-    waves: int  # requests per run: waves × concurrency
+    waves: int  # requests per run: waves × concurrency, and `least` at the least
     max_tokens: int
     quiet: float
     retries: int
     patience_s: float
+    least: int = 8
 
 
 class Turns:
     """Runs every arm at every concurrency, `rules.repeats` times."""
-
-    least_requests = 8
 
     def __init__(self, arms: Sequence[Arm], supply: Supply, rules: Rules, say: Callable[[str], None]) -> None:
         """Every arm is paused. `say` hears what is being done."""
@@ -64,21 +64,22 @@ class Turns:
                 if repeat:
                     records += self._quiet_turn(repeat, concurrency)
                 else:
-                    self._turn(repeat, concurrency, concurrency)
+                    self._turn(repeat, concurrency, concurrency, min(_WARM_TOKENS, self._rules.max_tokens))
         return records
 
     def _quiet_turn(self, repeat: int, concurrency: int) -> list[Record]:
-        count = max(self.least_requests, self._rules.waves * concurrency)
-        turn = self._turn(repeat, concurrency, count)
+        count = max(self._rules.least, self._rules.waves * concurrency)
+        most = self._rules.max_tokens
+        turn = self._turn(repeat, concurrency, count, most)
         for _ in range(self._rules.retries):
             if noise(turn) <= self._rules.quiet:
                 break
             self._say(f"others used {100 * noise(turn):.0f} % of the CPU: waiting for a quieter moment")
             wait_until_quiet(self._rules.quiet, self._rules.patience_s)
-            turn = min(turn, self._turn(repeat, concurrency, count), key=noise)
+            turn = min(turn, self._turn(repeat, concurrency, count, most), key=noise)
         return turn
 
-    def _turn(self, repeat: int, concurrency: int, count: int) -> list[Record]:
+    def _turn(self, repeat: int, concurrency: int, count: int, max_tokens: int) -> list[Record]:
         """Every arm once, close together in time; who begins changes from repeat to repeat."""
         shared = self._supply(count)
         records = []
@@ -87,13 +88,13 @@ class Turns:
             prompts = self._supply(count) if arm.shares_cache else shared
             with running(arm, self._supply(1)[0]):
                 before, ours = CpuTime.now(), time.process_time()
-                measured = arm.run(prompts, concurrency, self._rules.max_tokens)
+                measured = arm.run(prompts, concurrency, max_tokens)
                 used = sum(measured.cpu_s.values()) + time.process_time() - ours
                 others = CpuTime.now().share_of_others(before, used)
-            if measured.tokens != count * self._rules.max_tokens:
+            if measured.tokens != count * max_tokens:
                 raise Failure(
-                    f"{arm.name} gave {measured.tokens} tokens instead of {count * self._rules.max_tokens}: the sides "
-                    "cannot be compared."
+                    f"{arm.name} gave {measured.tokens} tokens instead of {count * max_tokens}: the sides cannot be "
+                    "compared."
                 )
             records.append(_record(repeat, concurrency, arm, measured, others))
         return records

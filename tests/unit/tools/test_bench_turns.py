@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import statistics
 import time
 from collections.abc import Iterator, Sequence
 from itertools import count
+from pathlib import Path
 
 import pytest
 
 import bench.turns
+from bench import overhead
 from bench.arms import Measured, Prompt
 from bench.bare_worker import Run
 from bench.quiet import CpuTime, wait_until_quiet
@@ -111,6 +115,34 @@ def test_a_disturbed_turn_is_repeated_and_the_quietest_one_counts(quiet: list[fl
 def test_missing_tokens_end_the_benchmark(quiet: list[float]) -> None:
     with pytest.raises(Failure, match="triton gave 24 tokens instead of 32"):
         turns([FakeArm("bare", []), FakeArm("triton", [], tokens=3)], Rules(1, 2, 4, 1.0, 0, 0.0)).take([8])
+
+
+def test_runs_of_few_requests_are_possible_and_the_first_one_is_short(quiet: list[float]) -> None:
+    """A model whose answers take a minute: one request where one is in flight, and no whole answers to warm up."""
+    log: list[str] = []
+    asked: list[int] = []
+
+    class Noting(FakeArm):
+        def run(self, prompts: Sequence[Prompt], concurrency: int, max_tokens: int) -> Measured:
+            asked.append(max_tokens)
+            self._tokens = max_tokens
+            return super().run(prompts, concurrency, max_tokens)
+
+    rules = Rules(repeats=1, waves=1, max_tokens=128, quiet=0.05, retries=0, patience_s=0.0, least=1)
+    turns([Noting("bare", log)], rules).take([1, 4])
+    assert [line for line in log if "runs" in line] == [f"bare runs {n} at {n}" for n in (1, 4, 1, 4)]
+    assert asked == [8, 8, 128, 128]
+
+
+def test_other_concurrencies_of_a_file_are_kept(tmp_path: Path) -> None:
+    file = tmp_path / "overhead.json"
+    assert overhead.kept(file, [1]) == []
+    records = [dataclasses.replace(record("bare", 1, 1.0, 1.0, {}), concurrency=each) for each in (1, 8, 64)]
+    file.write_text(json.dumps({"records": [dataclasses.asdict(each) for each in records]}), encoding="utf-8")
+    assert overhead.kept(file, [8]) == [records[0], records[2]]
+    file.write_text("{}", encoding="utf-8")
+    with pytest.raises(Failure, match="not a file of this benchmark"):
+        overhead.kept(file, [8])
 
 
 def record(arm: str, repeat: int, tokens_per_s: float, ttft: float, cpu: dict[str, float]) -> Record:
