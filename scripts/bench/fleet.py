@@ -52,13 +52,19 @@ BALANCERS: dict[str, Callable[[Path, Recipe], contextlib.AbstractContextManager[
 
 
 @contextlib.contextmanager
-def fleet(folder: Path, options: argparse.Namespace, hold_ms: str = HOLD_MS) -> Iterator[list[FleetServer]]:
-    """Ready servers. Raises `Failure`."""
+def fleet(
+    folder: Path,
+    options: argparse.Namespace,
+    hold_ms: str = HOLD_MS,
+    models: Sequence[str] = ("llm",),
+    count: int = SERVERS,
+) -> Iterator[list[FleetServer]]:
+    """Ready servers, each with all of `models`. Raises `Failure`."""
     parameters = {"restart_hold_ms": hold_ms, "max_restarts": "100"}
     engine = None if options.openvino else SIMULATED
     servers = [
-        FleetServer(folder / recipes.NAMES[at], options.engine, engine, parameters, gateway=True)
-        for at in range(SERVERS)
+        FleetServer(folder / recipes.NAMES[at], options.engine, engine, parameters, gateway=True, models=models)
+        for at in range(count)
     ]
     try:
         for server in servers:

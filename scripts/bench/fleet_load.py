@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +30,7 @@ class Request:
     prompt: str
     tokens: int
     session: str = ""
+    model: str = "llm"
     sent_at: float = 0.0
     first_at: float = 0.0
     ended_at: float = 0.0
@@ -95,7 +96,7 @@ class Clients:
 
     async def _grpc(self, request: Request) -> None:
         self._next += 1
-        message = pb.ModelInferRequest(model_name="llm")
+        message = pb.ModelInferRequest(model_name=request.model)
         wanted = {"max_tokens": request.tokens, "ignore_eos": True, "stream": True}
         outputs = {"return_num_output_tokens": True, "return_finish_reason": True}
         given = {"text_input": request.prompt, "sampling_parameters": json.dumps({**wanted, **outputs})}
@@ -131,14 +132,14 @@ class Clients:
     async def _generate_stream(self, request: Request) -> None:
         body = {"text_input": request.prompt, "max_tokens": request.tokens, "stream": True, "ignore_eos": True}
         body |= {"return_num_output_tokens": True, "return_finish_reason": True}
-        async for event in _events(self._balancer.http, "/v2/models/llm/generate_stream", body, request):
+        async for event in _events(self._balancer.http, f"/v2/models/{request.model}/generate_stream", body, request):
             request.error = str(event.get("error") or "")
             request.text += str(event.get("text_output") or "")
             request.got += int(event.get("num_output_tokens") or 0)
             request.finish = event.get("finish_reason") or request.finish
 
     async def _openai(self, request: Request) -> None:
-        body = {"model": "llm", "prompt": request.prompt, "max_tokens": request.tokens, "ignore_eos": True}
+        body = {"model": request.model, "prompt": request.prompt, "max_tokens": request.tokens, "ignore_eos": True}
         body |= {"stream": True, "stream_options": {"include_usage": True}, "temperature": 0}
         async for event in _events(self._balancer.openai, "/v1/completions", body, request):
             if "error" in event:
@@ -218,9 +219,10 @@ def steady(
     every_s: float = 0.15,
     tokens: int = 6,
     long_tokens: int = 400,
+    models: Sequence[str] = ("llm",),
 ) -> Traffic:
     """Steady load over all protocols; once a fifth of it has been sent, `event` happens. The load goes on until the
-    event is over and `requests` have been sent. Beside it four long streams of each protocol.
+    event is over and `requests` have been sent. Beside it four long streams of each protocol. `models` take turns.
 
     The event runs in the caller's thread: what it starts may be told to end with the thread that started it.
     """
@@ -230,7 +232,8 @@ def steady(
         async with Clients(balancer) as clients:
 
             async def send(protocol: str, length: int) -> None:
-                request = Request(protocol, f"request {len(traffic.requests)}", length)
+                number = len(traffic.requests)
+                request = Request(protocol, f"request {number}", length, model=models[number % len(models)])
                 traffic.requests.append(request)
                 if len(traffic.requests) >= requests / 5:
                     enough.set()

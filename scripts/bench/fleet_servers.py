@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +39,19 @@ class FleetServer:
         options: Mapping[str, Any] | None,
         parameters: Mapping[str, str] | None = None,
         gateway: bool = False,
+        models: Sequence[str] = ("llm",),
     ) -> None:
-        """`engine` is an engine directory, `options` the simulated engine's (None: OpenVINO), `parameters` further."""
+        """`engine` is an engine directory, `options` the simulated engine's (None: OpenVINO), `parameters` further; all
+        of `models` have them.
+        """
         self.folder = folder
         self.ports = Ports.free()
         self.gateway_port = self.ports.gateway if gateway else 0
         self.environment = {"INFLIGHT_CONTROL_DIR": str(folder / "control"), "PYTHONPATH": PROGRAMS}
         given = {"drain_notice_ms": str(NOTICE_MS), **(parameters or {})}
-        write_model(folder / "repository", engine, options, given)
+        self.models = tuple(models)
+        for name in self.models:
+            write_model(folder / "repository", engine, options, given, name)
         self.processes: list[subprocess.Popen[bytes]] = []
 
     @property
@@ -71,10 +76,18 @@ class FleetServer:
         numbers = dataclasses.asdict(self.ports) | {"gateway": self.gateway_port}
         ports = [word for name, port in numbers.items() for word in (f"--{name}-port", str(port))]
         words: list[str | Path] = [REPOSITORY / "scripts" / "serve.py", "--repository", self.folder / "repository"]
+        words += [word for name in self.models for word in ("--model", name)]
         self.start(*words, *ports, "--log", self.folder / "tritonserver.log", "--end-with-parent")
 
     def command(self, *words: str) -> dict[str, Any]:
-        """`python -m inflight.control …`, as a preStop hook or an operator has it. Raises `Failure`."""
+        """`python -m inflight.control …`, as a preStop hook or an operator has it: what the first model answers.
+
+        Raises `Failure`.
+        """
+        return self.answers(*words)[self.models[0]]
+
+    def answers(self, *words: str) -> dict[str, dict[str, Any]]:
+        """The same of every model, by its name. Raises `Failure`."""
         done = subprocess.run(
             [sys.executable, "-m", "inflight.control", *words],
             env={**os.environ, **self.environment},
@@ -85,12 +98,11 @@ class FleetServer:
         )
         if done.returncode:
             raise Failure(f"control {' '.join(words)}: {done.stderr.strip()}")
-        answer: dict[str, Any] = json.loads(done.stdout)
-        return answer
+        return {answer["model"]: answer for answer in map(json.loads, done.stdout.splitlines())}
 
-    def engine_pid(self) -> int:
-        """Of the engine's process."""
-        return int(self.command("status")["engine_pid"])
+    def engine_pid(self, model: str = "") -> int:
+        """Of the process of a model's engine; without a name, the first one's."""
+        return int(self.answers("status")[model or self.models[0]]["engine_pid"])
 
     def gateway_pid(self) -> int:
         """Of the gateway that the server has started. Raises `Failure`."""

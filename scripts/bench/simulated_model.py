@@ -16,9 +16,13 @@ READY_S = 60.0
 
 
 def write_model(
-    repository: Path, engine: Path, options: Mapping[str, Any] | None, parameters: Mapping[str, str]
+    repository: Path,
+    engine: Path,
+    options: Mapping[str, Any] | None,
+    parameters: Mapping[str, str],
+    name: str = "llm",
 ) -> None:
-    """The model `llm` in `repository`, on the simulated engine with `options`, or without them on `engine`'s own.
+    """The model `name` in `repository`, on the simulated engine with `options`, or without them on `engine`'s own.
 
     `engine` is an engine directory, for the simulated one any directory with tokenizer.json.
     """
@@ -28,7 +32,7 @@ def write_model(
     text += "instance_group [ { count: 1, kind: KIND_CPU } ]\n"
     for key, value in given.items():
         text += f"parameters {{ key: {json.dumps(key)} value {{ string_value: {json.dumps(value)} }} }}\n"
-    model = repository / "llm"
+    model = repository / name
     (model / "1").mkdir(parents=True)
     (model / "1" / "engine").symlink_to(engine)
     (model / "config.pbtxt").write_text(text, encoding="utf-8")

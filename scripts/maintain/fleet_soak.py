@@ -41,6 +41,7 @@ CLIENTS = 6  # over each protocol
 EVERY_S = 0.15  # between a client's requests
 CANARY_S = 2.0
 CANARY = Request("grpc", "the canary sings", 24)
+TOLD_S = 60.0  # between lines that say how it goes
 GROWTH = 1.25  # of the fleet's memory, the last quarter over the second: servers of many ages
 MEBI = 1 << 20
 
@@ -72,6 +73,12 @@ class Seen:
     def failed(self) -> int:
         """Requests that ended in an error."""
         return sum(count for how, count in self.ends.items() if how != "whole")
+
+    def line(self) -> str:
+        """How it goes, or went."""
+        resident = self.samples[-1].resident / MEBI if self.samples else 0.0
+        counts = f"requests: {dict(self.ends)}; killed: {dict(self.kills)}; canaries: {self.canaries} alike"
+        return "; ".join([f"{counts}; {resident:.0f} MiB", *self.problems])
 
     def note(self, request: Request) -> None:
         """One request has ended."""
@@ -164,7 +171,7 @@ def soak(folder: Path, options: argparse.Namespace) -> Seen:
         with ThreadPoolExecutor(1, "fleet-soak") as executor:
             running = executor.submit(asyncio.run, load(at, seen, over))
             began = time.monotonic()
-            next_kill = began + options.every
+            next_kill, next_told = began + options.every, began + TOLD_S
             try:
                 while time.monotonic() - began < options.seconds and not running.done():
                     time.sleep(max(1.0, options.seconds / 600))
@@ -172,6 +179,9 @@ def soak(folder: Path, options: argparse.Namespace) -> Seen:
                     if time.monotonic() >= next_kill:
                         next_kill += options.every
                         kill(servers, seen, chance)
+                    if time.monotonic() >= next_told:
+                        next_told += TOLD_S
+                        print(f"{time.monotonic() - began:.0f} s: {seen.line()}", file=sys.stderr, flush=True)
             finally:
                 over.set()
             running.result()

@@ -176,7 +176,7 @@ class Answers:
         if model is not None:
             return model
         if not self._triton.ready:
-            raise GatewayError(Kind.DOWN, self._triton.reason)
+            raise GatewayError(Kind.DOWN, self._triton.reason())
         if name in PLACEHOLDERS:
             return next(iter(self._triton.models.values()))
         raise no_model(name, self._triton.models)

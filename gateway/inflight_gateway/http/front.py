@@ -112,6 +112,11 @@ class Front:
             record.route = path
             await self._health(exchange, path)
             return
+        of_model = path.removeprefix("/health")
+        if of_model.startswith("/ready/"):
+            record.route = "/ready"
+            await self._ready(exchange, of_model.removeprefix("/ready/"))
+            return
         file = self._page.get(path) if method in ("GET", "HEAD") else None
         if file is not None:
             record.route = "/" if path == "/" else "/playground/{file}"
@@ -177,7 +182,15 @@ class Front:
         if path in ("/live", "/health/live"):
             await exchange.answer(200, b'{"live":true}', JSON)
             return
-        reason = self._triton.reason
+        await self._ready(exchange)
+
+    async def _ready(self, exchange: Exchange, name: str = "") -> None:
+        """Of the whole, or of the model that clients call `name`."""
+        model = self._triton.models.get(name)
+        if name and model is None:
+            await exchange.answer(404, encoder.encode({"ready": False, "reason": "there is no such model"}), JSON)
+            return
+        reason = self._triton.reason(model.triton_name if model is not None else "")
         if self.leaving or self.answers.refusing:
             reason = "the gateway is draining"
         ready = not reason

@@ -65,10 +65,11 @@ class TritonServer:
         self._channel: Any = None
         self._tasks: list[asyncio.Task[None]] = []
 
-    @property
-    def unwilling(self) -> str:
-        """Why new requests should go elsewhere, though they may still be served here; empty where nothing says so."""
-        return self.reason or (self._health.reason if self._health is not None else "")
+    def unwilling(self, model: str = "") -> str:
+        """Why new requests to that model of Triton's, without a name to any of them, should go elsewhere, though they
+        may still be served here; empty where nothing says so.
+        """
+        return self.reason or (self._health.reason(model) if self._health is not None else "")
 
     async def start(self) -> None:
         """Connect, and begin to watch which models there are."""

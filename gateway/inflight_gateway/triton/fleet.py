@@ -63,10 +63,12 @@ class Fleet:
         """Whether any of them has a model."""
         return any(one.server.ready for one in self.members)
 
-    @property
-    def reason(self) -> str:
-        """Why no new request should come here; empty where one of them is ready and willing."""
-        reasons = [one.server.unwilling for one in self.members]
+    def reason(self, model: str = "") -> str:
+        """Why no new request to that model of Triton's, without a name to any of them, should come here; empty where
+        one server is ready and willing.
+        """
+        asked = [one for one in self.members if not model or one.serves(model)] or self.members
+        reasons = [one.server.unwilling(model) for one in asked]
         return "" if "" in reasons else reasons[0]
 
     @property
@@ -133,7 +135,7 @@ class Fleet:
                 return self.members[0]
             raise GatewayError(Kind.DOWN, DOWN)
         now = time.monotonic()
-        willing = [one for one in able if one.shunned_until <= now and not one.server.unwilling] or able
+        willing = [one for one in able if one.shunned_until <= now and not one.server.unwilling(request.model)] or able
         self._turn += 1
         place = choose([Candidate(one.server.address, one.in_flight) for one in willing], request.affinity, self._turn)
         return willing[place]

@@ -18,9 +18,14 @@ STALE_S = 3.0  # after which what was heard counts no more
 MOST_BYTES = 1 << 16
 
 
+class _OfModel(msgspec.Struct):
+    ready: bool
+
+
 class _Verdict(msgspec.Struct):
     ready: bool
     reason: str = ""
+    models: dict[str, _OfModel] = {}
 
 
 class ServerHealth:
@@ -36,10 +41,14 @@ class ServerHealth:
         self._verdict = _Verdict(True)
         self._heard: float | None = None
 
-    @property
-    def reason(self) -> str:
-        """Why no request should go there; empty where it is ready, or nothing is known."""
+    def reason(self, model: str = "") -> str:
+        """Why no request to that model of Triton's should go there, without a name to any of them; empty where it is
+        ready, or nothing is known.
+        """
         if self._heard is None or time.monotonic() - self._heard > STALE_S or self._verdict.ready:
+            return ""
+        known = self._verdict.models.get(model)
+        if known is not None and known.ready:
             return ""
         return self._verdict.reason or "the server's health says that it is not ready"
 

@@ -36,6 +36,11 @@ class Door(BaseHTTPRequestHandler):
 
 
 READY = (200, b'{"live": true, "ready": true, "reason": "", "models": {}}')
+HALF = (
+    503,
+    b'{"live": true, "ready": false, "reason": "model second: its engine restarts", "models": {"llm": {"ready": true, '
+    b'"reason": ""}, "second": {"ready": false, "reason": "its engine restarts"}}}',
+)
 DRAINS = (503, b'{"live": true, "ready": false, "reason": "model llm: it is draining", "models": {}}')
 
 
@@ -57,8 +62,8 @@ def triton(port: int, servicer: FakeTriton | None = None) -> grpc.Server:
     return server
 
 
-def readiness(gateway: Gateway) -> tuple[int, str]:
-    status, _, body = gateway.call("GET", "/ready")
+def readiness(gateway: Gateway, path: str = "/ready") -> tuple[int, str]:
+    status, _, body = gateway.call("GET", path)
     return status, json.loads(body)["reason"]
 
 
@@ -126,5 +131,31 @@ def test_of_two_servers_the_one_that_drains_gets_nothing_new(door: Any) -> None:
             assert readiness(gateway) == (200, "")
             assert gateway.call("POST", "/v1/chat/completions", HELLO)[0] == 200
         assert (fakes[0].asked - before, fakes[1].asked) == (0, 10)
+    for server in servers:
+        server.stop(0).wait()
+
+
+def test_a_model_that_is_not_ready_takes_no_other_with_it(door: Any) -> None:
+    ports = [Ports.free().grpc, Ports.free().grpc]
+    fakes = [FakeTriton(), FakeTriton()]
+    servers = [triton(port, fake) for port, fake in zip(ports, fakes, strict=True)]
+    health = ("--health", f"127.0.0.1:{door.server_port}")
+    with running(f"127.0.0.1:{ports[0]}", *health) as gateway:
+        gateway.wait_ready()
+        assert readiness(gateway, "/ready/llm") == (200, "")
+        door.says = HALF
+        becomes(lambda: readiness(gateway) == (503, "model second: its engine restarts"), NOTICED_S)
+        assert readiness(gateway, "/ready/llm") == readiness(gateway, "/health/ready/llm") == (200, "")
+        assert readiness(gateway, "/ready/third") == (404, "there is no such model")
+        door.says = DRAINS
+        becomes(lambda: readiness(gateway, "/ready/llm") == (503, "model llm: it is draining"), NOTICED_S)
+    door.says = HALF
+    with running(f"127.0.0.1:{ports[0]}", "--triton", f"127.0.0.1:{ports[1]}", *health) as gateway:
+        gateway.wait_ready()
+        time.sleep(NOTICED_S / 2)
+        before = [fake.asked for fake in fakes]
+        for _ in range(10):
+            assert gateway.call("POST", "/v1/chat/completions", HELLO)[0] == 200
+        assert [fake.asked - begun for fake, begun in zip(fakes, before, strict=True)] == [5, 5]
     for server in servers:
         server.stop(0).wait()
