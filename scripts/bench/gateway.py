@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from bench.results import write_results
 from bench.simulated_model import write_model
 from inflight_tools.common.layout import ENGINE, REPOSITORY
 from inflight_tools.common.report import Failure, run_main
@@ -145,8 +146,14 @@ def wait_ready(port: int) -> None:
     raise Failure("the gateway is not ready.")
 
 
-def measured(targets: Mapping[str, str], streams: int, gateway: int, options: argparse.Namespace) -> list[str]:
-    """Every arm in turns: two ratios of tokens/s, what the gateway adds to the first token, and its CPU per token."""
+Figures = dict[str, list[float]]
+"""By name: of each repeat."""
+
+
+def measured(targets: Mapping[str, str], streams: int, gateway: int, options: argparse.Namespace) -> Figures:
+    """Every arm in turns: two ratios of tokens/s, what the gateway adds to the first token (ms), and its CPU per token
+    (µs); behind them the tokens/s and times to the first token that they are made of.
+    """
     found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in targets}
     costs = []
     for repeat in range(options.repeats):
@@ -156,13 +163,22 @@ def measured(targets: Mapping[str, str], streams: int, gateway: int, options: ar
             if kind == "http":
                 costs.append(1e6 * (cpu_s(gateway) - before) / (streams * options.requests * options.tokens))
     pairs = list(zip(found["http"], found["generate_stream"], found["grpc"], strict=True))
-    rates = [ours[0] / plain[0] for ours, _, plain in pairs]
-    theirs = [other[0] / plain[0] for _, other, plain in pairs]
-    firsts = [ours[1] - plain[1] for ours, _, plain in pairs]
-    return [
+    return {
+        "gateway over gRPC": [ours[0] / plain[0] for ours, _, plain in pairs],
+        "generate_stream over gRPC": [other[0] / plain[0] for _, other, plain in pairs],
+        "added TTFT, ms": [ours[1] - plain[1] for ours, _, plain in pairs],
+        "CPU a token, µs": costs,
+        **{f"{kind} tokens/s": [each[0] for each in several] for kind, several in found.items()},
+        **{f"{kind} TTFT p50, ms": [each[1] for each in several] for kind, several in found.items()},
+    }
+
+
+def cells(figures: Figures) -> str:
+    """The first four as a row of the table: median, least and most."""
+    return " | ".join(
         f"{statistics.median(each):.{digits}f} ({min(each):.{digits}f} to {max(each):.{digits}f})"
-        for each, digits in ((rates, 2), (theirs, 2), (firsts, 1), (costs, 0))
-    ]
+        for each, digits in zip(figures.values(), (2, 2, 1, 0), strict=False)
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -179,9 +195,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=64, help="of each answer (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="in turns (default: %(default)s)")
     parser.add_argument("--engine", type=Path, default=ENGINE, metavar="DIR", help="engine directory")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file for every figure (default: none)")
     options = parser.parse_args(given)
     port = Ports.free().http
     environment = dict(os.environ, PYTHONPATH=str(REPOSITORY / "gateway"))
+    found: dict[str, Figures] = {}
     with contextlib.ExitStack() as stack:
         repository = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="inflight-bench-")))
         write_model(repository, options.engine, None, {})
@@ -200,11 +218,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             }
             turn("http", str(port), "warm", 4, options)
             for streams in map(int, options.streams.split(",")):
-                print(f"| {streams} | {' | '.join(measured(targets, streams, gateway.pid, options))} |", flush=True)
+                found[str(streams)] = measured(targets, streams, gateway.pid, options)
+                print(f"| {streams} | {cells(found[str(streams)])} |", flush=True)
         finally:
             gateway.terminate()
             gateway.kill()
             gateway.wait(10)
+    if options.output is not None:
+        what = "a chat through the gateway and over generate_stream against plain gRPC, by the streams at once"
+        write_results(options.output, what, "python scripts/bench/gateway.py", options, streams=found)
     return 0
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from inflight_tools.load.perf_analyzer import Load
 from inflight_tools.load.profile_export import Request
-from inflight_tools.load.stats import Run, summarize
+from inflight_tools.load.stats import Percentiles, Run, summarize
 
 TIMES = tuple(f"{name}_{part}_ms" for name in ("ttft", "tpot", "itl", "latency") for part in ("p50", "p90", "p99"))
 _COMPARED = ("tokens_per_s", "ttft_p50_ms", "latency_p50_ms")
+ONE_BY_ONE = ("transformers",)  # peers that take one request after the other
 RATES = ("tokens_per_s", "requests_per_s", "tokens_per_response")
 
 
@@ -29,6 +31,7 @@ class Record:
     memory: int  # resident bytes of the peer's processes after the run
     cpu_share_of_others: float  # of the whole machine, 0 … 1
     requests: list[list[float]]  # [sent, TTFT, latency in ms, tokens, responses] of each, by the time of sending
+    workload: str = ""  # lengths of prompts and answers
 
     def to_json(self) -> dict[str, Any]:
         """All fields."""
@@ -36,10 +39,16 @@ class Record:
 
 
 def figures(requests: Sequence[Request], load: Load) -> dict[str, float]:
-    """Rates and times of one run, by the definitions of `load/stats.py`."""
+    """Rates and times of one run, by the definitions of `load/stats.py`.
+
+    `gap_…_ms` is the time between two responses, whatever they carry: how long a reader waits for more. An inter-token
+    latency divides it by the tokens that came.
+    """
     level = summarize(str(load), load.concurrency or load.rate or 0.0, [Run(requests, 0)], load.concurrency)
     row = level.to_row()
-    return {name: round(float(row[name]), 3) for name in (*RATES, *TIMES)}
+    found = {name: round(float(row[name]), 3) for name in (*RATES, *TIMES)}
+    gaps = Percentiles.of([b - a for each in requests for (a, _), (b, _) in itertools.pairwise(each.arrivals)])
+    return {**found, **{f"gap_{part}_ms": round(getattr(gaps, part), 3) for part in ("p50", "p90", "p99")}}
 
 
 def compact(requests: Sequence[Request]) -> list[list[float]]:
@@ -69,6 +78,7 @@ class Row:
     cpu_us_per_token: dict[str, float]
     memory: int
     cpu_share_of_others: float  # the most in any repeat
+    workload: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """All fields."""
@@ -86,6 +96,7 @@ class Ratio:
     ttft_p50: float
     latency_p50: float
     each: list[float]  # of tokens/s
+    workload: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """All fields."""
@@ -93,10 +104,11 @@ class Ratio:
 
 
 def rows(records: Sequence[Record]) -> list[Row]:
-    """One row for each level and peer, in the order of the records."""
+    """One row for each workload, level and peer, in the order of the records."""
     made = []
-    for load, peer in dict.fromkeys((record.load, record.peer) for record in records):
-        of = [record for record in records if (record.load, record.peer) == (load, peer)]
+    for key in dict.fromkeys((record.workload, record.load, record.peer) for record in records):
+        work, load, peer = key
+        of = [record for record in records if (record.workload, record.load, record.peer) == key]
         speeds = [record.figures["tokens_per_s"] for record in of]
         made.append(
             Row(
@@ -108,6 +120,7 @@ def rows(records: Sequence[Record]) -> list[Row]:
                 cpu_us_per_token=_medians([record.cpu_us_per_token for record in of]),
                 memory=max(record.memory for record in of),
                 cpu_share_of_others=max(record.cpu_share_of_others for record in of),
+                workload=work,
             )
         )
     return made
@@ -119,23 +132,35 @@ def ratios(records: Sequence[Record], pairings: Sequence[tuple[str, str]]) -> li
     A peer that takes one request after the other is measured with one in flight only: there are no more tokens/s to be
     had from it, so that run is what the base's other levels are compared with.
     """
-    found = []
-    for base, peer in pairings:
-        theirs = {(each.run, each.repeat, each.load): each for each in records if each.peer == peer}
-        alone = {each.load for each in theirs.values()} == {"concurrency 1"}
-        for load in dict.fromkeys(record.load for record in records if record.peer == base):
-            same = "concurrency 1" if alone else load
-            pairs = [
-                (ours, theirs[ours.run, ours.repeat, same])
-                for ours in records
-                if (ours.peer, ours.load) == (base, load) and (ours.run, ours.repeat, same) in theirs
-            ]
-            if pairs:
-                by = {name: [ours.figures[name] / other.figures[name] for ours, other in pairs] for name in _COMPARED}
-                speed, ttft, latency = (statistics.median(by[name]) for name in _COMPARED)
-                found.append(Ratio(load, base, peer, speed, ttft, latency, by["tokens_per_s"]))
-    return found
+    return [
+        each
+        for work in dict.fromkeys(record.workload for record in records)
+        for base, peer in pairings
+        for each in _ratios_of([record for record in records if record.workload == work], base, peer)
+    ]
+
+
+def _ratios_of(records: Sequence[Record], base: str, peer: str) -> Iterator[Ratio]:
+    """Of one workload."""
+    theirs = {(each.run, each.repeat, each.load): each for each in records if each.peer == peer}
+    alone = {each.load for each in theirs.values()} == {"concurrency 1"}
+    for load in dict.fromkeys(record.load for record in records if record.peer == base):
+        same = "concurrency 1" if alone and peer in ONE_BY_ONE else load
+        pairs = [
+            (ours, theirs[ours.run, ours.repeat, same])
+            for ours in records
+            if (ours.peer, ours.load) == (base, load) and (ours.run, ours.repeat, same) in theirs
+        ]
+        if pairs:
+            by = {name: [ours.figures[name] / other.figures[name] for ours, other in pairs] for name in _COMPARED}
+            speed, ttft, latency = (statistics.median(by[name]) for name in _COMPARED)
+            yield Ratio(load, base, peer, speed, ttft, latency, by["tokens_per_s"], pairs[0][0].workload)
 
 
 def _medians(several: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: statistics.median(each[name] for each in several) for name in several[0]}
+    """Of what all of them have: older records lack figures that newer ones have."""
+    return {
+        name: statistics.median(each[name] for each in several)
+        for name in several[0]
+        if all(name in each for each in several)
+    }

