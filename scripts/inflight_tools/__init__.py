@@ -11,4 +11,4 @@ from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parents[2]
 if (_ROOT / "python_backend" / "model.py").is_file():
-    sys.path[:0] = [str(_ROOT / "python_backend"), str(_ROOT)]
+    sys.path[:0] = [str(_ROOT / "python_backend"), str(_ROOT), str(_ROOT / "gateway")]

@@ -12,24 +12,16 @@ from typing import Any
 from inflight_gateway.http.exchange import Receive, Scope, Send
 from inflight_gateway.http.front import Front
 
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s,]+")
 _NAMES = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~, -]{1,2000}")
 _SHOWN = b"x-request-id, retry-after, x-inflight-ignored, x-inflight-relaxed, www-authenticate"
 _MAX_AGE_S = b"600"
-
-
-def check_origin(text: str) -> str:
-    """An origin as browsers send it, or `*`. Raises `ValueError`."""
-    if text != "*" and not _ORIGIN.fullmatch(text):
-        raise ValueError(f"{text!r} is no origin: give scheme://host or scheme://host:port, without a path, or *")
-    return text
 
 
 class Cors:
     """The gateway, for pages of some origins."""
 
     def __init__(self, front: Front, origins: Collection[str]) -> None:
-        """`origins`: as `check_origin` gives them."""
+        """`origins`: as browsers send them; `*` is every one."""
         self._front = front
         self._any = "*" in origins
         self._origins = frozenset(origin.encode() for origin in origins)

@@ -23,13 +23,12 @@ from inflight_tools.common.report import Failure, run_main
 KEYS_FILE = "api-keys"
 KEYS = f"write the keys into {KEYS_FILE}, one a line; they guard every route but probes and the playground's files"
 FOUND = "found by itself"
-SHARED = {"--gateway-port": "--port", "--api-keys": "--api-keys", "--host": "--host"}  # of serve → of gateway
 NEVER = "never done here: code of a checkpoint is not run"
 
 
 @dataclass(frozen=True)
 class Flag:
-    """One flag of another server. `{}` in `serve` and `gateway` is its value.
+    """One flag of another server. `{}` in `serve` is its value.
 
     `takes`: how many values it has. `option`: of `engine_options` (engine vllm); `parameter`: of config.pbtxt.
     """
@@ -37,7 +36,6 @@ class Flag:
     names: tuple[str, ...]
     takes: int = 1
     serve: str = ""
-    gateway: str = ""
     option: str = ""
     parameter: str = ""
     note: str = ""
@@ -47,7 +45,6 @@ class Flag:
     def becomes(self) -> str:
         """For a table."""
         said = [f"`inflight serve {self.serve}`"] if self.serve else []
-        said += [f"`inflight gateway {self.gateway}`"] if self.gateway else []
         said += [f"engine option `{self.option}`"] if self.option else []
         said += [f"model parameter `{self.parameter}`"] if self.parameter else []
         return ", ".join(said).replace("{}", "…") or ("nothing" if self.lost else "not needed")
@@ -101,9 +98,9 @@ VLLM = Program(
         _flag("--host", serve="--host {}", note="127.0.0.1 where none is named; vLLM listens everywhere"),
         _flag("--port", serve="--gateway-port {}", note="8080 where none is named; vLLM has 8000, here Triton's HTTP"),
         _flag("--api-key", serve=f"--api-keys {KEYS_FILE}", note=KEYS),
-        _flag("--ssl-certfile", gateway="--tls-cert {}"),
-        _flag("--ssl-keyfile", gateway="--tls-key {}"),
-        _flag("--api-server-count", gateway="--workers {}"),
+        _flag("--ssl-certfile", serve="--tls-cert {}"),
+        _flag("--ssl-keyfile", serve="--tls-key {}"),
+        _flag("--api-server-count", serve="--workers {}"),
         _flag("--data-parallel-size -dp", note="one server each, and `--triton` once for each of them", lost=True),
         *_ENGINE_FLAGS,
         _flag("--lora-modules", note="engine option lora_dir: a folder with one folder per adapter", lost=True),
@@ -113,9 +110,9 @@ VLLM = Program(
         _flag("--reasoning-parser", note=f"{FOUND}; or model parameter reasoning_format"),
         _flag("--enable-prompt-tokens-details", 0, note="told where the engine knows them"),
         _flag("--enable-request-id-headers", 0, note="always sent"),
-        _flag("--uvicorn-log-level", note="one line a request; `inflight gateway --log-format json`"),
+        _flag("--uvicorn-log-level", note="one line a request; `--log-format json`"),
         _flag("--default-chat-template-kwargs", note="clients send chat_template_kwargs", lost=True),
-        _flag("--allowed-origins", note="see docs/gateway.md for browsers of other origins", lost=True),
+        _flag("--allowed-origins", note="`--cors-origin` once for each of them; vLLM lets every page ask", lost=True),
         _flag("--root-path", note="let the proxy cut the prefix", lost=True),
     ),
 )
@@ -128,9 +125,9 @@ TGI = Program(
         _flag("--hostname", serve="--host {}", note="127.0.0.1 where none is named; TGI listens everywhere"),
         _flag("--port -p", serve="--gateway-port {}", note="8080 where none is named; TGI has 3000"),
         _flag("--api-key", serve=f"--api-keys {KEYS_FILE}", note=KEYS),
-        _flag("--max-concurrent-requests", gateway="--max-requests {}", note="1024 where none is named; TGI has 128"),
-        _flag("--payload-limit", gateway="--max-body-bytes {}", note="4 MiB where none is named; TGI has 2 MB"),
-        _flag("--json-output", 0, gateway="--log-format json"),
+        _flag("--max-concurrent-requests", serve="--max-requests {}", note="1024 where none is named; TGI has 128"),
+        _flag("--payload-limit", serve="--max-body-bytes {}", note="4 MiB where none is named; TGI has 2 MB"),
+        _flag("--json-output", 0, serve="--log-format json"),
         _flag("--num-shard", option="tensor_parallel_size"),
         _flag("--sharded", note="the engine option tensor_parallel_size says it", lost=True),
         _flag("--quantize", note="what is quantized is found; or `inflight serve --quantization`", lost=True),
@@ -155,7 +152,7 @@ TGI = Program(
         _flag("--trust-remote-code", 0, note=NEVER, lost=True),
         _flag("--disable-grammar-support", 0, note="guides cost nothing where none is asked for"),
         _flag("--usage-stats", note="nothing is ever sent"),
-        _flag("--cors-allow-origin", note="see docs/gateway.md for browsers of other origins", lost=True),
+        _flag("--cors-allow-origin", serve="--cors-origin {}", note="TGI lets every page ask where none is named"),
     ),
 )
 TRITON = Program(
@@ -181,7 +178,7 @@ TRITON = Program(
         _flag("--default-max-tokens", note="a chat may fill the context; a completion has 16, as there"),
         _flag("--openai-restricted-api", 3, serve=f"--api-keys {KEYS_FILE}", note=KEYS),
         _flag("--tritonserver-log-verbose-level", serve="-- --log-verbose={}"),
-        _flag("--uvicorn-log-level", note="one line a request; `inflight gateway --log-format json`"),
+        _flag("--uvicorn-log-level", note="one line a request; `--log-format json`"),
     ),
 )
 PROGRAMS = (TRITON, TGI, VLLM)
@@ -193,29 +190,14 @@ class Moved:
 
     serve: list[str] = field(default_factory=list)
     passed: list[str] = field(default_factory=list)  # to tritonserver
-    gateway: list[str] = field(default_factory=list)
     options: dict[str, object] = field(default_factory=dict)
     parameters: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
 
-    def commands(self) -> list[str]:
-        """As a shell takes them. What only the gateway can be told makes it a command of its own."""
-        passed = ["--", *self.passed] if self.passed else []
-        if not self.gateway:
-            return [shlex.join(["inflight", "serve", *self.serve, *passed])]
-        serve: list[str] = []
-        gateway: list[str] = []
-        rest = iter(self.serve)
-        for word in rest:
-            if word in SHARED:
-                gateway += [SHARED[word], next(rest)]
-            else:
-                serve.append(word)
-        return [
-            shlex.join(["inflight", "serve", *serve, "--no-gateway", *passed]),
-            shlex.join(["inflight", "gateway", *gateway, *self.gateway]),
-        ]
+    def command(self) -> str:
+        """As a shell takes it."""
+        return shlex.join(["inflight", "serve", *self.serve, *(["--", *self.passed] if self.passed else [])])
 
 
 def program_of(words: Sequence[str]) -> tuple[Program, list[str]] | None:
@@ -228,7 +210,7 @@ def program_of(words: Sequence[str]) -> tuple[Program, list[str]] | None:
 
 
 def translate(program: Program, words: Sequence[str]) -> Moved:
-    """Our commands for another server's arguments. Raises `Failure` where a flag lacks its value."""
+    """Our command for another server's arguments. Raises `Failure` where a flag lacks its value."""
     moved = Moved()
     known = {name: flag for flag in program.flags for name in flag.names}
     rest = list(words)
@@ -262,7 +244,6 @@ def _take(moved: Moved, flag: Flag, name: str, value: str) -> None:
         moved.passed.append(flag.serve[3:].format(value))
     elif flag.serve:
         moved.serve += [part.format(value) for part in flag.serve.split()]
-    moved.gateway += [part.format(value) for part in flag.gateway.split()]
     if flag.option:
         moved.options[flag.option] = False if flag.note == "false" else _value(value)
     if flag.parameter:
@@ -296,8 +277,7 @@ def tables() -> str:
 
 
 def _told(moved: Moved) -> int:
-    for command in moved.commands():
-        print(command)
+    print(moved.command())
     if moved.options:
         moved.parameters["engine_options"] = json.dumps(moved.options)
     if moved.parameters:

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import FrameType
 
 from build_engine.errors import Interrupted
+from inflight_gateway import options as gateway_options
 from inflight_tools.clients.connection import GRPC_URL, HTTP_URL, has_grpc
 from inflight_tools.common.layout import IS_CHECKOUT, MODEL_REPOSITORY
 from inflight_tools.common.report import Failure, Progress, run_main
@@ -69,31 +70,28 @@ def _complain(text: str) -> None:
 def gateway_of(server: Server, options: argparse.Namespace) -> GatewayProcess | None:
     """The gateway beside that server, not started yet; None where none is wanted or its packages lack, which is said.
 
-    Raises `Failure` where it was asked for by name and its packages lack, or its keys cannot be read.
+    Raises `Failure` where it was asked for by name and its packages lack, or a file of its options is not right.
     """
     port = server.ports.gateway
     if not port:
         return None
-    problem = lacking()
+    problem, given = lacking(), gateway_options.words(options)
     if problem is not None:
-        if options.gateway_asked or options.api_keys:
+        if options.gateway_asked or given:
             raise Failure(f"{problem}.")
         _complain(f"no gateway on port {port}: {problem}; --no-gateway does without it.")
         return None
+    try:
+        gateway_options.check(options)
+    except ValueError as error:
+        raise Failure(f"{error}.") from None
     notice_s = NOTICE_S if options.drain_notice is None else options.drain_notice
     arguments = ["--triton", server.grpc_url, "--host", server.config.host, "--port", str(port)]
     if server.ports.health:
         arguments += ["--health", f"{server.reachable_host}:{server.ports.health}"]
-    arguments += ["--drain-notice", str(notice_s), "--drain-timeout", str(options.drain_timeout)]
-    if options.api_keys:
-        try:
-            options.api_keys.read_text(encoding="utf-8")
-        except (OSError, UnicodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-            raise Failure(f"the keys in {options.api_keys} cannot be read ({reason}): see --api-keys.") from error
-        arguments += ["--api-keys", str(options.api_keys.absolute())]
+    arguments += ["--drain-notice", str(notice_s), "--drain-timeout", str(options.drain_timeout), *given]
     return GatewayProcess(
-        f"http://{server.reachable_host}:{port}",
+        f"{'https' if options.tls_cert else 'http'}://{server.reachable_host}:{port}",
         arguments,
         server.log,
         _complain,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from build_engine.arguments import Parser
 from build_engine.quantization import RECIPES
+from inflight_gateway import options as gateway_options
 from inflight_tools.server.server import Ports
 from inflight_tools.server.what import KINDS
 
@@ -89,7 +90,7 @@ def parse(arguments: Sequence[str] | None, program: str | None, about: str) -> t
         help=f"default: $INFLIGHT_GATEWAY_PORT or {ports.gateway}",
     )
     gateway.add_argument("--no-gateway", action="store_true", help="start none; so does the port 0")
-    gateway.add_argument("--api-keys", type=Path, metavar="FILE", help="one key a line; also $INFLIGHT_GATEWAY_KEYS")
+    gateway_options.add(gateway)
     parser.add_argument("--tritonserver", type=Path, metavar="PROGRAM", help="server to use instead of the one found")
     parser.add_argument("--log", type=Path, metavar="FILE", help="write the server's log here (default: the terminal)")
     parser.add_argument("--ready-file", type=Path, metavar="FILE", help="write addresses here (JSON) once it is ready")
@@ -123,6 +124,13 @@ def parse(arguments: Sequence[str] | None, program: str | None, about: str) -> t
         options.gateway_port = 0
     elif options.gateway_port is None:
         options.gateway_port = _gateway_port(parser, os.environ.get("INFLIGHT_GATEWAY_PORT", str(ports.gateway)))
+    given = gateway_options.words(options)
+    if given and not options.gateway_port:
+        why = "--gateway-port 0" if options.gateway_asked else "INFLIGHT_GATEWAY_PORT=0"
+        parser.error(
+            f"{given[0]} is for the gateway, and none is started here: leave out "
+            f"{'--no-gateway' if options.no_gateway else why}, or start `inflight gateway` with it"
+        )
     return options, passed
 
 

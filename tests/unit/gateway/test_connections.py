@@ -23,6 +23,7 @@ import pytest
 from inflight_gateway.cli import main
 from inflight_tools.common.layout import REPOSITORY
 from inflight_tools.server.server import Ports
+from tests.harness.certificate import certificate
 from tests.harness.gateway import Gateway, running
 
 NOBODY = "127.0.0.1:9"
@@ -193,16 +194,12 @@ def test_other_origins_are_told_nothing(gateway: Gateway, origin: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("tls")
-    words = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
-    files = ["-keyout", folder / "key.pem", "-out", folder / "cert.pem"]
-    subprocess.run(["openssl", *words.split(), *files], check=True, capture_output=True, timeout=60)
-    return folder / "cert.pem", folder / "key.pem"
+def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return certificate(tmp_path_factory.mktemp("certificate"))
 
 
-def test_a_real_client_over_tls(certificate: tuple[Path, Path]) -> None:
-    cert, key = certificate
+def test_a_real_client_over_tls(shown: tuple[Path, Path]) -> None:
+    cert, key = shown
     with running(NOBODY, "--tls-cert", str(cert), "--tls-key", str(key)) as gateway:
         trusting = ssl.create_default_context(cafile=str(cert))
         give_up = time.monotonic() + 20
@@ -250,9 +247,9 @@ def test_ctrl_c_while_it_starts_shows_no_traceback() -> None:
 
 
 def test_every_mistake_is_one_sentence(
-    certificate: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shown: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cert, key = certificate
+    cert, key = shown
     (tmp_path / "nonsense").write_bytes(b"\xff\xfe nonsense")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", Ports.free().gateway))

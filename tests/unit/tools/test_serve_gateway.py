@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+import ast
 import http.client
 import json
 import os
 import signal
 import socket
+import ssl
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -15,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from inflight_gateway import options as gateway_options
 from inflight_tools.common.report import Failure
 from inflight_tools.server import gateway as beside
 from inflight_tools.server import serve
@@ -22,11 +28,12 @@ from inflight_tools.server.gateway import GatewayProcess
 from inflight_tools.server.processes import is_alive
 from inflight_tools.server.serve_options import parse
 from inflight_tools.server.server import Ports, Server, ServerConfig
+from tests.harness.certificate import certificate
 
 Make = Callable[..., GatewayProcess]
 
 
-def options(*words: str) -> object:
+def options(*words: str) -> argparse.Namespace:
     return parse(words, "inflight serve", "")[0]
 
 
@@ -150,27 +157,27 @@ def test_a_package_that_lacks_names_the_extra_and_triton_is_served_without(
     monkeypatch.setattr(beside, "PACKAGES", ("no_such_package",))
     monkeypatch.delenv("INFLIGHT_GATEWAY_PORT")
     made = server(tmp_path)
-    assert serve.gateway_of(made, options()) is None  # type: ignore[arg-type]
+    assert serve.gateway_of(made, options()) is None
     told = capsys.readouterr().err
     assert told.startswith("no gateway on port 8080: the gateway needs the package no_such_package, which ")
     assert told.endswith(' lacks: pip install "inflight[gateway]"; --no-gateway does without it.\n')
     with pytest.raises(Failure, match=r'^the gateway needs the package no_such_package, .*"inflight\[gateway\]"\.$'):
-        serve.gateway_of(made, options("--gateway-port", "8080"))  # type: ignore[arg-type]
+        serve.gateway_of(made, options("--gateway-port", "8080"))
 
 
 def test_keys_that_cannot_be_read_are_one_sentence_before_anything_starts(tmp_path: Path) -> None:
-    with pytest.raises(Failure, match=r"keys in .*nothing cannot be read \(No such file or directory\): see --api-key"):
-        serve.gateway_of(server(tmp_path), options("--api-keys", str(tmp_path / "nothing")))  # type: ignore[arg-type]
+    with pytest.raises(Failure, match=r"^--api-keys: .*nothing cannot be read \(No such file or directory\)\.$"):
+        serve.gateway_of(server(tmp_path), options("--gateway-port", "8080", "--api-keys", str(tmp_path / "nothing")))
 
 
 def test_the_port_is_8080_unless_said_otherwise_and_0_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("INFLIGHT_GATEWAY_PORT")
-    assert options().gateway_port == Ports().gateway == 8080  # type: ignore[attr-defined]
-    assert options("--no-gateway").gateway_port == 0  # type: ignore[attr-defined]
-    assert options("--gateway-port", "0").gateway_port == 0  # type: ignore[attr-defined]
-    assert options("--gateway-port", "9000").gateway_port == 9000  # type: ignore[attr-defined]
+    assert options().gateway_port == Ports().gateway == 8080
+    assert options("--no-gateway").gateway_port == 0
+    assert options("--gateway-port", "0").gateway_port == 0
+    assert options("--gateway-port", "9000").gateway_port == 9000
     monkeypatch.setenv("INFLIGHT_GATEWAY_PORT", "9001")
-    assert options().gateway_port == 9001  # type: ignore[attr-defined]
+    assert options().gateway_port == 9001
 
 
 def test_a_wrong_port_in_the_environment_is_named(
@@ -190,3 +197,82 @@ def test_a_port_that_is_taken_is_said_before_triton_starts() -> None:
         sentence = rf"port {ports.gateway} .*--gateway-port or INFLIGHT_GATEWAY_PORT; --no-gateway starts none\.$"
         with pytest.raises(Failure, match=sentence):
             ports.check("127.0.0.1")
+
+
+# --- What it hands on to the gateway. ---------------------------------------------------------------------------------
+
+
+def of_gateway(*words: str) -> argparse.Namespace:
+    return gateway_options.parser("inflight gateway", "").parse_args(words)
+
+
+def test_every_option_of_the_gateway_can_be_said_here_and_arrives(tmp_path: Path) -> None:
+    """But those that say where it is, and how it drains: these are the server's."""
+    own = {"triton", "health", "host", "port", "drain_notice", "drain_timeout"}
+    given = [
+        *("--api-keys", "keys", "--workers", "2", "--max-requests", "3", "--max-requests-per-key", "2"),
+        *("--max-body-bytes", "1000", "--unknown-fields", "refuse", "--head-timeout", "1", "--body-timeout", "2.5"),
+        *("--write-timeout", "3", "--keep-alive", "4", "--tls-cert", "cert.pem", "--tls-key", "key.pem"),
+        *("--cors-origin", "https://a.example", "--cors-origin", "https://b.example", "--no-playground"),
+        *("--log-format", "json"),
+    ]
+    direct, by_default = of_gateway(*given), of_gateway()
+    unsaid = {name for name, value in vars(direct).items() if value == vars(by_default)[name]}
+    assert unsaid == own, "an option of the gateway that this test does not know"
+    found = of_gateway(*gateway_options.words(options("--gateway-port", "8080", *given)))
+    for name, value in vars(direct).items():
+        assert vars(found)[name] == (value.absolute() if isinstance(value, Path) else value), name
+    assert gateway_options.words(options()) == []
+
+
+def test_an_option_of_a_gateway_that_is_not_started_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for none, leave in (("--no-gateway", "--no-gateway"), ("--gateway-port=0", "--gateway-port 0")):
+        for given in (["--tls-cert", "a.pem"], ["--api-keys", "keys"], ["--no-playground"]):
+            with pytest.raises(SystemExit):
+                options(none, *given)
+            assert capsys.readouterr().err == (
+                f"error: {given[0]} is for the gateway, and none is started here: leave out {leave}, or start "
+                "`inflight gateway` with it (see inflight serve --help)\n"
+            )
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--tls-key", "key.pem"], r"^--tls-key needs --tls-cert: give both\.$"),
+        (["--tls-cert", "nothing.pem"], r"^--tls-cert: nothing\.pem cannot be read \(No such file or directory\)\.$"),
+    ],
+)
+def test_certificates_are_looked_at_before_anything_starts(tmp_path: Path, words: list[str], sentence: str) -> None:
+    with pytest.raises(Failure, match=sentence):
+        serve.gateway_of(server(tmp_path), options("--gateway-port", "8080", *words))
+
+
+def test_what_the_gateway_is_told_needs_none_of_its_packages() -> None:
+    """`inflight serve` reads it where they lie in a folder that it does not look into, or lack."""
+    code = "import sys, inflight_gateway.options; print(sorted({name.partition('.')[0] for name in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True, timeout=60)
+    assert not set(ast.literal_eval(done.stdout)) & (set(beside.PACKAGES) - {"inflight_gateway"})
+
+
+def test_one_that_speaks_tls_to_pages_of_other_origins_is_asked_so_and_is_kept(tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path)
+    port = Ports.free().gateway
+    given = ["--tls-cert", str(cert), "--tls-key", str(key), "--cors-origin", "https://page.example"]
+    gateway = serve.gateway_of(server(tmp_path, port), options("--gateway-port", str(port), *given))
+    assert gateway is not None
+    assert gateway.url == f"https://127.0.0.1:{port}"
+    gateway.start()
+    try:
+        until(lambda: gateway.why_not() not in ("it does not answer", ""))  # there is no Triton
+        context = ssl.create_default_context(cafile=cert)
+        context.check_hostname = False
+        connection = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=10)
+        connection.request("GET", "/live", headers={"origin": "https://page.example"})
+        answer = connection.getresponse()
+        assert answer.status == 200
+        assert answer.getheader("access-control-allow-origin") == "https://page.example"
+        connection.close()
+    finally:
+        gateway.leave(at_once=True)
+        gateway.finish()
