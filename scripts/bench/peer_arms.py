@@ -64,9 +64,11 @@ def installed(options: argparse.Namespace, request_tokens: int, say: Callable[[s
         makers[f"llama.cpp {file.stem}"] = lambda file=file: LlamaCppPeer(  # type: ignore[misc]
             options.llama_server, file, most, request_tokens
         )
+    if unknown := set(options.only or ()) - set(makers):
+        raise Failure(f"--only: there is no peer {min(unknown)!r}; there are {', '.join(makers)}.")
     found = []
     for name, make in makers.items():
-        if any(part in name for part in options.without):
+        if any(part in name for part in options.without) or name not in (options.only or makers):
             continue
         try:
             found.append(make())

@@ -65,6 +65,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="a quantized checkpoint for vLLM beside the plain one; repeatable",
     )
     option("--without", action="append", default=[], metavar="PEER", help="leave a peer out (part of its name)")
+    option("--only", action="append", metavar="NAME", help="measure this peer, by its whole name; repeatable")
     option("--tuned", type=json.loads, metavar="JSON", help="one more Inflight, int8 with these engine_options")
     option("--vllm-python", type=Path, default=CACHE / "vllm" / "bin" / "python", help="of an environment with vLLM")
     option("--vllm-preload", type=Path, action="append", metavar="FILE", help="libtcmalloc, libiomp5; repeatable")

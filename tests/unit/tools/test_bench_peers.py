@@ -379,6 +379,16 @@ def test_a_folder_that_is_no_engine_is_left_out_with_the_reason(tmp_path: Path) 
     assert any("no engine.json" in line for line in said)
 
 
+def test_only_those_that_are_named_are_measured() -> None:
+    said: list[str] = []
+    options = peers.parse(["--only", "vllm"])
+    options.vllm_python = Path("nothing")
+    assert peer_arms.installed(options, 256, said.append) == []
+    assert len(said) == 1
+    with pytest.raises(Failure, match="there is no peer 'vllm int8'"):
+        peer_arms.installed(peers.parse(["--only", "vllm int8"]), 256, said.append)
+
+
 def test_a_slot_of_llamacpp_has_room_for_a_request(tmp_path: Path) -> None:
     program, weights = tmp_path / "llama-server", tmp_path / "model-q4_0.gguf"
     program.write_text("#!/bin/sh\n", encoding="utf-8")
