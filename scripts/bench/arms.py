@@ -18,7 +18,8 @@ from inflight_tools.common.layout import REPOSITORY
 from inflight_tools.common.report import Failure
 from inflight_tools.load.perf_analyzer import Inputs, Load, measure
 from inflight_tools.load.profile_export import Request
-from inflight_tools.server.processes import command_line, end_with_parent
+from inflight_tools.server.children import start_child
+from inflight_tools.server.processes import command_line
 from inflight_tools.server.server import Server
 
 _LOAD_TIMEOUT_S = 120.0
@@ -177,16 +178,18 @@ class BareWorker:
     def __enter__(self) -> BareWorker:
         """Load the engine. Raises `Failure`."""
         scripts = str(REPOSITORY / "scripts")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.bare_worker", json.dumps(self._spec)],
-            env={**os.environ, "PYTHONPATH": scripts},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            encoding="utf-8",
-            errors="replace",
-            # A session of its own: the kernel wakes stopped members of a group whose shell has gone.
-            start_new_session=True,
-            preexec_fn=end_with_parent,
+        self._process = start_child(
+            lambda bind: subprocess.Popen(
+                [sys.executable, "-m", "bench.bare_worker", json.dumps(self._spec)],
+                env={**os.environ, "PYTHONPATH": scripts},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                encoding="utf-8",
+                errors="replace",
+                # A session of its own: the kernel wakes stopped members of a group whose shell has gone.
+                start_new_session=True,
+                preexec_fn=bind,
+            )
         )
         try:
             self.blocks = int(self._answer(_LOAD_TIMEOUT_S)["blocks"])

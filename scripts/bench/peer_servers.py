@@ -21,7 +21,8 @@ from inflight_tools.common.report import Failure
 from inflight_tools.common.resources import descendants
 from inflight_tools.load.perf_analyzer import Load
 from inflight_tools.load.profile_export import Request
-from inflight_tools.server.processes import end_with_parent, is_alive, kill_all, marked_pids
+from inflight_tools.server.children import start_child
+from inflight_tools.server.processes import is_alive, kill_all, marked_pids
 from inflight_tools.server.server import Ports
 
 _MARK = "INFLIGHT_PEER_ID"  # in the environment of everything that a peer starts
@@ -96,14 +97,16 @@ class ProcessPeer:
     def start(self) -> None:
         """See `Peer`."""
         with self.log.open("wb") as log:
-            self._process = subprocess.Popen(
-                self.command(),
-                env={**os.environ, **self.environment(), _MARK: self._mark},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=end_with_parent,
+            self._process = start_child(
+                lambda bind: subprocess.Popen(
+                    self.command(),
+                    env={**os.environ, **self.environment(), _MARK: self._mark},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    preexec_fn=bind,
+                )
             )
         give_up = time.monotonic() + self._ready_s
         while not self._is_ready():

@@ -31,7 +31,7 @@ from inflight_tools.common.layout import REPOSITORY
 from inflight_tools.common.report import Failure
 from inflight_tools.load.perf_analyzer import Load
 from inflight_tools.load.profile_export import Request
-from inflight_tools.server.processes import end_with_parent
+from inflight_tools.server.children import start_child
 
 INSTALL = ".venv/bin/pip install --no-deps -r requirements/build.txt"
 _LOAD_S = 120.0
@@ -54,15 +54,17 @@ class TransformersPeer:
 
     def start(self) -> None:
         """See `Peer`."""
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.peer_transformers", str(self._checkpoint)],
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY / "scripts"), "HF_HUB_OFFLINE": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=True,
-            preexec_fn=end_with_parent,
+        self._process = start_child(
+            lambda bind: subprocess.Popen(
+                [sys.executable, "-m", "bench.peer_transformers", str(self._checkpoint)],
+                env={**os.environ, "PYTHONPATH": str(REPOSITORY / "scripts"), "HF_HUB_OFFLINE": "1"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                encoding="utf-8",
+                errors="replace",
+                start_new_session=True,
+                preexec_fn=bind,
+            )
         )
         self._answer(_LOAD_S)
 

@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import openai
@@ -29,22 +30,23 @@ def serve(tmp_path: Path, *options: str, gateway: bool = False) -> tuple[subproc
     require_installation()
     write_model(tmp_path / "repository", "llm", {"engine": "simulated", "engine_options": {"step_ms": 20.0}})
     ports, ready = Ports.free(), tmp_path / "ready.json"
-    process = subprocess.Popen(
-        [
-            *(sys.executable, REPOSITORY / "scripts" / "serve.py", "--repository", tmp_path / "repository"),
-            *("--http-port", str(ports.http), "--grpc-port", str(ports.grpc), "--metrics-port", str(ports.metrics)),
-            *("--health-port", str(ports.health), "--gateway-port", str(ports.gateway if gateway else 0)),
-            *("--log", tmp_path / "log", "--ready-file", ready, "--end-with-parent", "--drain-notice", "0", *options),
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    deadline = time.monotonic() + 60
-    while not ready.exists():
-        assert process.poll() is None, process.stdout.read() if process.stdout else ""
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    command = [
+        *(sys.executable, REPOSITORY / "scripts" / "serve.py", "--repository", tmp_path / "repository"),
+        *("--http-port", str(ports.http), "--grpc-port", str(ports.grpc), "--metrics-port", str(ports.metrics)),
+        *("--health-port", str(ports.health), "--gateway-port", str(ports.gateway if gateway else 0)),
+        *("--log", tmp_path / "log", "--ready-file", ready, "--end-with-parent", "--drain-notice", "0", *options),
+    ]
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    with ThreadPoolExecutor(1) as pool:  # its thread ends behind this: a server ends with its parent, not with a thread
+        process = pool.submit(start).result()
+        deadline = time.monotonic() + 60
+        while not ready.exists():
+            assert process.poll() is None, process.stdout.read() if process.stdout else ""
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
     return process, ports
 
 

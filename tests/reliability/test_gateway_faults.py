@@ -109,10 +109,7 @@ def judged(seen: Iterable[str]) -> Counter[str]:
 
 
 def under_load(gateway: Gateway, clients: int, seconds: float, then: Callable[[], object]) -> Counter[str]:
-    """So many clients ask again and again, streamed and whole; `then` happens in the middle.
-
-    In the caller's thread: a server ends with the thread that started it, not only with its process.
-    """
+    """So many clients ask again and again, streamed and whole; `then` happens in the middle."""
     ends: list[str] = []
     end = time.monotonic() + seconds
 

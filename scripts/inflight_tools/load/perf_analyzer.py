@@ -17,7 +17,7 @@ from pathlib import Path
 from inflight_tools.common.layout import CACHE
 from inflight_tools.common.report import Failure
 from inflight_tools.load.profile_export import BrokenExport, Request, read_export
-from inflight_tools.server.processes import end_with_parent
+from inflight_tools.server.children import start_child
 
 PROGRAM = CACHE / "bin" / "perf_analyzer"
 _ATTEMPTS = 4
@@ -111,15 +111,17 @@ def _run(command: list[str], folder: Path, timeout_s: float, tick: Callable[[flo
     # One arena: fewer places in memory that may hold what is not a number (see above).
     environment = {**os.environ, "MALLOC_ARENA_MAX": "1"}
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # it answers Ctrl-C by finishing its requests; we end it at once
-            preexec_fn=end_with_parent,
+        process = start_child(
+            lambda bind: subprocess.Popen(
+                command,
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # it answers Ctrl-C by finishing its requests; we end it at once
+                preexec_fn=bind,
+            )
         )
     begin = time.monotonic()
     try:

@@ -17,7 +17,7 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from inflight_tools.server.processes import end_with_parent
+from inflight_tools.server.children import start_child
 
 PACKAGES = (
     "inflight_gateway",
@@ -84,15 +84,17 @@ class GatewayProcess:
         home = Path(spec.origin).parent.parent
         path = os.pathsep.join(filter(None, (str(home), os.environ.get("PYTHONPATH"))))
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "inflight_gateway", *self._arguments],
-                cwd=home,  # where nothing lies that could be taken for a package that it imports
-                env={**os.environ, "PYTHONPATH": path},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # the terminal's Ctrl-C reaches us alone
-                preexec_fn=end_with_parent,
+            self._process = start_child(
+                lambda bind: subprocess.Popen(
+                    [sys.executable, "-m", "inflight_gateway", *self._arguments],
+                    cwd=home,  # where nothing lies that could be taken for a package that it imports
+                    env={**os.environ, "PYTHONPATH": path},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # the terminal's Ctrl-C reaches us alone
+                    preexec_fn=bind,
+                )
             )
         self._started, self._again = time.monotonic(), None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import time
@@ -10,13 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 _LISTEN, _EMPTY = "0A", "00000000:00000000"  # in /proc/net/tcp: a state, and the queues (to send:to be read)
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
-_LIBC = ctypes.CDLL(None, use_errno=True)
-
-
-def end_with_parent() -> None:
-    """For `preexec_fn`: have the kernel send SIGTERM when the thread that started this process ends, in any way."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def living_pids() -> Iterator[int]:

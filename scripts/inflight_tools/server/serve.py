@@ -26,10 +26,10 @@ from inflight_gateway import options as gateway_options
 from inflight_tools.clients.connection import GRPC_URL, HTTP_URL, has_grpc
 from inflight_tools.common.layout import IS_CHECKOUT, MODEL_REPOSITORY
 from inflight_tools.common.report import Failure, Progress, run_main
+from inflight_tools.server.children import end_with_parent
 from inflight_tools.server.find import Triton, find_triton
 from inflight_tools.server.gateway import GatewayProcess, lacking
 from inflight_tools.server.log import Follower
-from inflight_tools.server.processes import end_with_parent
 from inflight_tools.server.serve_options import parse
 from inflight_tools.server.server import Ports, Server, ServerConfig
 from inflight_tools.server.what import KINDS, Kind, What, recognise

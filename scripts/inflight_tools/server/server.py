@@ -26,13 +26,13 @@ from inflight.control.watch import Watch
 from inflight_tools.common.layout import LOGS, MODEL_REPOSITORY
 from inflight_tools.common.report import Failure
 from inflight_tools.server import shm
+from inflight_tools.server.children import start_child
 from inflight_tools.server.drain import drain_models
 from inflight_tools.server.find import Triton, find_triton
 from inflight_tools.server.log import failure_reason
 from inflight_tools.server.paths import check_repository
 from inflight_tools.server.processes import (
     command_line,
-    end_with_parent,
     kill_all,
     marked_pids,
     owes_nothing,
@@ -246,15 +246,17 @@ class Server:
         environment = {**os.environ, **self._triton.environment, **self.config.environment, _MARK: self._mark}
         with self.log.open("ab") as log:
             self._log_start = log.tell()
-            self._process = subprocess.Popen(
-                self.command(),
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                # A session of its own: Ctrl-C in a terminal reaches us alone, and we stop the server in order.
-                start_new_session=True,
-                preexec_fn=end_with_parent,
+            self._process = start_child(
+                lambda bind: subprocess.Popen(
+                    self.command(),
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    # A session of its own: Ctrl-C in a terminal reaches us alone, and we stop the server in order.
+                    start_new_session=True,
+                    preexec_fn=bind,
+                )
             )
 
     def exit_status(self) -> int | None:
