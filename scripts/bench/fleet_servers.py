@@ -7,6 +7,7 @@ import dataclasses
 import http.client
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from inflight_tools.server.server import Ports
 READY_S = 90.0
 STOP_S = 40.0
 NOTICE_MS = 2000  # of a drain: a balancer needs two checks of 0.5 s to notice, and a moment
+_PROCESS = re.compile(r"-\d+$")  # what the commands write behind a model's name
 PROGRAMS = os.pathsep.join(str(REPOSITORY / name) for name in ("python_backend", "", "scripts", "gateway"))
 
 
@@ -98,7 +100,8 @@ class FleetServer:
         )
         if done.returncode:
             raise Failure(f"control {' '.join(words)}: {done.stderr.strip()}")
-        return {answer["model"]: answer for answer in map(json.loads, done.stdout.splitlines())}
+        found = [json.loads(line) for line in done.stdout.splitlines()]
+        return {_PROCESS.sub("", answer["model"]): answer for answer in found}
 
     def engine_pid(self, model: str = "") -> int:
         """Of the process of a model's engine; without a name, the first one's."""
