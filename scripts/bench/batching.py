@@ -12,7 +12,6 @@ Workloads and settings: docs/benchmarks/batching/workloads.json. Exit status: 0 
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import math
@@ -31,10 +30,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench import calibration, step_costs
 from bench.virtual import Arrival, Outcome, Policy, Replica, percentile, poisson
 from build_engine import svg
+from build_engine.arguments import Parser
 from build_engine.planning.gpus import gpu_named
 from inflight.engines.base import EngineRequest, SamplingParams
 from inflight.engines.simulated.cost import SimulatedOptions
 from inflight.serving.admission import AdmissionQueue
+from inflight_tools.common import option_types as types
 from inflight_tools.common.layout import ENGINE, REPOSITORY
 from inflight_tools.common.report import run_main
 from inflight_tools.load.lengths import parse_lengths
@@ -285,16 +286,21 @@ def simulate(name: str, plan: dict[str, Any], output: Path, workloads: Sequence[
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """See the module's text."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser = Parser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--system", nargs="+", choices=("cpu", "h200"), help="in virtual time, costs of these")
     parser.add_argument("--workloads", nargs="+", default=(), metavar="NAME", help="only these; default: all")
     parser.add_argument("--real", action="store_true", help="on the real engine")
-    parser.add_argument("--engine", type=Path, default=ENGINE, help="engine directory (openvino)")
-    parser.add_argument("--output", type=Path, default=FOLDER)
+    parser.add_argument("--engine", type=types.openvino_engine, default=str(ENGINE), help="engine directory (openvino)")
+    parser.add_argument("--output", type=types.output_folder, default=FOLDER)
     args = parser.parse_args(arguments)
     if args.real == (args.system is not None):
         parser.error("give --system or --real")
     plan: dict[str, Any] = json.loads((FOLDER / "workloads.json").read_text(encoding="utf-8"))
+    known = [load["name"] for load in plan["workloads"]]
+    strange = next((name for name in args.workloads if name not in known), None)
+    if strange is not None:
+        parser.error(f"--workloads: {strange!r} is none of {', '.join(known)}")
+    args.output.mkdir(parents=True, exist_ok=True)
     if args.real:
         record = real(plan, args.engine)
         (args.output / "real.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

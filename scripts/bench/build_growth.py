@@ -6,7 +6,6 @@ Writes build_growth.json and build_growth.svg. Exit status: 0 done, 1 an error.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -19,6 +18,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from build_engine import svg
+from build_engine.arguments import Parser
+from inflight_tools.common import option_types as types
 from inflight_tools.common.layout import BACKEND_SOURCE, REPOSITORY
 from inflight_tools.common.report import Failure, run_main
 
@@ -77,8 +78,10 @@ def measure(model: Path, name: str, target: str, recipe: str, output: Path) -> d
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """See the module's text."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--output", type=Path, default=REPOSITORY / "docs" / "benchmarks", help="default: %(default)s")
+    parser = Parser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument(
+        "--output", type=types.output_folder, default=REPOSITORY / "docs" / "benchmarks", help="default: %(default)s"
+    )
     folder: Path = parser.parse_args(arguments).output
     records: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="inflight-growth-") as work:
@@ -88,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for target, recipe in BUILDS:
                 records.append(measure(model, name, target, recipe, Path(work) / "built"))
                 print(records[-1], flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "build_growth.json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
     series = [
         svg.Series(

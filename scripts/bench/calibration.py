@@ -8,7 +8,6 @@ with what was measured. Writes simulated_accuracy.json. Exit status: 0 done, 1 a
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import statistics
@@ -22,10 +21,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench import step_costs
 from bench.virtual import Arrival, Policy, Replica
+from build_engine.arguments import Parser
 from inflight.engines.base import EngineRequest, SamplingParams
 from inflight.engines.openvino.engine import BLOCK_SIZE, DEFAULT_KV_CACHE_BYTES, OpenVinoEngine
 from inflight.engines.simulated.cost import SimulatedOptions
 from inflight.errors import LoadError
+from inflight_tools.common import option_types as types
 from inflight_tools.common.layout import ENGINE, REPOSITORY
 from inflight_tools.common.report import Failure, run_main
 
@@ -167,10 +168,10 @@ def predict(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """See the module's text."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--engine", type=Path, default=ENGINE, help="engine directory (openvino)")
-    parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
-    parser.add_argument("--output", type=Path, default=REPOSITORY / "docs" / "benchmarks")
+    parser = Parser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--engine", type=types.openvino_engine, default=str(ENGINE), help="engine directory (openvino)")
+    parser.add_argument("--repeats", type=types.count, default=5, help="default: %(default)s")
+    parser.add_argument("--output", type=types.output_folder, default=REPOSITORY / "docs" / "benchmarks")
     args = parser.parse_args(arguments)
     bench = Bench(args.engine)
     bench.wave(8)
@@ -195,6 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "checks": checks,
         "waves": [asdict(wave) for size in waves for wave in waves[size]] + [asdict(wave) for wave in long],
     }
+    args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "simulated_accuracy.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(record["costs"]))
     for each in checks:

@@ -23,13 +23,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.step_costs import Efficiency, Replica, architecture, describe, engine_options, options_for, recipe_named
 from bench.virtual import Policy, percentile, poisson
 from bench.virtual import Replica as Simulation
+from build_engine.arguments import Parser
 from build_engine.errors import UserMistake
 from build_engine.planning.gpus import gpu_named
 from inflight.engines.simulated.cost import SimulatedOptions
+from inflight_tools.common import option_types as types
 from inflight_tools.common.report import Failure, run_main
 from inflight_tools.load.lengths import SHAREGPT_ANSWER, SHAREGPT_PROMPT, Lengths, parse_lengths
 
 MOST_REQUESTS = 20_000
+LENGTHS = types.accepted_by(lambda text: parse_lengths(text, 1))
 _SPANS = 20
 PRECISION = 0.02  # of the rate that bisection ends with
 
@@ -180,40 +183,52 @@ def show(found: dict[str, Any], price: float | None) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """See the module's text."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser = Parser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument(
         "--model", default="llama-3.1-8b", help="folder with config.json, or a name of architectures.json"
     )
     parser.add_argument("--gpu", default="H200", help="a GPU of build_engine/planning/gpus.json; default: %(default)s")
     parser.add_argument("--quantization", default="fp8", help="a recipe of build_engine; default: %(default)s")
-    parser.add_argument("--tensor-parallel", type=int, default=1, metavar="N")
+    parser.add_argument("--tensor-parallel", type=types.count, default=1, metavar="N")
     parser.add_argument(
-        "--rate", type=float, default=10.0, help="requests/s of the whole traffic; default: %(default)s"
+        "--rate", type=types.positive, default=10.0, help="requests/s of the whole traffic; default: %(default)s"
     )
-    parser.add_argument("--prompt", default="sharegpt", help="tokens: N, uniform:LOW-HIGH, sharegpt[:MEAN]")
-    parser.add_argument("--answer", default="sharegpt", help="the same for answers")
     parser.add_argument(
-        "--shared-prefix", type=int, default=0, metavar="N", help="equal tokens that begin every prompt"
+        "--prompt", type=LENGTHS, default="sharegpt", help="tokens: N, uniform:LOW-HIGH, sharegpt[:MEAN]"
     )
-    parser.add_argument("--ttft-ms", type=float, default=500.0, help="default: %(default)s")
-    parser.add_argument("--tpot-ms", type=float, default=50.0, help="default: %(default)s")
-    parser.add_argument("--percentile", type=float, default=95.0, help="of the requests; default: %(default)s")
-    parser.add_argument("--price-per-hour", type=float, help="of one GPU; prints the cost of a million tokens")
-    parser.add_argument("--max-running", type=int, default=256, help="sequences in a batch; default: %(default)s")
-    parser.add_argument("--chunk-tokens", type=int, default=2048, help="prompt tokens in a step; default: %(default)s")
+    parser.add_argument("--answer", type=LENGTHS, default="sharegpt", help="the same for answers")
+    parser.add_argument(
+        "--shared-prefix", type=types.count_or_none, default=0, metavar="N", help="equal tokens that begin every prompt"
+    )
+    parser.add_argument("--ttft-ms", type=types.positive, default=500.0, help="default: %(default)s")
+    parser.add_argument("--tpot-ms", type=types.positive, default=50.0, help="default: %(default)s")
+    parser.add_argument(
+        "--percentile", type=types.percentile, default=95.0, help="of the requests; default: %(default)s"
+    )
+    parser.add_argument(
+        "--price-per-hour", type=types.not_negative, help="of one GPU; prints the cost of a million tokens"
+    )
+    parser.add_argument(
+        "--max-running", type=types.count, default=256, help="sequences in a batch; default: %(default)s"
+    )
+    parser.add_argument(
+        "--chunk-tokens", type=types.count, default=2048, help="prompt tokens in a step; default: %(default)s"
+    )
     defaults = Efficiency()
-    parser.add_argument("--memory-efficiency", type=float, default=defaults.memory, help="default: %(default)s")
-    parser.add_argument("--compute-efficiency", type=float, default=defaults.compute, help="default: %(default)s")
-    parser.add_argument("--overhead-ms", type=float, default=defaults.overhead_ms, help="default: %(default)s")
-    parser.add_argument("--requests", type=int, default=1000, help="simulated at least; default: %(default)s")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--memory-efficiency", type=types.positive, default=defaults.memory, help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--compute-efficiency", type=types.positive, default=defaults.compute, help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--overhead-ms", type=types.not_negative, default=defaults.overhead_ms, help="default: %(default)s"
+    )
+    parser.add_argument("--requests", type=types.count, default=1000, help="simulated at least; default: %(default)s")
+    parser.add_argument("--seed", type=types.count_or_none, default=1)
     parser.add_argument("--engine-options", action="store_true", help="print the simulated engine's options and stop")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     args = parser.parse_args(arguments)
-    if min(args.rate, args.ttft_ms, args.tpot_ms, args.requests, args.tensor_parallel, args.max_running) <= 0:
-        raise Failure("rates, limits and counts have to be above 0.")
-    if not 0 < args.percentile <= 100 or min(args.memory_efficiency, args.compute_efficiency) <= 0:
-        raise Failure("--percentile is above 0 and at most 100; efficiencies are above 0.")
     try:
         gpu = gpu_named(args.gpu)
     except UserMistake as error:

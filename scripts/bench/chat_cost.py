@@ -13,9 +13,14 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from build_engine.arguments import Parser
+from inflight_tools.common import option_types as types
+from inflight_tools.common.report import run_main
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SMALL = (
@@ -159,22 +164,26 @@ def through_the_server(options: argparse.Namespace) -> None:
         print(f"| {arm} | {statistics.median(speeds):,.0f}, {max(speeds):,.0f} | {between} | {of_best:.3f} | {cpu} |")
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> int:
     """Measure and print."""
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--src", type=Path, default=ROOT, help="checkout whose code is measured")
-    arguments.add_argument("--engine", type=Path, default=ROOT / "model_repository/llm/1/engine")
-    arguments.add_argument("--streams", type=int, default=0, metavar="N", help="through the real server")
+    arguments = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument(
+        "--src", type=types.folder_with("python_backend/inflight"), default=ROOT, help="checkout whose code is measured"
+    )
+    arguments.add_argument("--engine", type=types.engine, default=str(ROOT / "model_repository/llm/1/engine"))
+    arguments.add_argument("--streams", type=types.count, metavar="N", help="through the real server")
     arguments.add_argument("--tool-format", default="hermes", help="with --streams (default: %(default)s)")
     arguments.add_argument(
-        "--tokens", type=int, default=1000, help="of an answer, with --streams (default: %(default)s)"
+        "--tokens", type=types.count, default=1000, help="of an answer, with --streams (default: %(default)s)"
     )
-    arguments.add_argument("--repeats", type=int, default=3, help="with --streams (default: %(default)s)")
-    options = arguments.parse_args()
+    arguments.add_argument("--repeats", type=types.count, default=3, help="with --streams (default: %(default)s)")
+    options = arguments.parse_args(given)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "inflight"]:
+        del sys.modules[name]  # what the parser needed of this checkout; --src has its own
     sys.path[:0] = [str(options.src / "python_backend"), str(ROOT / "scripts")]
     if options.streams:
         through_the_server(options)
-        return
+        return 0
     large = (ROOT / "tests/unit/request/families/qwen25.jinja").read_text(encoding="utf-8")
     large += "{#" + "x" * (5000 - len(large)) + "#}"
     for name, template in (("0.2 KB", SMALL), ("5 KB", large)):
@@ -186,7 +195,8 @@ def main() -> None:
         text = "The quick brown fox jumps over the lazy dog. " * 200
         for kind, value in reading(text, 2000).items():
             print(f"reading calls, {kind}: {value:.2f} µs per token")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

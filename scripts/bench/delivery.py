@@ -22,9 +22,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.results import write_results
 from bench.simulated_model import serving
+from build_engine.arguments import Parser
 from inflight.engines.base import EngineRequest, SamplingParams
 from inflight.engines.simulated.engine import SimulatedEngine
 from inflight.request.tokenizer import TextTokenizer
+from inflight_tools.common import option_types as types
 from inflight_tools.common.layout import ENGINE, REPOSITORY
 from inflight_tools.common.report import Failure, Progress, run_main
 from inflight_tools.load.lengths import Lengths
@@ -64,15 +66,37 @@ class Turn:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Our options."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser = Parser(description=(__doc__ or "").split("\n", 1)[0])
     option = parser.add_argument
-    option("--streams", default="256,1024", metavar="N,N", help="requests in flight (default: %(default)s)")
-    option("--arms", default=",".join(ARMS), help="what to measure (default: %(default)s)")
-    option("--tokens", type=int, default=2000, metavar="N", help="of an answer, N/2 to 3N/2 (default: %(default)s)")
-    option("--waves", type=int, default=3, metavar="N", help="requests per stream (default: %(default)s)")
-    option("--repeats", type=int, default=3, metavar="N", help="of every arm, in turns (default: %(default)s)")
-    option("--engine", type=Path, default=ENGINE, metavar="DIR", help="with tokenizer.json (default: the served one)")
-    option("--output", type=Path, default=RESULTS, help="JSON file (default: docs/benchmarks/delivery.json)")
+    option(
+        "--streams",
+        type=types.counts,
+        default="256,1024",
+        metavar="N,N",
+        help="requests in flight (default: %(default)s)",
+    )
+    option("--arms", type=types.names(ARMS), default=",".join(ARMS), help="what to measure (default: %(default)s)")
+    option(
+        "--tokens", type=types.count, default=2000, metavar="N", help="of an answer, N/2 to 3N/2 (default: %(default)s)"
+    )
+    option(
+        "--waves",
+        type=types.at_least(2, "the first request of a stream only warms up"),
+        default=3,
+        metavar="N",
+        help="requests per stream (default: %(default)s)",
+    )
+    option("--repeats", type=types.count, default=3, metavar="N", help="of every arm, in turns (default: %(default)s)")
+    option(
+        "--engine",
+        type=types.engine,
+        default=str(ENGINE),
+        metavar="DIR",
+        help="with tokenizer.json (default: the served one)",
+    )
+    option(
+        "--output", type=types.output_file, default=RESULTS, help="JSON file (default: docs/benchmarks/delivery.json)"
+    )
     return parser.parse_args(arguments)
 
 
@@ -195,15 +219,15 @@ def summary(repeat: int, arm: str, streams: int, requests: Sequence[Request], di
     )
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Take turns, compare, write."""
-    options = parse()
+    options = parse(arguments)
     progress = Progress()
     turns: list[Turn] = []
     try:
         for repeat in range(options.repeats):
-            for streams in (int(part) for part in options.streams.split(",")):
-                for arm in options.arms.split(","):
+            for streams in options.streams:
+                for arm in options.arms:
                     turns.append(take(repeat, arm, streams, options, progress))
                     progress.clear()
                     print(line(turns[-1]), flush=True)

@@ -7,11 +7,11 @@ JSON on. Median (least to most) of the repeats. Exit status: 0 done.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,11 @@ from tritonclient.grpc import service_pb2 as pb
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "gateway"))
+from build_engine.arguments import Parser
 from inflight_gateway.core.models import Model, ModelInfo
 from inflight_gateway.http import routes
 from inflight_gateway.triton.messages import Reader
+from inflight_tools.common import option_types as types
 from inflight_tools.common.report import run_main
 
 TURN = [{"role": "user", "content": "hi"}]
@@ -71,11 +73,12 @@ def us_per_token(path: str, body: dict[str, Any], tokens: int, responses: int) -
     return (time.process_time() - began) * 1e6 / (tokens * responses)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--responses", type=int, default=2000, help="of one stream")
-    parser.add_argument("--repeats", type=int, default=7)
-    options = parser.parse_args()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print the table."""
+    parser = Parser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--responses", type=types.count, default=2000, help="of one stream")
+    parser.add_argument("--repeats", type=types.count, default=7)
+    options = parser.parse_args(arguments)
     print("| stream | a token a response, µs a token | four tokens a response, µs a token |")
     print("|---|---|---|")
     for name, (path, body) in ASKED.items():

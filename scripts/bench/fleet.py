@@ -32,6 +32,8 @@ from bench.fleet_servers import FleetServer
 from bench.recipes import Balancer, Recipe
 from bench.results import write_results
 from build_engine import svg
+from build_engine.arguments import Parser
+from inflight_tools.common import option_types as types
 from inflight_tools.common.layout import ENGINE, REPOSITORY
 from inflight_tools.common.report import Failure, run_main
 
@@ -261,18 +263,26 @@ def event_table(rows: Sequence[dict[str, Any]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """See the module's text."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser = Parser(description=(__doc__ or "").split("\n", 1)[0])
     option = parser.add_argument
     option("what", choices=("policies", "events"))
-    option("--balancers", default="envoy,haproxy", help="default: %(default)s")
+    option("--balancers", type=types.names(tuple(BALANCERS)), default="envoy,haproxy", help="default: %(default)s")
     option("--events", default="", metavar="TEXT", help="only those whose name has this in it")
-    option("--conversations", type=int, default=12, help="at once (default: %(default)s)")
-    option("--turns", type=int, default=5, help="of each (default: %(default)s)")
-    option("--repeats", type=int, default=3, help="of the policies (default: %(default)s)")
-    option("--engine", type=Path, default=ENGINE, metavar="DIR", help="engine directory")
+    option("--conversations", type=types.count, default=12, help="at once (default: %(default)s)")
+    option(
+        "--turns",
+        type=types.at_least(2, "a first turn has nothing before it that could be reused"),
+        default=5,
+        help="of each (default: %(default)s)",
+    )
+    option("--repeats", type=types.count, default=3, help="of the policies (default: %(default)s)")
+    option("--engine", type=types.engine, default=str(ENGINE), metavar="DIR", help="engine directory")
     option("--openvino", action="store_true", help="real engines instead of simulated ones")
-    option("--output", type=Path, default=REPOSITORY / "docs" / "benchmarks" / "fleet", metavar="DIR")
+    option("--output", type=types.output_folder, default=REPOSITORY / "docs" / "benchmarks" / "fleet", metavar="DIR")
     options = parser.parse_args(arguments)
+    if not any(options.events in name for name, *_ in EVENTS):
+        told = "; ".join(name for name, *_ in EVENTS)
+        parser.error(f"--events: no event has {options.events!r} in its name, of {told}")
     command = "scripts/bench/fleet.py " + " ".join(sys.argv[1:] if arguments is None else arguments)
     with tempfile.TemporaryDirectory(prefix="inflight-fleet-") as name:
         rows = (policies if options.what == "policies" else events)(Path(name), options)

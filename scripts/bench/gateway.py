@@ -25,6 +25,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.results import write_results
 from bench.simulated_model import write_model
+from build_engine.arguments import Parser
+from inflight_tools.common import option_types as types
 from inflight_tools.common.layout import ENGINE, REPOSITORY
 from inflight_tools.common.report import Failure, run_main
 from inflight_tools.server.server import Ports, Server, ServerConfig
@@ -189,13 +191,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         streams, requests, tokens = map(int, numbers)
         asyncio.run(client(kind, target, run, streams, requests, tokens))
         return 0
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--streams", default="1,8,32", metavar="N,N", help="at once (default: %(default)s)")
-    parser.add_argument("--requests", type=int, default=3, help="of each stream (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=64, help="of each answer (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="in turns (default: %(default)s)")
-    parser.add_argument("--engine", type=Path, default=ENGINE, metavar="DIR", help="engine directory")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file for every figure (default: none)")
+    parser = Parser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument(
+        "--streams", type=types.counts, default="1,8,32", metavar="N,N", help="at once (default: %(default)s)"
+    )
+    parser.add_argument("--requests", type=types.count, default=3, help="of each stream (default: %(default)s)")
+    parser.add_argument("--tokens", type=types.count, default=64, help="of each answer (default: %(default)s)")
+    parser.add_argument("--repeats", type=types.count, default=3, help="in turns (default: %(default)s)")
+    parser.add_argument("--engine", type=types.engine, default=str(ENGINE), metavar="DIR", help="engine directory")
+    parser.add_argument(
+        "--output", type=types.output_file, metavar="FILE", help="JSON file for every figure (default: none)"
+    )
     options = parser.parse_args(given)
     port = Ports.free().http
     environment = dict(os.environ, PYTHONPATH=str(REPOSITORY / "gateway"))
@@ -217,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "generate_stream": server.http_url.rpartition(":")[2],
             }
             turn("http", str(port), "warm", 4, options)
-            for streams in map(int, options.streams.split(",")):
+            for streams in options.streams:
                 found[str(streams)] = measured(targets, streams, gateway.pid, options)
                 print(f"| {streams} | {cells(found[str(streams)])} |", flush=True)
         finally:

@@ -8,7 +8,6 @@ tritonserver with the simulated engine instead, which merges tokens as it finds 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -27,6 +26,8 @@ from tritonclient.grpc import service_pb2 as pb
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.gateway import cpu_s, wait_ready
 from bench.simulated_model import serving
+from build_engine.arguments import Parser
+from inflight_tools.common import option_types as types
 from inflight_tools.common.layout import ENGINE, REPOSITORY
 from inflight_tools.common.report import Failure, run_main
 from inflight_tools.server.server import Ports
@@ -171,15 +172,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         port, streams, requests, tokens = map(int, given[1:])
         asyncio.run(read_all(port, streams, requests, tokens))
         return 0
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--streams", type=int, default=256, help="at once (default: %(default)s)")
-    parser.add_argument("--requests", type=int, default=2, help="of each stream (default: %(default)s)")
-    parser.add_argument("--responses", type=int, default=40, help="of each answer (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=4, help="of each response (default: %(default)s)")
-    parser.add_argument("--gap-ms", type=float, default=220.0, help="between responses (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="(default: %(default)s)")
+    parser = Parser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--streams", type=types.count, default=256, help="at once (default: %(default)s)")
+    parser.add_argument("--requests", type=types.count, default=2, help="of each stream (default: %(default)s)")
+    parser.add_argument("--responses", type=types.count, default=40, help="of each answer (default: %(default)s)")
+    parser.add_argument("--tokens", type=types.count, default=4, help="of each response (default: %(default)s)")
+    parser.add_argument(
+        "--gap-ms", type=types.not_negative, default=220.0, help="between responses (default: %(default)s)"
+    )
+    parser.add_argument("--repeats", type=types.count, default=3, help="(default: %(default)s)")
     parser.add_argument("--served", action="store_true", help="a real server with the simulated engine")
-    parser.add_argument("--against", type=Path, metavar="DIR", help="another checkout, whose gateway takes turns")
+    parser.add_argument(
+        "--against",
+        type=types.folder_with("gateway/inflight_gateway"),
+        metavar="DIR",
+        help="another checkout, whose gateway takes turns",
+    )
     options = parser.parse_args(given)
     print("| what | tokens per response | tokens/s | µs a chat | µs a response | µs a token |")
     print("|---|---|---|---|---|---|", flush=True)

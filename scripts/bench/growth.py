@@ -22,6 +22,8 @@ from bench.peer_inflight import InflightPeer
 from bench.peers import questions
 from bench.results import write_results
 from build_engine import svg
+from build_engine.arguments import Parser
+from inflight_tools.common import option_types as types
 from inflight_tools.common.layout import ENGINE, REPOSITORY
 from inflight_tools.common.report import run_main
 from inflight_tools.load.lengths import parse_lengths
@@ -101,12 +103,16 @@ def lengths(engine: Path, repeats: int) -> list[Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """See the module's text."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser = Parser(description=(__doc__ or "").split("\n", 1)[0])
     option = parser.add_argument
-    option("--engine", type=Path, default=ENGINE, metavar="DIR", help="engine directory of OpenVINO")
-    option("--tokens", type=int, default=128, metavar="N", help="of the answers while streams grow (default: 128)")
-    option("--repeats", type=int, default=3, metavar="N", help="requests per length (default: %(default)s)")
-    option("--output", type=Path, default=REPOSITORY / "docs" / "benchmarks" / "growth.json")
+    option(
+        "--engine", type=types.openvino_engine, default=str(ENGINE), metavar="DIR", help="engine directory of OpenVINO"
+    )
+    option(
+        "--tokens", type=types.count, default=128, metavar="N", help="of the answers while streams grow (default: 128)"
+    )
+    option("--repeats", type=types.count, default=3, metavar="N", help="requests per length (default: %(default)s)")
+    option("--output", type=types.output_file, default=REPOSITORY / "docs" / "benchmarks" / "growth.json")
     options = parser.parse_args(arguments)
     rows = streams("simulated", options.engine, SIMULATED, STREAMS, options.tokens)
     rows += streams("openvino", options.engine, {}, OPENVINO_STREAMS, 64)

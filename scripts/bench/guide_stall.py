@@ -8,7 +8,6 @@ medians over the repeats. Exit status: 0 done, 1 an error.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -18,11 +17,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.quiet import wait_until_quiet
+from build_engine.arguments import Parser
 from inflight.engines.base import EngineRequest, Guide, SamplingParams
 from inflight.engines.openvino.engine import OpenVinoEngine
 from inflight.grammar.prepare import prepare
+from inflight_tools.common import option_types as types
 from inflight_tools.common.layout import ENGINE
-from inflight_tools.common.report import Failure, run_main
+from inflight_tools.common.report import run_main
 
 STEPS_BEFORE = 12  # between two guided requests
 STEPS_AFTER = 4  # in which a guide is compiled: prefill, and the first token
@@ -56,17 +57,23 @@ def guides(number: int) -> dict[str, tuple[str, str]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """See the module's text."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--engine", type=Path, default=ENGINE, metavar="DIR", help="engine directory")
-    parser.add_argument("--streams", type=int, default=8, metavar="N", help="plain streams (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="per guide (default: %(default)s)")
+    parser = Parser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument(
-        "--patience", type=float, default=60.0, metavar="S", help="longest wait for a quiet machine (default: 60)"
+        "--engine", type=types.openvino_engine, default=str(ENGINE), metavar="DIR", help="engine directory"
+    )
+    parser.add_argument(
+        "--streams", type=types.count, default=8, metavar="N", help="plain streams (default: %(default)s)"
+    )
+    parser.add_argument("--repeats", type=types.count, default=5, metavar="N", help="per guide (default: %(default)s)")
+    parser.add_argument(
+        "--patience",
+        type=types.not_negative,
+        default=60.0,
+        metavar="S",
+        help="longest wait for a quiet machine (default: 60)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     options = parser.parse_args(arguments)
-    if not (options.engine / "engine.json").is_file():
-        raise Failure(f"there is no engine at {options.engine}: run scripts/quickstart.sh once.")
     quiet = wait_until_quiet(0.1, options.patience)
     measured = Measurement(OpenVinoEngine(options.engine, {}, options.streams + 2), options.streams)
     rows = {name: measured.guide(name, options.repeats) for name in guides(0)}

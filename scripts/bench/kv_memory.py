@@ -11,7 +11,6 @@ status: 0 done, 1 an error.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -24,8 +23,10 @@ import msgspec
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench import step_costs
 from bench.virtual import Moment, Policy, Replica, poisson
+from build_engine.arguments import Parser
 from build_engine.planning import model_size
 from build_engine.planning.gpus import gpu_named
+from inflight_tools.common import option_types as types
 from inflight_tools.common.layout import REPOSITORY
 from inflight_tools.common.report import run_main
 from inflight_tools.load.lengths import Lengths, parse_lengths
@@ -111,8 +112,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """See the module's text."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--output", type=Path, default=FOLDER)
+    parser = Parser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--output", type=types.output_folder, default=FOLDER)
     folder: Path = parser.parse_args(arguments).output
     plan: dict[str, Any] = json.loads(WORKLOADS.read_text(encoding="utf-8"))
     recipe = step_costs.recipe_named(QUANTIZATION)

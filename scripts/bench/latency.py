@@ -21,6 +21,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.results import write_results
 from bench.simulated_model import serving
+from build_engine.arguments import Parser
+from inflight_tools.common import option_types as types
 from inflight_tools.common.layout import ENGINE, REPOSITORY
 from inflight_tools.common.report import Progress, run_main
 from inflight_tools.load.perf_analyzer import Load, find_perf_analyzer, measure
@@ -44,14 +46,28 @@ class Turn:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Our options."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser = Parser(description=(__doc__ or "").split("\n", 1)[0])
     option = parser.add_argument
-    option("--requests", type=int, default=60, metavar="N", help="of a run (default: %(default)s)")
-    option("--prompt-words", type=int, default=32, metavar="N", help="default: %(default)s")
-    option("--max-tokens", type=int, default=16, metavar="N", help="of an answer (default: %(default)s)")
-    option("--repeats", type=int, default=5, metavar="N", help="default: %(default)s")
-    option("--engine", type=Path, default=ENGINE, metavar="DIR", help="with tokenizer.json (default: the served one)")
-    option("--output", type=Path, default=RESULTS, help="JSON file (default: docs/benchmarks/latency.json)")
+    option(
+        "--requests",
+        type=types.at_least(2, "the first one only warms up"),
+        default=60,
+        metavar="N",
+        help="of a run (default: %(default)s)",
+    )
+    option("--prompt-words", type=types.count, default=32, metavar="N", help="default: %(default)s")
+    option("--max-tokens", type=types.count, default=16, metavar="N", help="of an answer (default: %(default)s)")
+    option("--repeats", type=types.count, default=5, metavar="N", help="default: %(default)s")
+    option(
+        "--engine",
+        type=types.engine,
+        default=str(ENGINE),
+        metavar="DIR",
+        help="with tokenizer.json (default: the served one)",
+    )
+    option(
+        "--output", type=types.output_file, default=RESULTS, help="JSON file (default: docs/benchmarks/latency.json)"
+    )
     return parser.parse_args(arguments)
 
 
@@ -87,9 +103,9 @@ def turn(repeat: int, url: str, options: argparse.Namespace, progress: Progress)
     return Turn(repeat, len(requests), Percentiles.of(first), Percentiles.of(last))
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write."""
-    options = parse()
+    options = parse(arguments)
     progress = Progress()
     engine = {"step_ms": STEP_MS, "prefill_us_per_token": 0, "decode_us_per_sequence": 0}
     turns = []

@@ -8,7 +8,6 @@ in the source model's own log-probabilities says how close the choice was. Exit 
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import statistics
@@ -25,7 +24,9 @@ from bench.measured import spread, watched
 from bench.peer_client import Question, infer_request
 from bench.peer_inflight import MODEL, InflightPeer
 from bench.results import write_results
+from build_engine.arguments import Parser
 from inflight.request.tokenizer import TextTokenizer
+from inflight_tools.common import option_types as types
 from inflight_tools.common.layout import ENGINE, MODELS, REPOSITORY
 from inflight_tools.common.report import Failure, run_main
 
@@ -45,6 +46,8 @@ class Answer:
     @property
     def rate(self) -> float:
         """Tokens/s after the first response."""
+        if not self.seconds:
+            raise Failure(f"an answer of {len(self.tokens)} tokens came in one piece: give it more --max-tokens.")
         return (len(self.tokens) - self.first) / self.seconds
 
 
@@ -106,14 +109,27 @@ class Judge:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """See the module's text."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser = Parser(description=(__doc__ or "").split("\n", 1)[0])
     option = parser.add_argument
-    option("--engine", type=Path, default=ENGINE, metavar="DIR", help="engine directory (openvino)")
-    option("--checkpoint", type=Path, default=MODELS / "SmolLM2-135M-Instruct", help="what it was built from")
-    option("--draft-tokens", type=int, default=5, metavar="N", help="guessed at a time (default: %(default)s)")
-    option("--max-tokens", type=int, default=128, metavar="N", help="of each answer (default: %(default)s)")
-    option("--repeats", type=int, default=5, metavar="N", help="default: %(default)s")
-    option("--output", type=Path, default=FOLDER / "lookup.json")
+    option(
+        "--engine", type=types.openvino_engine, default=str(ENGINE), metavar="DIR", help="engine directory (openvino)"
+    )
+    option(
+        "--checkpoint",
+        type=types.checkpoint,
+        default=str(MODELS / "SmolLM2-135M-Instruct"),
+        help="what it was built from",
+    )
+    option("--draft-tokens", type=types.count, default=5, metavar="N", help="guessed at a time (default: %(default)s)")
+    option(
+        "--max-tokens",
+        type=types.at_least(2, "a rate is of what comes after the first token"),
+        default=128,
+        metavar="N",
+        help="of each answer (default: %(default)s)",
+    )
+    option("--repeats", type=types.count, default=5, metavar="N", help="default: %(default)s")
+    option("--output", type=types.output_file, default=FOLDER / "lookup.json")
     options = parser.parse_args(arguments)
     guess = {"speculative": "ngram", "num_draft_tokens": options.draft_tokens}
     peers = {

@@ -26,7 +26,9 @@ from bench.results import write_results
 from bench.served_model import ServedModel
 from bench.simulated_model import write_model
 from bench.turns import Comparison, Record, Rules, Turns, compare, running
+from build_engine.arguments import Parser
 from inflight_tools.clients.grpc import Connection
+from inflight_tools.common import option_types as types
 from inflight_tools.common.layout import MODEL_REPOSITORY, REPOSITORY
 from inflight_tools.common.report import Failure, Progress, run_main
 from inflight_tools.load.lengths import Lengths
@@ -48,65 +50,69 @@ _PARTS = ("server", "stub", "engine", "client")
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Our options."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser = Parser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--model", default="llm", help="model name (default: %(default)s)")
-    parser.add_argument("--repository", type=Path, default=MODEL_REPOSITORY, help="default: model_repository")
     parser.add_argument(
-        "--engine", type=Path, metavar="DIR", help="serve this engine directory instead of a model of the repository"
-    )
-    parser.add_argument("--concurrency", type=_counts, default=[1, 8, 32], metavar="N,N", help="default: 1,8,32")
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="default: %(default)s")
-    parser.add_argument(
-        "--waves", type=int, default=3, metavar="N", help="requests per run: N × concurrency (default: 3)"
+        "--repository", type=types.folder, default=str(MODEL_REPOSITORY), help="default: model_repository"
     )
     parser.add_argument(
-        "--least", type=int, default=8, metavar="N", help="requests per run at the least (default: %(default)s)"
+        "--engine",
+        type=types.openvino_engine,
+        metavar="DIR",
+        help="serve this engine directory instead of a model of the repository",
+    )
+    parser.add_argument("--concurrency", type=types.counts, default=[1, 8, 32], metavar="N,N", help="default: 1,8,32")
+    parser.add_argument("--repeats", type=types.count, default=5, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--waves", type=types.count, default=3, metavar="N", help="requests per run: N × concurrency (default: 3)"
+    )
+    parser.add_argument(
+        "--least", type=types.count, default=8, metavar="N", help="requests per run at the least (default: %(default)s)"
     )
     parser.add_argument(
         "--prompt-tokens",
-        type=int,
+        type=types.count,
         default=32,
         metavar="N",
         help="on average: N/2 to 3N/2, evenly (default: %(default)s)",
     )
-    parser.add_argument("--max-tokens", type=int, default=64, metavar="N", help="of each answer (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the prompts (default: %(default)s)")
+    parser.add_argument(
+        "--max-tokens", type=types.count, default=64, metavar="N", help="of each answer (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=types.count_or_none, default=0, help="of the prompts (default: %(default)s)")
     parser.add_argument(
         "--quiet",
-        type=float,
+        type=types.share,
         default=0.05,
         metavar="X",
         help="repeat a turn in which other programs used more than this share of the CPU (default: %(default)s)",
     )
-    parser.add_argument("--retries", type=int, default=3, metavar="N", help="of such a turn (default: %(default)s)")
+    parser.add_argument(
+        "--retries", type=types.count_or_none, default=3, metavar="N", help="of such a turn (default: %(default)s)"
+    )
     parser.add_argument(
         "--patience",
-        type=float,
+        type=types.not_negative,
         default=60.0,
         metavar="S",
         help="longest wait for a quiet moment (default: %(default)s)",
     )
     parser.add_argument("--engine-arm", action="store_true", help="also run the engine class alone, without Triton")
     parser.add_argument(
-        "--check-tokens", type=int, nargs="?", const=20, metavar="N", help="only compare the tokens of N prompts (20)"
+        "--check-tokens",
+        type=types.count,
+        nargs="?",
+        const=20,
+        metavar="N",
+        help="only compare the tokens of N prompts (20)",
     )
     parser.add_argument(
-        "--output", type=Path, default=RESULTS, help="JSON file (default: docs/benchmarks/overhead.json)"
+        "--output", type=types.output_file, default=RESULTS, help="JSON file (default: docs/benchmarks/overhead.json)"
     )
     parser.add_argument(
         "--keep", action="store_true", help="keep what --output has of other concurrencies, measured in other runs"
     )
     return parser.parse_args(arguments)
-
-
-def _counts(text: str) -> list[int]:
-    try:
-        counts = [int(part) for part in text.split(",")]
-    except ValueError:
-        counts = [0]
-    if min(counts) < 1:
-        raise argparse.ArgumentTypeError("must be numbers from 1 on, such as 1,8,32")
-    return counts
 
 
 class Sides:
@@ -213,9 +219,9 @@ def write(path: Path, arguments: argparse.Namespace, rows: Sequence[Comparison],
     )
 
 
-def main() -> int:
+def main(given: Sequence[str] | None = None) -> int:
     """Start both sides, take turns, report."""
-    arguments = parse()
+    arguments = parse(given)
     earlier = kept(arguments.output, arguments.concurrency) if arguments.keep else []
     with Sides(arguments) as sides:
         if arguments.check_tokens:

@@ -24,16 +24,17 @@ from pathlib import Path
 from typing import Any
 
 from bench.simulated_model import serving
+from build_engine.arguments import Parser
 from inflight.answer.stream import Reply, Stream
 from inflight.backend import Backend
 from inflight.errors import RequestError
 from inflight.model.parameters import ModelConfig
 from inflight.request.parse import RawRequest
 from inflight_tools.clients.grpc import Connection, tensors
-from inflight_tools.common.layout import MODEL_REPOSITORY
+from inflight_tools.common import option_types as types
+from inflight_tools.common.layout import ENGINE
 from inflight_tools.common.report import Failure, run_main
 
-ENGINE = MODEL_REPOSITORY / "llm" / "1" / "engine"
 OPTIONS = {"step_ms": 5.0}
 EVERY_S = 0.1  # one question of the client that is measured
 WAIT_S = 120.0
@@ -51,20 +52,37 @@ Ask = Callable[[], float]
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Our options."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--clients", type=int, default=10, metavar="N", help="with such prompts (default: %(default)s)")
-    parser.add_argument("--bytes", type=int, default=1 << 20, metavar="N", help="of each prompt (default: 1 MiB)")
-    parser.add_argument("--kinds", default=",".join(KINDS), metavar="K,K", help="default: %(default)s")
-    parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="of each turn (default: %(default)s)")
-    parser.add_argument("--turns", type=int, default=2, metavar="N", help="with and without (default: %(default)s)")
+    parser = Parser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument(
+        "--clients", type=types.count, default=10, metavar="N", help="with such prompts (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--bytes",
+        type=types.at_least(40, "a prompt would be empty"),
+        default=1 << 20,
+        metavar="N",
+        help="of each prompt (default: 1 MiB)",
+    )
+    parser.add_argument(
+        "--kinds", type=types.names(tuple(KINDS)), default=",".join(KINDS), metavar="K,K", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--seconds", type=types.positive, default=10.0, metavar="S", help="of each turn (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--turns", type=types.count, default=2, metavar="N", help="with and without (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--engine",
+        type=types.engine,
+        default=str(ENGINE),
+        metavar="DIR",
+        help="with tokenizer.json (default: the served one)",
+    )
     parser.add_argument("--server", action="store_true", help="through a real tritonserver")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
+    parser.add_argument("--json", type=types.output_file, metavar="FILE", help="write every figure there")
     parser.add_argument("--neighbours", nargs=2, metavar=("URL", "KIND"), help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    unknown = [kind for kind in options.kinds.split(",") if kind not in KINDS]
-    if unknown:
-        parser.error(f"--kinds: {unknown[0]!r} is none of {', '.join(KINDS)}")
-    return options
+    return parser.parse_args(arguments)
 
 
 class _Responder:
@@ -90,10 +108,10 @@ class _Responder:
 
 
 @contextmanager
-def in_process() -> Iterator[tuple[Ask, Callable[[str, argparse.Namespace], Callable[[], None]]]]:
+def in_process(engine: Path) -> Iterator[tuple[Ask, Callable[[str, argparse.Namespace], Callable[[], None]]]]:
     """(ask once: seconds to the first token; start neighbours of a kind: how to stop them)."""
     with tempfile.TemporaryDirectory(prefix="inflight-bench-") as name:
-        (Path(name) / "engine").symlink_to(ENGINE)
+        (Path(name) / "engine").symlink_to(engine.absolute())
         sys.setswitchinterval(0.0005)  # as model.py
         backend = Backend(ModelConfig(engine="simulated", engine_options=OPTIONS), Path(name))
         backend.start()
@@ -131,9 +149,9 @@ def in_process() -> Iterator[tuple[Ask, Callable[[str, argparse.Namespace], Call
 
 
 @contextmanager
-def through_server() -> Iterator[tuple[Ask, Callable[[str, argparse.Namespace], Callable[[], None]]]]:
+def through_server(engine: Path) -> Iterator[tuple[Ask, Callable[[str, argparse.Namespace], Callable[[], None]]]]:
     """The same over gRPC; the neighbours are a process of their own."""
-    with serving(ENGINE, OPTIONS) as server, Connection(server.grpc_url) as connection:
+    with serving(engine, OPTIONS) as server, Connection(server.grpc_url) as connection:
 
         def ask() -> float:
             began = time.perf_counter()
@@ -183,11 +201,11 @@ def be_neighbours(options: argparse.Namespace) -> int:
 
 def turn(ask: Ask, seconds: float) -> list[float]:
     """Seconds to the first token of each question of one turn."""
-    found = []
     until = time.monotonic() + seconds
+    found = [ask()]  # one at least, however short the turn
     while time.monotonic() < until:
-        found.append(ask())
         time.sleep(EVERY_S)
+        found.append(ask())
     return found
 
 
@@ -204,12 +222,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     if options.neighbours:
         return be_neighbours(options)
-    if not (ENGINE / "tokenizer.json").is_file():
-        raise Failure("there is no engine in model_repository/llm: run scripts/quickstart.sh first.")
     figures: dict[str, dict[str, list[float]]] = {}
-    with through_server() if options.server else in_process() as (ask, neighbours):
+    with (through_server if options.server else in_process)(options.engine) as (ask, neighbours):
         turn(ask, 1.0)
-        for kind in options.kinds.split(","):
+        for kind in options.kinds:
             found: dict[str, list[float]] = {"without": [], "with": []}
             for _ in range(options.turns):
                 found["without"] += turn(ask, options.seconds)

@@ -11,7 +11,6 @@ same. Exit status: 0 done, 1 an error.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
@@ -24,8 +23,10 @@ import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from build_engine import safetensors_header
+from build_engine.arguments import Parser
 from build_engine.errors import UserMistake
 from build_engine.source import TOKENIZER_FILES
+from inflight_tools.common import option_types as types
 from inflight_tools.common.report import Failure, run_main
 
 GROUPS = (128, 64, 32)
@@ -147,10 +148,10 @@ def quantized(checkpoint: Path, bits: int) -> tuple[dict[str, Array], int | None
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write one checkpoint and print where it is."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser = Parser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("checkpoint", type=Path, help="a Hugging Face checkpoint in bfloat16")
     parser.add_argument("--bits", type=int, choices=(4, 8), required=True)
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make")
+    parser.add_argument("--output", type=types.output_folder, required=True, metavar="DIR", help="folder to make")
     options = parser.parse_args(arguments)
     if options.output.exists():
         raise Failure(f"--output: {options.output} is there already.")

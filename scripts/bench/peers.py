@@ -32,7 +32,9 @@ from bench.peer_plan import Round, rounds, takes_part, unfinished, workload
 from bench.peer_report import charts, tables
 from bench.peer_servers import Peer
 from bench.quiet import CpuTime, holding, wait_until_quiet
+from build_engine.arguments import Parser
 from inflight.request.tokenizer import TextTokenizer
+from inflight_tools.common import option_types as types
 from inflight_tools.common.layout import CACHE, MODELS, REPOSITORY
 from inflight_tools.common.report import Failure, Progress, run_main
 from inflight_tools.load.lengths import parse_lengths
@@ -47,7 +49,7 @@ _LOCK_S = 3600.0
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Our options."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser = Parser(description=(__doc__ or "").split("\n", 1)[0])
     option = parser.add_argument
     option("--checkpoint", type=Path, default=MODELS / "SmolLM2-135M-Instruct", help="a Hugging Face checkpoint")
     option(
@@ -66,48 +68,59 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     option("--without", action="append", default=[], metavar="PEER", help="leave a peer out (part of its name)")
     option("--only", action="append", metavar="NAME", help="measure this peer, by its whole name; repeatable")
-    option("--tuned", type=json.loads, metavar="JSON", help="one more Inflight, int8 with these engine_options")
+    option("--tuned", type=types.json_object, metavar="JSON", help="one more Inflight, int8 with these engine_options")
     option("--vllm-python", type=Path, default=CACHE / "vllm" / "bin" / "python", help="of an environment with vLLM")
     option("--vllm-preload", type=Path, action="append", metavar="FILE", help="libtcmalloc, libiomp5; repeatable")
     option("--llama-server", type=Path, default=CACHE / "llama.cpp" / "llama-server", help="llama.cpp's server")
     option("--gguf", type=Path, action="append", metavar="FILE", help="weights for it, named …-q8_0.gguf; repeatable")
     option("--concurrency", type=_levels, default=[1, 4, 16, 64], metavar="N,N", help="default: 1,4,16,64; or none")
-    option("--rate", type=_rates, default=[], metavar="R,R", help="Poisson arrivals per second as well")
-    option("--seconds", type=float, default=15.0, metavar="S", help="of arrivals at each rate (default: %(default)s)")
-    option("--repeats", type=int, default=3, metavar="N", help="default: %(default)s")
-    option("--waves", type=int, default=3, metavar="N", help="requests per run: N × concurrency (default: 3)")
-    option("--least", type=int, default=6, metavar="N", help="requests per run at the least (default: 6)")
-    option("--most", type=int, metavar="N", help="sequences that peers are started for (default: as the plan needs)")
-    option("--prompt-tokens", default="uniform:16-48", metavar="D", help="default: %(default)s")
-    option("--max-tokens", type=int, default=64, metavar="N", help="of each answer (default: %(default)s)")
-    option("--quiet", type=float, default=0.05, metavar="X", help="repeat a run in which others used more (0.05)")
-    option("--retries", type=int, default=2, metavar="N", help="of such a run (default: %(default)s)")
+    option("--rate", type=types.numbers, default=[], metavar="R,R", help="Poisson arrivals per second as well")
+    option(
+        "--seconds",
+        type=types.positive,
+        default=15.0,
+        metavar="S",
+        help="of arrivals at each rate (default: %(default)s)",
+    )
+    option("--repeats", type=types.count, default=3, metavar="N", help="default: %(default)s")
+    option("--waves", type=types.count, default=3, metavar="N", help="requests per run: N × concurrency (default: 3)")
+    option("--least", type=types.count, default=6, metavar="N", help="requests per run at the least (default: 6)")
+    option(
+        "--most",
+        type=types.count,
+        metavar="N",
+        help="sequences that peers are started for (default: as the plan needs)",
+    )
+    option(
+        "--prompt-tokens",
+        type=types.accepted_by(lambda text: parse_lengths(text, 1)),
+        default="uniform:16-48",
+        metavar="D",
+        help="default: %(default)s",
+    )
+    option("--max-tokens", type=types.count, default=64, metavar="N", help="of each answer (default: %(default)s)")
+    option("--quiet", type=types.share, default=0.05, metavar="X", help="repeat a run in which others used more (0.05)")
+    option("--retries", type=types.count_or_none, default=2, metavar="N", help="of such a run (default: %(default)s)")
     option("--lock", type=Path, action="append", default=[], metavar="FILE", help="hold it during a round; repeatable")
-    option("--stop-after", type=float, metavar="S", help="begin no round later than this; go on with the same command")
-    option("--output", type=Path, default=RESULTS / "peers.json", help="default: docs/benchmarks/peers/peers.json")
+    option(
+        "--stop-after",
+        type=types.not_negative,
+        metavar="S",
+        help="begin no round later than this; go on with the same command",
+    )
+    option(
+        "--output",
+        type=types.output_file,
+        default=RESULTS / "peers.json",
+        help="default: docs/benchmarks/peers/peers.json",
+    )
     option("--restart", action="store_true", help="forget what is in --output instead of going on from it")
     option("--report", action="store_true", help="measure nothing; print the tables of what is in --output")
     return parser.parse_args(arguments)
 
 
 def _levels(text: str) -> list[int]:
-    try:
-        numbers = [] if text == "none" else [int(part) for part in text.split(",")]
-    except ValueError:
-        numbers = [0]
-    if min(numbers, default=1) < 1:
-        raise argparse.ArgumentTypeError("must be numbers from 1 on, such as 1,4,16, or none")
-    return numbers
-
-
-def _rates(text: str) -> list[float]:
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        numbers = [0.0]
-    if not 0 < min(numbers) <= max(numbers) < float("inf"):
-        raise argparse.ArgumentTypeError("must be positive numbers, such as 0.25,2")
-    return numbers
+    return [] if text == "none" else types.counts(text)
 
 
 def _named(text: str) -> tuple[str, Path]:
@@ -253,6 +266,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.report:
         print(tables(rows(records), ratios(records, pairings([*dict.fromkeys(record.peer for record in records)]))))
         return 0
+    if not (options.checkpoint / "tokenizer.json").is_file():
+        raise Failure(f"there is no checkpoint at {options.checkpoint}: run scripts/fetch_model.py, or name another.")
     begin = time.monotonic()
     progress = Progress(every_s=0.0)
     work = workload(options.prompt_tokens, options.max_tokens)
@@ -260,6 +275,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     request_tokens = parse_lengths(options.prompt_tokens, 0).high + options.max_tokens
     with ExitStack() as stack:
         peers = installed(options, request_tokens, progress.show)
+        if not peers:
+            raise Failure("no peer is left to be measured: see above, and leave fewer out with --without.")
         left = unfinished(plan, records, {peer.name: peer.most_in_flight for peer in peers})
         if not left:
             progress.show("nothing is left to measure")

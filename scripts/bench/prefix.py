@@ -7,7 +7,6 @@ status: 0 done, 1 an error.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import sys
 from collections.abc import Sequence
@@ -19,6 +18,8 @@ from bench.peer_client import Question
 from bench.peer_inflight import InflightPeer
 from bench.peers import questions
 from bench.results import write_results
+from build_engine.arguments import Parser
+from inflight_tools.common import option_types as types
 from inflight_tools.common.layout import ENGINE, REPOSITORY
 from inflight_tools.common.report import run_main
 from inflight_tools.load.lengths import parse_lengths
@@ -30,13 +31,19 @@ ANSWER = 8  # tokens; the engine keeps back the only token of an answer with one
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """See the module's text."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser = Parser(description=(__doc__ or "").split("\n", 1)[0])
     option = parser.add_argument
-    option("--engine", type=Path, default=ENGINE, metavar="DIR", help="engine directory")
-    option("--prefix-tokens", type=int, default=1000, metavar="N", help="default: %(default)s")
-    option("--tail-tokens", type=int, default=16, metavar="N", help="of each prompt after it (default: %(default)s)")
-    option("--repeats", type=int, default=9, metavar="N", help="default: %(default)s")
-    option("--output", type=Path, default=REPOSITORY / "docs" / "benchmarks" / "prefix.json")
+    option("--engine", type=types.openvino_engine, default=str(ENGINE), metavar="DIR", help="engine directory")
+    option("--prefix-tokens", type=types.count, default=1000, metavar="N", help="default: %(default)s")
+    option(
+        "--tail-tokens",
+        type=types.count,
+        default=16,
+        metavar="N",
+        help="of each prompt after it (default: %(default)s)",
+    )
+    option("--repeats", type=types.count, default=9, metavar="N", help="default: %(default)s")
+    option("--output", type=types.output_file, default=REPOSITORY / "docs" / "benchmarks" / "prefix.json")
     options = parser.parse_args(arguments)
     peer = InflightPeer("prefix", "int8", options.engine)
     peer.start()

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from build_engine.arguments import Parser
 from inflight_tools.common.layout import REPOSITORY
 from inflight_tools.common.report import run_main
 
@@ -35,8 +37,9 @@ def quality(trial: dict[str, Any] | None) -> str:
     return f"| {trial['perplexity']:.3f} ({change:+.2f} %) | {trial['mean_kl']:.4f} | {agreement:.1f} % "
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """See the module's text."""
+    Parser(description=__doc__).parse_args(arguments)
     print(
         "| target | recipe | weights | SmolLM2: perplexity | mean KL | same greedy token | build | tokens/s "
         "| control model: perplexity | mean KL | same greedy token |"

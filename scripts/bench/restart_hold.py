@@ -20,8 +20,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.simulated_model import serving
+from build_engine.arguments import Parser
 from inflight_tools.clients.connection import Value
 from inflight_tools.clients.grpc import Connection
+from inflight_tools.common import option_types as types
 from inflight_tools.common.layout import ENGINE
 from inflight_tools.common.report import Failure, run_main
 
@@ -84,19 +86,29 @@ def measure(options: argparse.Namespace, hold_ms: int) -> tuple[list[Answer], fl
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """See the module's text."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--engine", type=Path, default=ENGINE, metavar="DIR", help="a directory with tokenizer.json")
-    parser.add_argument("--hold-ms", type=int, default=10_000, help="restart_hold_ms (default: %(default)s)")
-    parser.add_argument("--load-ms", type=int, default=2000, help="what an engine takes to load (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=9.0, help="of a run (default: %(default)s)")
-    parser.add_argument("--clients", type=int, default=16, help="default: %(default)s")
-    parser.add_argument("--every-ms", type=int, default=200, help="between a client's requests (default: %(default)s)")
+    parser = Parser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument(
+        "--engine", type=types.engine, default=str(ENGINE), metavar="DIR", help="a directory with tokenizer.json"
+    )
+    parser.add_argument(
+        "--hold-ms", type=types.count_or_none, default=10_000, help="restart_hold_ms (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--load-ms", type=types.count_or_none, default=2000, help="what an engine takes to load (default: %(default)s)"
+    )
+    parser.add_argument("--seconds", type=types.positive, default=9.0, help="of a run (default: %(default)s)")
+    parser.add_argument("--clients", type=types.count, default=16, help="default: %(default)s")
+    parser.add_argument(
+        "--every-ms", type=types.count, default=200, help="between a client's requests (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     print("| restart_hold_ms | requests | failed | of those sent after the kill | longest, s |\n|---|---|---|---|---|")
     for hold_ms in (0, options.hold_ms):
         answers, killed = measure(options, hold_ms)
         failed = [answer for answer in answers if answer.error]
         late = sum(answer.sent > killed for answer in failed)
+        if not answers:
+            raise Failure("nobody has asked anything in that time: give it more --seconds.")
         longest = max(answer.ended - answer.sent for answer in answers)
         print(f"| {hold_ms} | {len(answers)} | {len(failed)} | {late} | {longest:.1f} |", flush=True)
     return 0

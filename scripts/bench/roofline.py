@@ -8,7 +8,6 @@ long prompts. Exit status: 0 done, 1 an error.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import os
@@ -28,6 +27,8 @@ from bench.measured import spread, watched
 from bench.peer_inflight import InflightPeer, built_engine
 from bench.peers import questions
 from bench.results import write_results
+from build_engine.arguments import Parser
+from inflight_tools.common import option_types as types
 from inflight_tools.common.layout import MODELS, REPOSITORY
 from inflight_tools.common.report import run_main
 from inflight_tools.load.lengths import parse_lengths
@@ -62,16 +63,27 @@ def bytes_per_token(engine: Path, context: float) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """See the module's text."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser = Parser(description=(__doc__ or "").split("\n", 1)[0])
     option = parser.add_argument
-    option("--checkpoint", type=Path, default=MODELS / "SmolLM2-135M-Instruct", help="a Hugging Face checkpoint")
-    option("--prompt-tokens", default="32,1000,4000", metavar="N,N", help="default: %(default)s")
-    option("--max-tokens", type=int, default=64, metavar="N", help="of each answer (default: %(default)s)")
-    option("--requests", type=int, default=2, metavar="N", help="per repeat and point (default: %(default)s)")
-    option("--repeats", type=int, default=3, metavar="N", help="default: %(default)s")
-    option("--output", type=Path, default=REPOSITORY / "docs" / "benchmarks" / "roofline.json")
+    option(
+        "--checkpoint",
+        type=types.checkpoint,
+        default=str(MODELS / "SmolLM2-135M-Instruct"),
+        help="a Hugging Face checkpoint",
+    )
+    option("--prompt-tokens", type=types.counts, default="32,1000,4000", metavar="N,N", help="default: %(default)s")
+    option(
+        "--max-tokens",
+        type=types.at_least(2, "a rate is of what comes after the first token"),
+        default=64,
+        metavar="N",
+        help="of each answer (default: %(default)s)",
+    )
+    option("--requests", type=types.count, default=2, metavar="N", help="per repeat and point (default: %(default)s)")
+    option("--repeats", type=types.count, default=3, metavar="N", help="default: %(default)s")
+    option("--output", type=types.output_file, default=REPOSITORY / "docs" / "benchmarks" / "roofline.json")
     options = parser.parse_args(arguments)
-    lengths = [int(text) for text in options.prompt_tokens.split(",")]
+    lengths: list[int] = options.prompt_tokens
     threads = os.cpu_count() or 1
     points: dict[tuple[str, int], list[dict[str, float]]] = {}
     with ExitStack() as stack:

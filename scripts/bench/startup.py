@@ -7,7 +7,6 @@ The first start of a series finds the files in the page cache like the others do
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
@@ -18,6 +17,8 @@ from bench.measured import spread
 from bench.peer_client import Question
 from bench.peer_inflight import InflightPeer
 from bench.results import write_results
+from build_engine.arguments import Parser
+from inflight_tools.common import option_types as types
 from inflight_tools.common.layout import ENGINE, REPOSITORY
 from inflight_tools.common.report import run_main
 from inflight_tools.load.perf_analyzer import Load
@@ -25,11 +26,11 @@ from inflight_tools.load.perf_analyzer import Load
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """See the module's text."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser = Parser(description=(__doc__ or "").split("\n", 1)[0])
     option = parser.add_argument
-    option("--engine", type=Path, default=ENGINE, metavar="DIR", help="engine directory")
-    option("--repeats", type=int, default=5, metavar="N", help="default: %(default)s")
-    option("--output", type=Path, default=REPOSITORY / "docs" / "benchmarks" / "startup.json")
+    option("--engine", type=types.openvino_engine, default=str(ENGINE), metavar="DIR", help="engine directory")
+    option("--repeats", type=types.count, default=5, metavar="N", help="default: %(default)s")
+    option("--output", type=types.output_file, default=REPOSITORY / "docs" / "benchmarks" / "startup.json")
     options = parser.parse_args(arguments)
     ready, answered = [], []
     for _ in range(options.repeats):

@@ -20,9 +20,12 @@ import numpy as np
 
 from bench.measured import spread
 from bench.results import write_results
+from build_engine.arguments import Parser
+from inflight_tools.common import option_types as types
 from inflight_tools.common.layout import REPOSITORY
 from inflight_tools.common.report import run_main
 
+KV_CACHES = ("u8", "i8", "u4", "i4", "f16", "bf16", "f32")
 _PROMPT, _STEPS, _PREFILL = 32, 40, 1000
 _BATCHES = (1, 4, 16, 64)
 
@@ -69,20 +72,24 @@ class Engine:
 def named(text: str) -> tuple[str, Path]:
     """NAME=DIR."""
     name, _, folder = text.partition("=")
-    if not name or not Path(folder).is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=DIR with a directory that exists")
-    return name, Path(folder)
+    if not name or not folder:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=DIR")
+    return name, types.openvino_engine(folder)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """See the module's text."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser = Parser(description=(__doc__ or "").split("\n", 1)[0])
     option = parser.add_argument
     option("engines", nargs="+", type=named, metavar="NAME=DIR", help="engine directories; ratios are over the first")
-    option("--kv-cache", default="u8", help="OpenVINO's name of its precision (default: %(default)s)")
-    option("--repeats", type=int, default=5, metavar="N", help="default: %(default)s")
-    option("--output", type=Path, default=REPOSITORY / "docs" / "benchmarks" / "steps.json")
+    option(
+        "--kv-cache", choices=KV_CACHES, default="u8", help="OpenVINO's name of its precision (default: %(default)s)"
+    )
+    option("--repeats", type=types.count, default=5, metavar="N", help="default: %(default)s")
+    option("--output", type=types.output_file, default=REPOSITORY / "docs" / "benchmarks" / "steps.json")
     options = parser.parse_args(arguments)
+    if len({name for name, _ in options.engines}) < len(options.engines):
+        parser.error("two engines have the same name, and could not be told apart")
     engines = {name: Engine(folder, options.kv_cache) for name, folder in options.engines}
     options.engines = list(engines)  # their folders are of this machine only
     random = np.random.default_rng(0)

@@ -21,8 +21,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.more_packages import server_with
 from bench.simulated_model import serving
+from build_engine.arguments import Parser
 from inflight_tools.clients.connection import Value
 from inflight_tools.clients.grpc import Connection
+from inflight_tools.common import option_types as types
 from inflight_tools.common.layout import ENGINE
 from inflight_tools.common.report import run_main
 from inflight_tools.server.find import Triton
@@ -83,14 +85,23 @@ def measure(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """See the module's text."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--engine", type=Path, default=ENGINE, metavar="DIR", help="a directory with tokenizer.json")
-    parser.add_argument("--sdk", type=Path, metavar="DIR", help="where pip install --target DIR put the SDK")
-    parser.add_argument("--requests", type=int, default=1600, help="of each setting (default: %(default)s)")
-    parser.add_argument("--clients", type=int, default=8, help="default: %(default)s")
-    parser.add_argument("--tokens", type=int, default=16, help="of each answer (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="in turns (default: %(default)s)")
+    parser = Parser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument(
+        "--engine", type=types.engine, default=str(ENGINE), metavar="DIR", help="a directory with tokenizer.json"
+    )
+    parser.add_argument(
+        "--sdk",
+        type=types.folder_with("opentelemetry"),
+        metavar="DIR",
+        help="where pip install --target DIR put the SDK",
+    )
+    parser.add_argument("--requests", type=types.count, default=1600, help="of each setting (default: %(default)s)")
+    parser.add_argument("--clients", type=types.count, default=8, help="default: %(default)s")
+    parser.add_argument("--tokens", type=types.count, default=16, help="of each answer (default: %(default)s)")
+    parser.add_argument("--repeats", type=types.count, default=3, help="in turns (default: %(default)s)")
     options = parser.parse_args(arguments)
+    if options.requests < options.clients:
+        parser.error("--requests has to be at least --clients: each client sends its share of them")
     collector = ThreadingHTTPServer(("127.0.0.1", 0), Collector)
     threading.Thread(target=collector.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{collector.server_port}/v1/traces"

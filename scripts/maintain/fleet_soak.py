@@ -33,6 +33,8 @@ from bench import fleet, recipes
 from bench.fleet_load import PROTOCOLS, Clients, Request
 from bench.fleet_servers import FleetServer
 from build_engine import svg
+from build_engine.arguments import Parser
+from inflight_tools.common import option_types as types
 from inflight_tools.common.layout import ENGINE
 from inflight_tools.common.report import Failure, run_main
 from inflight_tools.server import shm
@@ -222,18 +224,20 @@ def write(seen: Seen, folder: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """See the module's text."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--seconds", type=float, default=3600.0, help="default: %(default)s")
-    parser.add_argument("--every", type=float, default=20.0, metavar="S", help="between kills (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
-    parser.add_argument("--engine", type=Path, default=ENGINE, metavar="DIR", help="engine directory")
+    parser = Parser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--seconds", type=types.positive, default=3600.0, help="default: %(default)s")
+    parser.add_argument(
+        "--every", type=types.positive, default=20.0, metavar="S", help="between kills (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=types.count_or_none, default=1, help="default: %(default)s")
+    parser.add_argument("--engine", type=types.engine, default=str(ENGINE), metavar="DIR", help="engine directory")
     parser.add_argument("--openvino", action="store_true", help="real engines instead of simulated ones")
-    parser.add_argument("--output", type=Path, default=Path("."), metavar="DIR", help="default: here")
+    parser.add_argument("--output", type=types.output_folder, default=Path("."), metavar="DIR", help="default: here")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="inflight-fleet-soak-") as name:
         seen = soak(Path(name), options)
-    if not seen.samples:
-        raise Failure("nothing was sampled: give it more --seconds.")
+    if len(seen.samples) < 2:  # the early is compared with the late
+        raise Failure("less than two samples were taken: give it more --seconds.")
     memory = judge_growth(seen)
     write(seen, options.output)
     print(f"requests: {dict(seen.ends)}; killed: {dict(seen.kills)}; canaries: {seen.canaries} alike; memory: {memory}")

@@ -7,7 +7,6 @@ Triton's core and reached the backend's parser. `--only NUMBER` sends one case a
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import dataclasses
 import json
@@ -16,6 +15,7 @@ import sys
 import time
 import urllib.request
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ import grpc.aio
 from tritonclient.grpc import service_pb2_grpc
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from build_engine.arguments import Parser
+from inflight_tools.common import option_types as types
+from inflight_tools.common.report import run_main
 from inflight_tools.fuzz.inputs import Case, Fuzzer
 
 SILENT = "silent"
@@ -158,18 +161,18 @@ def summarize(outcomes: list[Outcome], reached: float, seconds: float) -> Summar
     )
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Attack, and print the report."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--inputs", type=int, default=20_000, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
+    parser = Parser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--inputs", type=types.count, default=20_000, help="default: %(default)s")
+    parser.add_argument("--seed", type=types.count_or_none, default=1, help="default: %(default)s")
     parser.add_argument("--model", default="llm", help="default: %(default)s")
     parser.add_argument("--batched", action="store_true", help="the model has max_batch_size 1")
     parser.add_argument("--grpc", default="127.0.0.1:8001", help="default: %(default)s")
     parser.add_argument("--http", default="127.0.0.1:8000", help="default: %(default)s")
     parser.add_argument("--metrics", default="http://127.0.0.1:8002/metrics", help="default: %(default)s")
-    parser.add_argument("--only", type=int, metavar="NUMBER", help="send this case alone and print it")
-    options = parser.parse_args()
+    parser.add_argument("--only", type=types.count_or_none, metavar="NUMBER", help="send this case alone and print it")
+    options = parser.parse_args(arguments)
     attack = Attack(Fuzzer(options.seed, options.model, options.batched), options.grpc, options.http)
     if options.only is not None:
         (outcome,) = asyncio.run(attack.run(range(options.only, options.only + 1)))
@@ -186,4 +189,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -9,13 +9,12 @@ the same bytes.
 
 from __future__ import annotations
 
-import argparse
 import math
 import shutil
 import statistics
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,11 @@ import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from build_engine import hf_config
+from build_engine.arguments import Parser
 from build_engine.expected_weights import HEAD, expected
 from build_engine.safetensors_writer import SHARD_BYTES, write_weights
 from build_engine.source import TOKENIZER_FILES
+from inflight_tools.common import option_types as types
 from inflight_tools.common.fetch_model import NAME, fetch_model, write_json
 from inflight_tools.common.layout import MODELS
 from inflight_tools.common.report import Failure, run_main
@@ -171,18 +172,23 @@ def peak_bytes() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Make one checkpoint and print where it is."""
     about = "; ".join(f"{name}: {kind.about}" for name, kind in KINDS.items())
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser = Parser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("shape", choices=tuple(KINDS), help=about)
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder to make (default: .cache/models/made-SHAPE)")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights (default: %(default)s)")
-    parser.add_argument("--layers", type=int, metavar="N", help="fewer or more layers than the shape has")
-    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help=f"checkpoint to take it from (default: {NAME})")
-    options = parser.parse_args()
-    if options.layers is not None and options.layers < 1:
-        raise Failure("--layers has to be at least 1.")
+    parser.add_argument(
+        "--output", type=types.output_folder, metavar="DIR", help="folder to make (default: .cache/models/made-SHAPE)"
+    )
+    parser.add_argument("--seed", type=types.count_or_none, default=0, help="of the weights (default: %(default)s)")
+    parser.add_argument("--layers", type=types.count, metavar="N", help="fewer or more layers than the shape has")
+    parser.add_argument(
+        "--tokenizer",
+        type=types.folder_with("tokenizer.json"),
+        metavar="DIR",
+        help=f"checkpoint to take it from (default: {NAME})",
+    )
+    options = parser.parse_args(arguments)
     suffix = (f"-seed{options.seed}" if options.seed else "") + (f"-{options.layers}layers" if options.layers else "")
     target = options.output or MODELS / f"made-{options.shape}{suffix}"
     tokenizer = options.tokenizer

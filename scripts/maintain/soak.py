@@ -8,7 +8,6 @@ an answer changed, or the memory of stub or engine grew.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import csv
 import dataclasses
@@ -20,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,12 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from build_engine import svg
+from build_engine.arguments import Parser
 from inflight import control
 from inflight_tools.clients.soak import CLIENTS, Clients, canary
+from inflight_tools.common import option_types as types
 from inflight_tools.common.layout import ENGINE
+from inflight_tools.common.report import run_main
 from inflight_tools.server.server import Server, ServerConfig
 
 GROWTH_BYTES = 12 << 20  # allowed between the second and the last quarter, beside 5 %
@@ -108,9 +111,10 @@ class Watcher:
     async def watch(self, seconds: float) -> None:
         """For a time."""
         every = max(0.5, min(10.0, seconds / 240))
+        await asyncio.to_thread(self.look)
         while time.monotonic() - self._began < seconds:
-            await asyncio.to_thread(self.look)
             await asyncio.sleep(every)
+            await asyncio.to_thread(self.look)
 
 
 def growth(samples: list[Sample], name: str) -> tuple[float, float]:
@@ -186,14 +190,16 @@ async def soak(server: Server, seconds: float, seed: int, count: int = CLIENTS) 
     return judge(watcher.samples, clients.ends, await canary(server) == before, left)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Start a server, soak it, write the files."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--seconds", type=float, default=3600.0, help="default: %(default)s")
+    parser = Parser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--seconds", type=types.positive, default=3600.0, help="default: %(default)s")
     parser.add_argument("--engine", choices=("simulated", "openvino"), default="simulated", help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
-    parser.add_argument("--output", type=Path, default=Path("soak"), metavar="DIR", help="default: %(default)s")
-    options = parser.parse_args()
+    parser.add_argument("--seed", type=types.count_or_none, default=1, help="default: %(default)s")
+    parser.add_argument(
+        "--output", type=types.output_folder, default=Path("soak"), metavar="DIR", help="default: %(default)s"
+    )
+    options = parser.parse_args(arguments)
     folder = Path(tempfile.mkdtemp(prefix="inflight-soak-"))
     os.environ["INFLIGHT_CONTROL_DIR"] = str(folder / "control")
     try:
@@ -210,4 +216,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -16,6 +16,7 @@ from inflight_tools.common.report import Failure
 _SIGMA = 1.0
 SHAREGPT_PROMPT = 161
 SHAREGPT_ANSWER = 338
+_MOST = 10**9  # more is a slip of the finger
 _LONGEST = 16  # times the mean; the tail beyond it is cut off
 
 
@@ -54,13 +55,13 @@ def parse_lengths(text: str, sharegpt_mean: int) -> Lengths:
         elif kind == "sharegpt":
             low, mean = 1, int(rest) if rest else sharegpt_mean
             high = _LONGEST * mean
-            if mean > 0:
+            if 0 < high <= _MOST:
                 return Lengths(kind, low, high, mean)
         else:
             low = high = int(text)
             kind = "fixed"
     except ValueError:
         low = high = 0
-    if not 1 <= low <= high:
+    if not 1 <= low <= high <= _MOST:
         raise Failure(f"{text!r} is no length: use a number from 1 on, uniform:LOW-HIGH, sharegpt or sharegpt:MEAN.")
     return Lengths(kind, low, high, (low + high) / 2)

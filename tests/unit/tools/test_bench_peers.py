@@ -360,7 +360,7 @@ def test_tables_and_charts_are_of_each_workload() -> None:
     ("options", "told"),
     [
         (["--concurrency", "0"], "numbers from 1 on"),
-        (["--rate", "nan"], "positive numbers"),
+        (["--rate", "nan"], "numbers above 0"),
         (["--engine", "int8"], "NAME=DIR"),
         (["--engine", "int8=/no/such/folder"], "NAME=DIR"),
     ],
