@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import re
 import time
@@ -74,6 +75,24 @@ class Connection:
         """Whether tensors have a batch dimension of 1 in front: what `shape` says, or for "auto" the model."""
         config = self.check_model(model)
         return int(config.get("max_batch_size", 0)) > 0 if shape == "auto" else shape == "batched"
+
+    def release(self) -> str:
+        """Of the server itself; empty where it does not say."""
+        try:
+            answer = self._client.get_server_metadata(as_json=True, client_timeout=_CALL_TIMEOUT_S)
+        except InferenceServerException:
+            return ""
+        return str(answer.get("version", ""))
+
+    def model_info(self, model: str, batched: bool) -> dict[str, Any]:
+        """What a model says of itself (docs/chat.md); empty for one that does not."""
+        asked: dict[str, Value] = {"text_input": "a", "max_tokens": 0, "return_model_info": True}
+        try:
+            answers = list(self.stream(model, asked, batched, _CALL_TIMEOUT_S))
+            found = json.loads(answers[-1].outputs["model_info"][0])
+        except (Failure, KeyError, IndexError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def stream(
         self,

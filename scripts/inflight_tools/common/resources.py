@@ -125,6 +125,15 @@ def usage(samples: Sequence[Sample], start: int, end: int, tokens: float) -> Usa
     )
 
 
+def processor() -> str:
+    """The kind of CPU of this machine, as Linux names it; empty where it does not."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))), "")
+
+
 def listener(url: str) -> int | None:
     """The process that listens at host:port, if it runs on this machine and may be looked at."""
     host, _, port = url.rpartition(":")

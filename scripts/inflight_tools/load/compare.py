@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from inflight_tools.common.report import Failure
+from inflight_tools.load.earlier import read_level
 from inflight_tools.load.stats import t975
 
 # (name in a run, what a person reads, whether more is better)
@@ -70,6 +71,7 @@ def _read(path: Path) -> dict[str, Any]:
             for run in level["runs"]:
                 run["tokens_per_s"]
                 _check_figures(run)
+            read_level(level)
     except OSError as error:
         raise Failure(
             f"{path} holds no results of load_test.py ({error.strerror}): name the results.json of another test."

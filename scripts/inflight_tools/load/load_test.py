@@ -13,7 +13,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +23,8 @@ from build_engine.arguments import Parser
 from inflight_tools.clients.grpc import Connection
 from inflight_tools.common.layout import CACHE
 from inflight_tools.common.report import Failure, Progress, run_main
-from inflight_tools.common.resources import Sampler, listener
-from inflight_tools.load.compare import check_levels, compare, read_levels
+from inflight_tools.common.resources import Sampler, listener, processor
+from inflight_tools.load.compare import check_levels, compare, read_about, read_levels
 from inflight_tools.load.lengths import SHAREGPT_ANSWER, SHAREGPT_PROMPT, parse_lengths
 from inflight_tools.load.perf_analyzer import Load, find_perf_analyzer, measure
 from inflight_tools.load.profile_export import Request
@@ -185,8 +185,11 @@ def check_place(folder: Path) -> None:
         raise Failure(f"--output {folder} {why}: name another.")
 
 
-def run(arguments: argparse.Namespace) -> list[LevelResult]:
-    """Measure every level, `--runs` times; levels take turns, so that a change of the machine meets them all."""
+def run(arguments: argparse.Namespace) -> tuple[list[LevelResult], dict[str, Any]]:
+    """Measure every level, `--runs` times; levels take turns, so that a change of the machine meets them all.
+
+    Returns the figures, and what the server says of itself.
+    """
     program = find_perf_analyzer(arguments.perf_analyzer)
     objective = parse_objective(arguments.slo)
     prompt = parse_lengths(arguments.prompt_tokens, SHAREGPT_PROMPT)
@@ -197,8 +200,12 @@ def run(arguments: argparse.Namespace) -> list[LevelResult]:
     with Connection(arguments.url) as connection:
         batched = connection.is_batched(arguments.model, "auto")
         words = words_per_token(connection, arguments.model, batched)
+        said = connection.model_info(arguments.model, batched)
+        told = {name: said.get(name) for name in ("release", "engine", "engine_version", "context")}
+        told["triton"] = connection.release()
     workload = Workload(prompt, answer, words, arguments.seed, arguments.stop_at_eos, parameters)
     server = listener(arguments.url)
+    told["same_machine"] = server is not None
     progress = Progress()
     found: dict[str, list[Run]] = {str(load): [] for load in loads}
     for number in range(arguments.runs):
@@ -217,18 +224,27 @@ def run(arguments: argparse.Namespace) -> list[LevelResult]:
             check_answers(str(load), requests, len(inputs), warmup)
             found[str(load)].append(Run(requests, warmup, sampler.samples if sampler else ()))
     price = arguments.price_per_hour
-    return [
+    results = [
         summarize(str(load), load.concurrency or load.rate or 0, found[str(load)], load.concurrency, objective, price)
         for load in loads
     ]
+    return results, told
 
 
-def about(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What was measured where."""
+def about(arguments: argparse.Namespace, server: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What was measured where; `server` is what the server says of itself."""
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
     return {
         "settings": settings,
-        "client_machine": {"cpus": os.cpu_count(), "architecture": platform.machine(), "system": platform.platform()},
+        "client_machine": {
+            "cpus": os.cpu_count(),
+            "architecture": platform.machine(),
+            "system": platform.platform(),
+            "processor": processor(),
+            "memory": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+            "python": platform.python_version(),
+        },
+        "server": dict(server or {}),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
@@ -243,7 +259,7 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
     other = read_levels(options.compare) if options.compare else []
     if other:
         check_levels([str(load) for load in levels(options)], other)
-    results = run(options)
+    results, server = run(options)
 
     console = Console(width=None if sys.stdout.isatty() else 160)
     prompt = sum(result.prompt_tokens for result in results) / len(results)
@@ -253,7 +269,8 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
     ratios = compare([result.to_json() for result in results], other) if other else []
     if ratios:
         console.print(comparison_table(ratios, str(options.compare)))
-    write(folder, about(options), results, title, ratios, other)
+    told = read_about(options.compare) if options.compare else None
+    write(folder, about(options, server), results, title, ratios, other, told)
     print(f"written: {folder}/results.json, results.csv, report.html")
     return 0
 

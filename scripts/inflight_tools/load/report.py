@@ -7,13 +7,11 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from build_engine import svg
-from inflight_tools.load import stats as load_stats
 from inflight_tools.load.compare import Ratio
+from inflight_tools.load.page import html_report
 from inflight_tools.load.stats import LevelResult, Percentiles
 
 try:
@@ -22,17 +20,6 @@ except ModuleNotFoundError:
     raise SystemExit(
         f"error: the package rich is missing in {sys.executable}: run this with .venv/bin/python."
     ) from None
-
-_STYLE = """
-:root { color-scheme: light dark; }
-body { font: 15px/1.5 sans-serif; max-width: 1120px; margin: 2em auto; padding: 0 1em; }
-table { border-collapse: collapse; margin: 1em 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .25em .7em; text-align: right; border-bottom: 1px solid #8884; }
-th:first-child, td:first-child { text-align: left; }
-.charts { display: flex; flex-wrap: wrap; gap: 1em; }
-.charts svg { width: 520px; border-radius: 4px; }
-pre { white-space: pre-wrap; }
-"""
 
 
 def columns(results: Sequence[LevelResult], whole: bool = True) -> tuple[list[str], list[list[str]]]:
@@ -112,10 +99,12 @@ def write(
     title: str,
     ratios: Sequence[Ratio] = (),
     other: Sequence[Mapping[str, Any]] = (),
+    about_other: Mapping[str, Any] | None = None,
 ) -> None:
     """results.json, results.csv (one row per level) and report.html in `folder`.
 
-    `about` says what was measured where; `ratios` and the levels of the `other` test are its comparison, if any.
+    `about` says what was measured where; `ratios` and the levels of the `other` test are its comparison, if any, and
+    `about_other` what that says of itself.
     """
     folder.mkdir(parents=True, exist_ok=True)
     content = {**about, "levels": [result.to_json() for result in results]}
@@ -126,63 +115,8 @@ def write(
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    page = html_report(about, results, title, ratios, other)
+    page = html_report(about, results, title, ratios, other, about_other)
     (folder / "report.html").write_text(page, encoding="utf-8")
-
-
-def html_report(
-    about: Mapping[str, Any],
-    results: Sequence[LevelResult],
-    title: str,
-    ratios: Sequence[Ratio] = (),
-    other: Sequence[Mapping[str, Any]] = (),
-) -> str:
-    """One self-contained page: figures, charts, comparison, definitions, settings."""
-    parts = [f"<h1>{escape(title)}</h1>", _html_table(*columns(results))]
-    parts.append("<p>TTFT, ITL, latency, TPOT in ms: p50 / p90 / p99; goodput in requests/s.</p>")
-    parts.append(f'<div class="charts">{"".join(_charts(results, other))}</div>')
-    if ratios:
-        titles = ["load", "figure", "ratio", "95 % interval", ""]
-        parts += ["<h2>Over the other test</h2>", _html_table(titles, [_ratio_row(ratio) for ratio in ratios])]
-    parts += ["<h2>What the figures mean</h2>", f"<pre>{escape((load_stats.__doc__ or '').strip())}</pre>"]
-    settings = json.dumps(_without_nan(about), indent=1, ensure_ascii=False)
-    parts += ["<h2>Settings and machine</h2>", f"<pre>{escape(settings)}</pre>"]
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(parts) + "\n</body></html>\n"
-
-
-def _charts(results: Sequence[LevelResult], other: Sequence[Mapping[str, Any]]) -> list[str]:
-    values = [result.value for result in results]
-    in_flight = results[0].load.startswith("concurrency")
-    of_other = {level["load"]: level for level in other}
-    speeds, errors = [result.tokens_per_s for result in results], [result.tokens_per_s_ci95 for result in results]
-    speed = [svg.Series("tokens/s", list(zip(values, speeds, strict=True)), errors=errors)]
-    before = [(result.value, of_other[result.load]["tokens_per_s"]) for result in results if result.load in of_other]
-    if before:
-        speed.append(svg.Series("the other", before, dashed=True))
-    charts = {"tokens/s": speed}
-    for name, what in (
-        ("ttft", "time to first token, ms"),
-        ("itl", "inter-token latency, ms"),
-        ("latency", "latency, ms"),
-    ):
-        charts[what] = [
-            svg.Series(part, [(result.value, float(getattr(getattr(result, name), part))) for result in results])
-            for part in ("p50", "p90", "p99")
-        ]
-    x = svg.Axis("requests in flight" if in_flight else "requests sent per second", logarithmic=True)
-    return [svg.chart(what, x, svg.Axis(what), series) for what, series in charts.items() if _drawable(series)]
-
-
-def _drawable(series: Sequence[svg.Series]) -> bool:
-    """Whether anything was measured at all."""
-    return any(math.isfinite(value) for one in series for _, value in one.points)
-
-
-def _html_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(title)}</th>" for title in titles)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _without_nan(value: Any) -> Any:

@@ -24,13 +24,14 @@ import itertools
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from inflight_tools.common.resources import Sample, Usage, usage
 from inflight_tools.load.profile_export import Request
+from inflight_tools.load.quantiles import SHARES, Curves, quantiles
 
 _NS_PER_MS = 1e6
 _NS_PER_S = 1e9
@@ -130,20 +131,21 @@ class LevelResult:
     cost_per_1000_tokens: float | None  # in the currency of the price per hour
     usage: Usage | None  # mean of the runs, the most of their memory
     runs: list[RunResult]
+    curves: Curves = field(default_factory=Curves)  # whole distributions over the requests of all runs
 
     def to_json(self) -> dict[str, Any]:
         """Nested: each distribution is an object with p50, p90, p99 and mean."""
         return asdict(self)
 
     def to_row(self) -> dict[str, Any]:
-        """Flat, for CSV: ttft_p50_ms and so on; without the single runs."""
+        """Flat, for CSV: ttft_p50_ms and so on; without the single runs and the distributions."""
         row: dict[str, Any] = {}
         for name, value in asdict(self).items():
             if name in ("ttft", "itl", "tpot", "latency"):
                 row.update({f"{name}_{part}_ms": number for part, number in value.items()})
             elif name == "usage":
                 row.update(value or dict.fromkeys(Usage.__dataclass_fields__))
-            elif name != "runs":
+            elif name not in ("runs", "curves"):
                 row[name] = value
         return row
 
@@ -165,6 +167,8 @@ def summarize(
     tokens = sum(request.tokens for request in measured)
     speeds = [result.tokens_per_s for result in results]
     tokens_per_s = statistics.fmean(speeds)
+    ttfts = [request.ttft for request in measured if request.ttft is not None]
+    latencies = [request.latency for request in measured]
     return LevelResult(
         load=load,
         value=value,
@@ -177,15 +181,16 @@ def summarize(
         tokens_per_response=tokens / responses if responses else 0.0,
         goodput_requests_per_s=statistics.fmean(result.goodput_requests_per_s for result in results),
         good_share=sum(map(objective.met, measured)) / len(measured),
-        ttft=Percentiles.of([request.ttft for request in measured if request.ttft is not None]),
+        ttft=Percentiles.of(ttfts),
         itl=Percentiles.of(gaps, weights),
         tpot=Percentiles.of([time for time in map(time_per_token, measured) if time is not None]),
-        latency=Percentiles.of([request.latency for request in measured]),
+        latency=Percentiles.of(latencies),
         cost_per_1000_tokens=price_per_hour / 3.6 / tokens_per_s
         if price_per_hour is not None and tokens_per_s
         else None,
         usage=_mean_usage([result.usage for result in results if result.usage is not None]),
         runs=results,
+        curves=Curves(SHARES, quantiles(ttfts), quantiles(gaps, weights), quantiles(latencies)),
     )
 
 

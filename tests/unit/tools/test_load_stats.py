@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from inflight_tools.common.resources import Sample
 from inflight_tools.load.profile_export import Request
+from inflight_tools.load.quantiles import SHARES, quantiles
 from inflight_tools.load.stats import LevelResult, Objective, Percentiles, Run, half_width, steady_interval, t975
 from inflight_tools.load.stats import summarize as summarize_runs
 
@@ -121,6 +122,27 @@ def test_json_and_csv_have_the_same_figures() -> None:
     assert row["tokens_per_s"] == content["tokens_per_s"]
     assert row["load"] == "concurrency 1"
     assert all(not isinstance(value, dict) for value in row.values())
+
+
+@given(st.lists(st.tuples(st.integers(1, 10**9), st.integers(1, 5)), min_size=1, max_size=50))
+def test_a_distribution_is_that_of_all_its_values(pairs: list[tuple[int, int]]) -> None:
+    values, weights = [value for value, _ in pairs], [weight for _, weight in pairs]
+    curve = quantiles(values, weights)
+    assert curve == tuple(sorted(curve))
+    assert (curve[0], curve[-1]) == (min(values) / MS, max(values) / MS)
+    known = Percentiles.of(values, weights)
+    at = dict(zip(SHARES, curve, strict=True))
+    assert (at[0.5], at[0.9], at[0.99]) == (known.p50, known.p90, known.p99)
+    assert curve == quantiles([value for value, weight in pairs for _ in range(weight)])
+
+
+def test_a_level_keeps_its_distributions_in_json_but_not_in_csv() -> None:
+    result = summarize("concurrency 1", [even(0, 20, 10, 5), even(60, 30, 10, 5)], 0, 1)
+    kept = json.loads(json.dumps(result.to_json()))["curves"]
+    assert len(kept["shares"]) == len(kept["ttft"]) == len(kept["itl"]) == len(kept["latency"])
+    assert (kept["ttft"][0], kept["ttft"][-1], set(kept["itl"])) == (20, 30, {10})
+    assert "curves" not in result.to_row()
+    assert summarize("", [request(0, (100, 8)), request(100, (200, 8))], 0, 1).curves.itl == ()
 
 
 def test_several_runs_give_a_mean_with_its_interval() -> None:

@@ -22,10 +22,11 @@ from inflight_tools.common.report import Failure
 from inflight_tools.load import load_test
 from inflight_tools.load.compare import compare, ratio_of, read_levels
 from inflight_tools.load.lengths import parse_lengths
+from inflight_tools.load.page import html_report
 from inflight_tools.load.perf_analyzer import Inputs, Load, find_perf_analyzer, measure
 from inflight_tools.load.profile_export import Request
 from inflight_tools.load.prompts import prompts
-from inflight_tools.load.report import html_report, write
+from inflight_tools.load.report import write
 from inflight_tools.load.stats import LevelResult, Objective, Run, summarize
 from inflight_tools.load.workload import Workload, parse_parameters
 from inflight_tools.server.processes import living_pids
