@@ -211,7 +211,7 @@ _METRICS_HEAD = """\
 On Triton's metrics port (8002), with the labels `model` and `version` besides those named. Every family is there from
 the first scrape of a loaded model, but for two that some engines know nothing of:
 `inflight_prefix_cache_hit_tokens_total` and `inflight_speculative_tokens_total`. Values are handed over every
-`metrics_interval_ms`.
+`metrics_interval_ms`, distributions every three seconds while requests run: each of their counters is a round trip.
 
 A distribution is exported as the counters `_bucket{le}`, `_sum` and `_count`, which `histogram_quantile` reads. What a
 token costs: `inflight_price_per_hour / 3600 / rate(inflight_generation_tokens_total[5m])`.

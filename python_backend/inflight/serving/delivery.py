@@ -131,7 +131,8 @@ class Delivery:
         self._ready: queue.SimpleQueue[LiveStream | None] = queue.SimpleQueue()
         self._looked_ns = 0  # when somebody last looked for overdue tokens
         self._threads = [
-            threading.Thread(target=self._run, name=f"inflight-send-{number}", daemon=True) for number in range(threads)
+            threading.Thread(target=self._run, args=(number == 0,), name=f"inflight-send-{number}", daemon=True)
+            for number in range(threads)
         ]
 
     def start(self) -> None:
@@ -213,11 +214,12 @@ class Delivery:
         self._after(live)
         return True
 
-    def _run(self) -> None:
+    def _run(self, looks: bool) -> None:
+        """One of them wakes up by itself to look for overdue tokens; all look when they have something to do."""
         while True:
             live: LiveStream | None
             try:
-                live = self._ready.get(timeout=LOOK_S if self._live else IDLE_S)
+                live = self._ready.get(timeout=LOOK_S if looks and self._live else IDLE_S)
             except queue.Empty:
                 pass
             else:

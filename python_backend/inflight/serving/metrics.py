@@ -189,14 +189,15 @@ class Metrics:
             distribution.counts[place] += count
             distribution.total += value * count
 
-    def flush(self, sink: Sink, unknown: frozenset[str] = frozenset()) -> None:
+    def flush(self, sink: Sink, unknown: frozenset[str] = frozenset(), *, distributions: bool = True) -> None:
         """Tell `sink` what has changed since the last flush. Families in `unknown` (the engine does not know) are
-        left out.
+        left out, and so are distributions where they are not asked for.
         """
         with self._lock:
             counters = {key: value for key, value in self._counters.items() if key[0] not in unknown}
             gauges = {key: value for key, value in self._gauges.items() if key[0] not in unknown}
-            counters.update(self._distribution_counters())
+            if distributions:
+                counters.update(self._distribution_counters())
         for (name, label), value in counters.items():
             change = value - self._flushed.get((name, label), 0.0)
             if change > 0.0 or (name, label) not in self._flushed:

@@ -19,6 +19,10 @@ from inflight.serving.metrics import Metrics, Sink
 
 log = logging.getLogger("inflight.metrics")
 
+# Under load every flush changes some sixty counters of distributions, and each is a round trip to the server. While
+# requests run they are told this rarely; a scrape comes every few seconds at most.
+DISTRIBUTIONS_S = 3.0
+
 _OUTCOMES = {code.value: code.value for code in ErrorCode} | {
     ErrorCode.INVALID_ARG.value: "invalid",
     "tool_calls": "stop",  # the model came to its end, whatever it wrote
@@ -111,6 +115,7 @@ class Observation:
         self._snapshot = snapshot
         self._lock = threading.Lock()
         self._tokens_of_ended = 0
+        self._told_at = -DISTRIBUTIONS_S  # when the distributions were last told
         self.listeners: tuple[Callable[[Ended], None], ...] = ()
         self.sink: Sink | None = None  # where flushes go, once Triton's metrics are there
 
@@ -180,7 +185,15 @@ class Observation:
             metrics.raise_to("inflight_speculative_tokens_total", stats.draft_tokens_total, "draft")
             metrics.raise_to("inflight_speculative_tokens_total", stats.accepted_tokens_total, "accepted")
         if self.sink is not None:
-            metrics.flush(self.sink, frozenset(unknown))
+            metrics.flush(self.sink, frozenset(unknown), distributions=self._tells_distributions(now))
+
+    def _tells_distributions(self, now: Snapshot) -> bool:
+        """At rest always: then the page says all that has happened."""
+        at = time.monotonic()
+        if now.running + now.waiting and at - self._told_at < DISTRIBUTIONS_S:
+            return False
+        self._told_at = at
+        return True
 
     def _set_blocks(self, now: Snapshot) -> None:
         most = now.stats.blocks_max or (now.info.blocks_total if now.info is not None else 0)

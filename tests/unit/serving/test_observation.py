@@ -9,6 +9,7 @@ import pytest
 from inflight import __version__
 from inflight.engine_process.supervisor import Health, Loss
 from inflight.serving.metrics import Metrics, exported
+from inflight.serving.observation import DISTRIBUTIONS_S
 from tests.unit.machines.delivery_fakes import CountingSink
 from tests.unit.machines.delivery_model import MAX_QUEUE, World
 
@@ -97,3 +98,32 @@ def test_what_an_info_said_before_becomes_zero() -> None:
         metrics.flush(Sink())
     one, two = (dict(zip(names, ("0.1.0", "vllm", version, "m", "int8"), strict=True)) for version in ("1", "2"))
     assert seen == [(one, 1.0), (one, 0.0), (two, 1.0)]
+
+
+def test_distributions_are_told_rarely_under_load_and_whole_at_rest(world: World) -> None:
+    """Sixty round trips to the server twice a second were a tenth of what serving costs."""
+    name = ("inflight_time_to_first_token_seconds_count", "")
+
+    def answered(tokens: int) -> None:
+        world.request_arrives(max_tokens=tokens, stream=True)
+        while world.pool.work:
+            world.parse_thread()
+        while world.dispatcher_thread():
+            pass
+
+    answered(100)  # runs on
+    told = page(world)[name]
+    for ended in (1, 2, 3):
+        answered(1)
+        for _ in range(6):
+            world.engine_steps(lambda *_: 1)
+            world.sender_thread()
+            world.dispatcher_thread()
+        values = page(world)
+        assert values["inflight_requests_total", "length"] == ended  # counters and gauges come with every flush
+        assert values["inflight_requests_running", ""] == 1.0
+        assert values[name] == told
+    world.clock.now += DISTRIBUTIONS_S
+    assert page(world)[name] == told + 3
+    world.settle()
+    assert page(world)[name] == told + 4
