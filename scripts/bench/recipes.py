@@ -49,12 +49,13 @@ class Balancer:
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """`policy` is what requests without a session get: `least` or `round robin`. Without `retries` the balancer tries
-    nothing again that a server has taken, so that what is lost is seen.
+    nothing again that a server has taken, so that what is lost is seen. `health` is the path that its checks ask.
     """
 
     places: Sequence[Place]
     policy: str = "least"
     retries: bool = True
+    health: str = "/ready"
 
 
 def envoy_program() -> Path:
@@ -123,7 +124,7 @@ def envoy_text(text: str, recipe: Recipe, balancer: Balancer) -> str:
     text = text.replace("port_value: 9901", f"port_value: {balancer.admin.rpartition(':')[2]}")
     if recipe.policy == "round robin":
         text = _replaced(text, "&policy LEAST_REQUEST", "&policy ROUND_ROBIN")
-    return text
+    return _replaced(text, "http_health_check: {path: /ready}", f"http_health_check: {{path: {recipe.health}}}")
 
 
 def haproxy_text(text: str, recipe: Recipe, balancer: Balancer, folder: Path, agent: bool) -> str:
@@ -148,6 +149,7 @@ def haproxy_text(text: str, recipe: Recipe, balancer: Balancer, folder: Path, ag
         text = _replaced(text, f"bind :{port}", f"bind {getattr(balancer, name)}")
     if recipe.policy == "round robin":
         text = _replaced(text, "balance leastconn", "balance roundrobin")
+    text = _replaced(text, "httpchk GET /ready\n", f"httpchk GET {recipe.health}\n")
     return text.replace("/run/haproxy/admin.sock", str(folder / "admin.sock"))
 
 

@@ -36,7 +36,7 @@ class Door(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         server = cast(Any, self.server)
-        healthy = self.path != "/ready" or server.ready()
+        healthy = self.path != "/ready" or server.ready()  # /ready/llm always is
         server.count(self.path)
         self.send_response(200 if healthy else 503)
         self.send_header("Content-Length", "0")
@@ -87,7 +87,7 @@ class Fake:
             server.server_close()
 
     def _count(self, path: str) -> None:
-        self.asked += path != "/ready"
+        self.asked += not path.startswith("/ready")
 
 
 class Fleet:
@@ -128,33 +128,46 @@ class Fleet:
 
 
 FULL = pytest.mark.full
+BALANCERS = ["envoy", pytest.param("haproxy", marks=FULL)]
 
 
-@pytest.fixture(params=["envoy", pytest.param("haproxy", marks=FULL)])
-def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Fleet]:
-    if request.param == "haproxy" and not recipes.haproxy_program():
+@contextlib.contextmanager
+def behind(kind: str, folder: Path, health: str = "/ready") -> Iterator[Fleet]:
+    if kind == "haproxy" and not recipes.haproxy_program():
         pytest.skip("haproxy is missing: apt-get install haproxy")
     with contextlib.ExitStack() as stack:
         fakes = [Fake(stack) for _ in range(2)]
-        balance = fleet.BALANCERS[request.param](tmp_path, Recipe([each.place for each in fakes], "round robin"))
-        yield Fleet(fakes, stack.enter_context(balance))
+        recipe = Recipe([each.place for each in fakes], "round robin", health=health)
+        yield Fleet(fakes, stack.enter_context(fleet.BALANCERS[kind](folder, recipe)))
 
 
 WAYS = [(front, sessions) for front in ("grpc", "http", "openai") for sessions in (False, True)]
 
 
-def test_one_that_is_not_ready_gets_nothing_and_where_none_is_all_have_the_word(pair: Fleet) -> None:
+@pytest.mark.parametrize("kind", BALANCERS)
+def test_one_that_is_not_ready_gets_nothing_and_where_none_is_all_have_the_word(kind: str, tmp_path: Path) -> None:
     """None is ready when one model's engines start again everywhere, say: other models are served nevertheless, and
     what waits for that one is held.
     """
-    for first, second in ((True, True), (False, True), (False, False), (True, False)):
-        if (first, second) != (pair.fakes[0].ready, pair.fakes[1].ready):
-            pair.fakes[0].ready, pair.fakes[1].ready = first, second
-            time.sleep(NOTICED_S)
+    with behind(kind, tmp_path) as pair:
+        for first, second in ((True, True), (False, True), (False, False), (True, False)):
+            if (first, second) != (pair.fakes[0].ready, pair.fakes[1].ready):
+                pair.fakes[0].ready, pair.fakes[1].ready = first, second
+                time.sleep(NOTICED_S)
+            for way in WAYS:
+                answered = pair.answered(*way)
+                assert sum(answered) == ASKED, (way, answered)
+                if first == second:
+                    assert min(answered) > 0, (way, answered)
+                else:
+                    assert answered == [ASKED * first, ASKED * second], (way, answered)
+
+
+@FULL
+@pytest.mark.parametrize("kind", ["envoy", "haproxy"])
+def test_checks_may_ask_for_one_model(kind: str, tmp_path: Path) -> None:
+    with behind(kind, tmp_path, "/ready/llm") as pair:
+        pair.fakes[0].ready = False  # another model of it
+        time.sleep(NOTICED_S)
         for way in WAYS:
-            answered = pair.answered(*way)
-            assert sum(answered) == ASKED, (way, answered)
-            if first == second:
-                assert min(answered) > 0, (way, answered)
-            else:
-                assert answered == [ASKED * first, ASKED * second], (way, answered)
+            assert min(pair.answered(*way)) > 0, way
