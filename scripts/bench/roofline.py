@@ -3,62 +3,35 @@
 
 The machine's bandwidth is measured in the same run, before and after every point, by two threads that read through
 arrays far larger than any cache. Through Triton and gRPC, with the int8 and the 16-bit engine in turns, after short and
-long prompts. Exit status: 0 done, 1 an error.
+long prompts. With --engine: bare engines instead, with many in flight and in prefill too, over what the cores can
+compute as well (scripts/bench/bare_roofline.py). Exit status: 0 done, 1 an error, 2 options that mean nothing.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
-import os
 import statistics
 import sys
-import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import numpy as np
-
+from bench import bare_roofline
+from bench.engine_work import EngineWork, engine_work
+from bench.limits import cores, read_bandwidth
 from bench.measured import spread, watched
 from bench.peer_inflight import InflightPeer, built_engine
 from bench.peers import questions
 from bench.results import write_results
+from bench.steps import KV_CACHES, MOST_IN_A_STEP, MOST_IN_FLIGHT, named
 from build_engine.arguments import Parser
 from inflight_tools.common import option_types as types
 from inflight_tools.common.layout import MODELS, REPOSITORY
 from inflight_tools.common.report import run_main
 from inflight_tools.load.lengths import parse_lengths
 from inflight_tools.load.perf_analyzer import Load
-
-_ARRAY_BYTES = 512 << 20
-_READS = 3
-_KV_BITS = 8
-
-
-def read_bandwidth(threads: int) -> float:
-    """Bytes per second that all cores read together, the best of a few passes over memory."""
-    share = _ARRAY_BYTES // threads // 4
-    arrays = [np.ones(share, dtype=np.float32) for _ in range(threads)]
-    best: float = 0.0
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in range(_READS):
-            began = time.perf_counter()
-            list(pool.map(lambda array: float(np.dot(array, array)), arrays))  # reads it once for both arguments
-            seconds = time.perf_counter() - began
-            best = max(best, 4.0 * share * threads / seconds)
-    return best
-
-
-def bytes_per_token(engine: Path, context: float) -> float:
-    """What one step reads at batch 1: all weights (a tied embedding is the output layer), keys and values so far."""
-    config = json.loads((engine / "config.json").read_text(encoding="utf-8"))
-    width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    kv = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * width * _KV_BITS / 8
-    return float((engine / "openvino_model.bin").stat().st_size + context * kv)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,9 +55,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     option("--requests", type=types.count, default=2, metavar="N", help="per repeat and point (default: %(default)s)")
     option("--repeats", type=types.count, default=3, metavar="N", help="default: %(default)s")
     option("--output", type=types.output_file, default=REPOSITORY / "docs" / "benchmarks" / "roofline.json")
+    bare = parser.add_argument_group("bare engines, in this process")
+    bare.add_argument(
+        "--engine", action="append", type=named, metavar="NAME=DIR", help="an engine of OpenVINO; several"
+    )
+    bare.add_argument("--in-flight", type=types.counts, default="1,16,64", metavar="N,N", help="default: %(default)s")
+    bare.add_argument("--prefill", type=types.count, default=512, metavar="N", help="tokens (default: %(default)s)")
+    bare.add_argument("--kv-cache", choices=KV_CACHES, default="u8", help="its precision (default: %(default)s)")
     options = parser.parse_args(arguments)
+    if options.engine:
+        return of_bare_engines(parser, options)
+    return at_batch_1(options)
+
+
+def of_bare_engines(parser: Parser, options: Any) -> int:
+    """The second mode."""
+    engines = dict(options.engine)
+    if len(engines) < len(options.engine):
+        parser.error("two engines have the same name, and could not be told apart")
+    if max(options.in_flight) > MOST_IN_FLIGHT:
+        parser.error(f"--in-flight: an engine is loaded for at most {MOST_IN_FLIGHT} sequences here")
+    if options.prefill > MOST_IN_A_STEP:
+        parser.error(f"--prefill: a step takes at most {MOST_IN_A_STEP:,} tokens here, and a prompt is one step")
+    options.engine = list(engines)  # their folders are of this machine only
+    found = bare_roofline.measure(engines, options.in_flight, options.prefill, options.repeats, options.kv_cache)
+    for row in found["rows"]:
+        told = (f"{figure[9:]} {row[figure]['median']:.0%}" for figure in row if figure.startswith("share of "))
+        print(f"{row['engine']}, {row['what']}: {row['ms']['median']:.1f} ms; {', '.join(told)}")
+    what = "steps of bare engines against what the machine reads, copies and computes, measured in every turn"
+    write_results(options.output, what, "python scripts/bench/roofline.py --engine NAME=DIR", options, **found)
+    return 0
+
+
+def at_batch_1(options: Any) -> int:
+    """The first mode."""
     lengths: list[int] = options.prompt_tokens
-    threads = os.cpu_count() or 1
+    threads = cores()
+    work: dict[Path, EngineWork] = {}
     points: dict[tuple[str, int], list[dict[str, float]]] = {}
     with ExitStack() as stack:
         peers = []
@@ -94,6 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stack.callback(peer.stop)
             peer.pause()
             peers.append(peer)
+            work[peer.engine] = engine_work(peer.engine)
         for repeat, length in itertools.product(range(options.repeats), lengths):
             asked = questions(peers[0].engine, parse_lengths(str(length), 0), options.max_tokens, repeat)
             for peer in peers if repeat % 2 else peers[::-1]:
@@ -108,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 made = [request.tokens - request.arrivals[0][1] for request in requests]
                 speed = sum(made) / sum(spans) * 1e9
                 bandwidth = (before + read_bandwidth(threads)) / 2
-                read = bytes_per_token(peer.engine, length + options.max_tokens / 2)
+                read = work[peer.engine].step_bytes(1, length + options.max_tokens / 2)
                 point = {"tokens_per_s": speed, "bandwidth_gb_s": bandwidth / 1e9, "share": speed * read / bandwidth}
                 points.setdefault((peer.weights, length), []).append({**point, "others": others.share})
     rows: list[dict[str, Any]] = []

@@ -28,6 +28,8 @@ from inflight_tools.common.report import run_main
 KV_CACHES = ("u8", "i8", "u4", "i4", "f16", "bf16", "f32")
 _PROMPT, _STEPS, _PREFILL = 32, 40, 1000
 _BATCHES = (1, 4, 16, 64)
+MOST_IN_FLIGHT = max(_BATCHES)
+MOST_IN_A_STEP = 4096
 
 
 class Engine:
@@ -38,8 +40,8 @@ class Engine:
 
         scheduler = genai.SchedulerConfig()
         scheduler.num_kv_blocks = 1024
-        scheduler.max_num_batched_tokens = 4096
-        scheduler.max_num_seqs = max(_BATCHES)
+        scheduler.max_num_batched_tokens = MOST_IN_A_STEP
+        scheduler.max_num_seqs = MOST_IN_FLIGHT
         scheduler.enable_prefix_caching = False
         properties = {"KV_CACHE_PRECISION": kv_cache, "KEY_CACHE_QUANT_MODE": "BY_TOKEN"}
         self.pipeline = genai.ContinuousBatchingPipeline(str(directory), scheduler, "CPU", properties)

@@ -29,6 +29,7 @@ PROGRAMS = sorted(
 POSITIONALS = {"bench.fleet": ["events"], "maintain.make_model": ["0.5b"], "bench.steps": []}
 ZERO = {"--seed", "--shared-prefix", "--retries", "--quiet", "--patience", "--hold-ms", "--load-ms", "--gap-ms"}
 ZERO |= {"--overhead-ms", "--price-per-hour", "--only", "--stop-after"}
+NAMED = ("bench.peers", "bench.roofline")  # whose engines are NAME=DIR: test_bench_roofline.py
 NOT_NUMBERS = ("", "x", "-1", "nan", "inf", "1e99", "999999999999999999999")
 
 
@@ -74,6 +75,8 @@ def usable(program: str, parser: argparse.ArgumentParser, folder: Path) -> list[
     if program == "maintain.soak":  # whose --engine is the name of one
         return found
     if program == "bench.peers":
+        return [f"--engine=int8={folder}"]
+    if program == "bench.roofline":
         return [f"--engine=int8={folder}"]
     if program == "bench.peer_weights":
         return [str(folder), "--bits=8", f"--output={folder / 'made'}"]
@@ -135,7 +138,7 @@ def test_an_engine_or_a_place_that_is_not_there(
     (folder / "notes.txt").write_text("not to be lost", encoding="utf-8")
     for action in options_of(parser):
         name = action.option_strings[-1]
-        if name in ("--engine", "--checkpoint") and action.choices is None and program != "bench.peers":
+        if name in ("--engine", "--checkpoint") and action.choices is None and program not in NAMED:
             said = refused(parser, [*base, f"{name}={folder / 'nothing'}"], capsys)
             assert "there is no" in said
             assert str(folder / "nothing") in said
