@@ -21,7 +21,8 @@ ORDER = ("#1d0158", "#7600d9", "#a53ab5", "#e61981", "#d6745c", "#ae9100")
 DARK_ORDER = ("#9494f6", "#9d45ff", "#ac619d", "#f14768", "#e88b35", "#eaff46")
 DARK_GROUND = "#14181e"
 _MARKS = ("circle", "square", "triangle", "diamond", "turned", "cross", "bar")
-_LETTER = 0.56  # width of a letter over the size of the font, roughly: to wrap the names of series
+_LETTER = 0.5  # width of a letter over the size of the font, roughly: to wrap the names of series
+_KEY = 18  # length of the piece of line beside a name
 _LEAST_GAP = 22  # between labels of an axis along x
 
 
@@ -50,7 +51,8 @@ class Series:
     widths of their error bars, None where there is none; what is not finite is left out.
 
     ``marked`` are the points that get a mark (all, if None), ``notes`` what a pointer over the marks is told.
-    ``rank`` takes the colour from those in an order, ``like`` that of another series by its number.
+    ``rank`` takes the colour from those in an order, ``like`` that of another series by its number. What is not
+    ``named`` has no entry beside the drawing.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Series:
     notes: Sequence[str] = ()
     rank: int | None = None
     like: int | None = None
+    named: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,7 @@ def chart(
     points = [point for one in series for point in _reach(one) if _usable(point, x, y)]
     if not points:
         raise ValueError("nothing to draw")
-    rows = _rows_of_names([one.name for one in series], frame) if frame.names_above else []
+    rows = _rows_of_names([one.name for one in series if one.named], frame) if frame.names_above else []
     top = frame.top + round(frame.font * 1.6) * len(rows)
     right, bottom = frame.width - frame.right, frame.height - frame.bottom
     rules = [rule for rule in rules if _usable((rule.value, 1.0) if rule.upright else (1.0, rule.value), x, y)]
@@ -107,12 +110,13 @@ def chart(
         body.append(_text(frame.left, 26, title, extra='font-size="15" font-weight="bold"'))
     body += _grid(scale_x, scale_y, frame, top)
     body += _titles(x, y, frame, top)
-    for rule in rules:
-        body += _rule(rule, scale_x, scale_y, frame, top)
     for index, one in enumerate(series):
         body += _drawn(one, index, x, y, scale_x, scale_y)
-    places = _above(rows, frame) if frame.names_above else _beside(len(series), frame)
-    for index, (one, (left, baseline)) in enumerate(zip(series, places, strict=True)):
+    for rule in rules:
+        body += _rule(rule, scale_x, scale_y, frame, top)
+    named = [(index, one) for index, one in enumerate(series) if one.named]
+    places = _above(rows, frame) if frame.names_above else _beside(len(named), frame)
+    for (index, one), (left, baseline) in zip(named, places, strict=True):
         body += _key(one, index, left, baseline)
     return "\n".join([*body, "</svg>"]) + "\n"
 
@@ -148,11 +152,11 @@ def _rule(rule: Rule, x: _Scale, y: _Scale, frame: Frame, top: int) -> Iterator[
         at = x(rule.value)
         left_half = at <= (frame.left + right) / 2
         ends = f'x1="{at:.1f}" x2="{at:.1f}" y1="{top}" y2="{bottom}"'
-        words = _text(at + 5, bottom - 8, rule.text) if left_half else _text(at - 5, bottom - 8, rule.text, "end")
+        words = _label(at + 5, bottom - 8, rule.text) if left_half else _label(at - 5, bottom - 8, rule.text, "end")
     else:
         at = y(rule.value)
         ends = f'x1="{frame.left}" x2="{right}" y1="{at:.1f}" y2="{at:.1f}"'
-        words = _text(right - 4, at - 5, rule.text, "end")
+        words = _label(right - 4, at - 5, rule.text, "end")
     yield f'<line class="rule" {ends} stroke="#666" stroke-dasharray="2 3"/>'
     yield words
 
@@ -173,7 +177,7 @@ def _drawn(one: Series, index: int, x: Axis, y: Axis, scale_x: _Scale, scale_y: 
         note = one.notes[place] if place < len(one.notes) else ""
         yield _mark(_shape(one, index), scale_x(px), scale_y(py), colour, one.dashed, note)
     for (px, py), label in zip(shown, one.labels, strict=False):
-        yield _text(scale_x(px) + 7, scale_y(py) - 6, label)
+        yield _label(scale_x(px) + 7, scale_y(py) - 6, label)
 
 
 def _colour(one: Series, index: int) -> str:
@@ -217,10 +221,10 @@ def _key(one: Series, index: int, left: float, baseline: float) -> Iterator[str]
     colour, middle = _colour(one, index), baseline - 4
     if one.line:
         dash = ' stroke-dasharray="5 4"' if one.dashed else ""
-        ends = f'x1="{left:.1f}" x2="{left + 24:.1f}" y1="{middle:.1f}" y2="{middle:.1f}"'
+        ends = f'x1="{left:.1f}" x2="{left + _KEY:.1f}" y1="{middle:.1f}" y2="{middle:.1f}"'
         yield f'<line {colour} {ends} stroke="currentColor" stroke-width="2"{dash}/>'
-    yield _mark(_shape(one, index), left + 12, middle, colour, one.dashed)
-    yield _text(left + 30, baseline, one.name)
+    yield _mark(_shape(one, index), left + _KEY / 2, middle, colour, one.dashed)
+    yield _text(left + _KEY + 6, baseline, one.name)
 
 
 def _rows_of_names(names: Sequence[str], frame: Frame) -> list[list[float]]:
@@ -228,12 +232,12 @@ def _rows_of_names(names: Sequence[str], frame: Frame) -> list[list[float]]:
     rows: list[list[float]] = [[]]
     at = 4.0
     for name in names:
-        width = 30 + _LETTER * frame.font * len(name) + 14
-        if rows[-1] and at + width - 14 > frame.width - 4:
+        width = _KEY + 6 + _LETTER * frame.font * len(name)
+        if rows[-1] and at + width > frame.width - 4:
             rows.append([])
             at = 4.0
         rows[-1].append(at)
-        at += width
+        at += width + 12
     return rows
 
 
@@ -244,6 +248,12 @@ def _above(rows: Sequence[Sequence[float]], frame: Frame) -> list[tuple[float, f
 
 def _beside(count: int, frame: Frame) -> list[tuple[float, float]]:
     return [(frame.width - frame.right + 10, frame.top + 10 + 20 * number) for number in range(count)]
+
+
+def _label(at_x: float, at_y: float, text: str, anchor: str = "start") -> str:
+    """Text upon the drawing, with a seam in the colour of the ground."""
+    seam = 'stroke="white" stroke-width="3" stroke-linejoin="round" paint-order="stroke"'
+    return _text(at_x, at_y, text, anchor, seam).replace('class="text"', 'class="text seam"')
 
 
 def _text(at_x: float, at_y: float, text: str, anchor: str = "start", extra: str = "") -> str:

@@ -13,7 +13,7 @@ from inflight_tools.load.words import in_flight, number
 
 _TOLD = (0.5, 0.9, 0.99)  # shares that get a mark on a distribution
 _IN_TABLE = (0.0, 0.1, 0.5, 0.9, 0.95, 0.99, 1.0)
-_SPAN = 4  # an axis of times is logarithmic where its largest is that many times its least
+_SPAN = 4  # an axis is logarithmic where its largest value is that many times its least
 _THIS, _OTHER, _FIRST = 0, 4, 1  # colours by their number
 
 
@@ -52,7 +52,9 @@ def throughput(results: Sequence[LevelResult], other: Sequence[LevelResult]) -> 
         series.append(_speeds("the other test", other, _OTHER, dashed=True))
     how = "requests in flight" if results[0].load.startswith("concurrency") else "requests sent per second"
     ticks = [result.value for result in results]
-    drawing = _chart("Tokens per second over the load", svg.Axis(how, True, ticks), _from_zero("tokens/s"), series)
+    drawing = _chart(
+        "Tokens per second over the load", svg.Axis(how, True, ticks), svg.Axis("tokens/s", zero=True), series
+    )
     if drawing is None:
         return None
     bars = " Bars are 95 % intervals of the mean over the runs." if several else " One run: there is no spread."
@@ -78,9 +80,9 @@ def trade_off(
     if not times:
         return None
     rule = [svg.Rule(limits["latency"], f"latency ≤ {limits['latency']:g} ms")] if "latency" in limits else []
-    logarithmic = max(times) > _SPAN * min(times)
-    y = svg.Axis("ms", logarithmic, zero=True)
-    drawing = _chart("Throughput against latency", _from_zero("tokens/s"), y, series, rule)
+    speeds = [speed for one in series for speed, _ in one.points if speed > 0]
+    x, y = _axis("tokens/s", speeds), _axis("ms", times)
+    drawing = _chart("Throughput against latency", x, y, series, rule)
     if drawing is None:
         return None
     caption = "Right and low is good. Each mark is a level of load, whose number stands beside it."
@@ -105,10 +107,9 @@ def distribution(
     times = [at for one in series for at, _ in one.points if at > 0]
     if not times:
         return None
-    logarithmic = max(times) > _SPAN * min(times)
     rule = [svg.Rule(limit, f"limit {limit:g} ms", upright=True)] if limit is not None else []
     y = svg.Axis(f"% of the {share}", bounds=(0, 100), ticks=(0, 25, 50, 75, 90, 100))
-    drawing = _chart(f"{what}: distribution", svg.Axis("ms", logarithmic), y, series, rule)
+    drawing = _chart(f"{what}: distribution", _axis("ms", times), y, series, rule)
     if drawing is None:
         return None
     caption = f"The share of the {share} that took at most so long; marks at 50, 90 and 99 %."
@@ -129,8 +130,9 @@ def _chart(
         return None
 
 
-def _from_zero(title: str) -> svg.Axis:
-    return svg.Axis(title, zero=True)
+def _axis(title: str, values: Sequence[float]) -> svg.Axis:
+    """Logarithmic where the values span much, else from zero."""
+    return svg.Axis(title, bool(values) and max(values) > _SPAN * min(values), zero=True)
 
 
 def _speeds(name: str, levels: Sequence[LevelResult], colour: int, *, dashed: bool) -> svg.Series:
@@ -165,7 +167,7 @@ def _curve(level: LevelResult, of: str, rank: int, *, dashed: bool) -> svg.Serie
     points = [(at, 100 * share) for at, share in zip(times, level.curves.shares, strict=False)]
     marked = [(_at(level, of, share), 100 * share) for share in _TOLD] if times else []
     notes = [f"{name}: {share:g} % within {number(at)} ms" for at, share in marked]
-    return svg.Series(name, points, marked=marked, notes=notes, dashed=dashed, rank=rank)
+    return svg.Series(name, points, marked=marked, notes=notes, dashed=dashed, rank=rank, named=not dashed)
 
 
 def _rank(place: int, count: int) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 
 from inflight_tools.common.report import Failure
 from inflight_tools.load.earlier import read_level
+from inflight_tools.load.settings import machine_rows, settings_rows
 from inflight_tools.load.stats import t975
 
 # (name in a run, what a person reads, whether more is better)
@@ -72,6 +73,8 @@ def _read(path: Path) -> dict[str, Any]:
                 run["tokens_per_s"]
                 _check_figures(run)
             read_level(level)
+        settings_rows(content.get("settings") or {})
+        machine_rows(content)
     except OSError as error:
         raise Failure(
             f"{path} holds no results of load_test.py ({error.strerror}): name the results.json of another test."

@@ -36,6 +36,7 @@ def comparison(
     )
     titles = ("figure", "this test", "the other", "ratio", "", "95 % interval")
     head = "".join(f'<th scope="col">{title}</th>' if title else "<td></td>" for title in titles)
+    head = head.replace("<th", '<th class="left"', 1)
     head = f'<th scope="col">load</th>{head}<td></td>'
     table = f'<table aria-label="This test over the other"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
     known = any(ratio.low is not None for ratio in ratios)

@@ -38,12 +38,15 @@ body {
 }
 main { max-width: 1180px; margin: 0 auto; padding: 32px 20px 48px; }
 h1, h2, h3, p, ul, dl, dd, figure { margin: 0; padding: 0; }
-h1 { font-size: clamp(21px, 3.4vw, 30px); line-height: 1.25; letter-spacing: -0.01em; overflow-wrap: anywhere; }
+h1 {
+  font-size: clamp(21px, 3.4vw, 30px); line-height: 1.25; letter-spacing: -0.01em; overflow-wrap: anywhere;
+  text-wrap: balance;
+}
 h2 { font-size: 19px; margin: 44px 0 12px; }
 h3 { font-size: 16px; }
 .kind { color: var(--signal); font-weight: 600; letter-spacing: 0.06em; text-transform: uppercase; font-size: 12.5px; }
 .lead { color: var(--quiet); margin-top: 10px; max-width: 46em; font-size: 16px; }
-.note { color: var(--quiet); margin: 8px 0 0; font-size: 13.5px; max-width: 62em; }
+.note { color: var(--quiet); margin: 8px 0 18px; font-size: 13.5px; max-width: 62em; }
 .tiles {
   list-style: none; display: grid; grid-template-columns: repeat(auto-fit, minmax(215px, 1fr)); gap: 14px;
   margin-top: 26px;
@@ -61,20 +64,21 @@ h3 { font-size: 16px; }
 figcaption p { color: var(--quiet); font-size: 13.5px; min-height: 3.1em; }
 figure svg { display: block; width: 100%; height: auto; }
 svg .ground { fill: transparent; } svg .text { fill: var(--ink); } svg .grid { stroke: var(--grid); }
-svg .rule { stroke: var(--quiet); } svg .hollow { fill: var(--paper); }
+svg .rule { stroke: var(--quiet); } svg .hollow { fill: var(--paper); } svg .seam { stroke: var(--paper); }
 .scroll { overflow-x: auto; }
 .scroll:focus-visible, summary:focus-visible { outline: 2px solid var(--signal); outline-offset: 2px; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }
 th, td { padding: 6px 10px; text-align: right; border-bottom: 1px solid var(--edge); white-space: nowrap; }
 thead th { font-weight: 600; color: var(--quiet); vertical-align: bottom; font-size: 13px; }
-thead tr:not(:last-child) th { border-bottom: 0; padding-bottom: 0; }
-tbody th { font-weight: 600; }
+thead tr:not(:last-child) > * { border-bottom: 0; padding-bottom: 0; }
+tbody th { font-weight: 600; } [scope=rowgroup] { vertical-align: top; }
 th:first-child, .left { text-align: left; }
 .group { border-left: 1px solid var(--edge); }
-thead .group { text-align: left; color: var(--ink); }
+[scope=colgroup] { text-align: left; color: var(--ink); }
 td small { display: block; color: var(--quiet); font-size: 12px; }
 tbody:last-child tr:last-child > * { border-bottom: 0; }
-.best > * { background: var(--sunk); }
+.stick tr > :first-child { position: sticky; left: 0; background: var(--paper); }
+.stick .best > *, .stick .best > :first-child { background: var(--sunk); }
 .facts th, .facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; vertical-align: top; }
 .facts tbody th { color: var(--quiet); font-weight: 500; width: 34%; }
 .differs { font-weight: 650; }

@@ -49,7 +49,7 @@ def html_table(heads: Sequence[Head], rows: Sequence[Sequence[Cell]], caption: s
         kind = ' class="best"' if number == marked else ""
         body.append(f"<tr{kind}>{''.join(cells)}</tr>")
     return (
-        f'<table aria-label="{escape(caption)}"><thead>{top}<tr>{titles}</tr></thead>'
+        f'<table class="stick" aria-label="{escape(caption)}"><thead>{top}<tr>{titles}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table>"
     )
 
@@ -67,7 +67,7 @@ def facts_table(title: str, this: Mapping[str, str], other: Mapping[str, str]) -
     rows = []
     for name in names:
         values = [this.get(name, "–")] + ([other.get(name, "–")] if other else [])
-        differs = len(set(values)) > 1
+        differs = len(set(values)) > 1 and name != "Finished"
         kind = ' class="differs"' if differs else ""
         cells = "".join(f"<td{kind}>{escape(value)}</td>" for value in values)
         mark = ' <span class="mark">differs</span>' if differs else ""

@@ -54,9 +54,7 @@ def tiles(results: Sequence[LevelResult], limits: Mapping[str, float], ratios: S
     priced = [result for result in results if result.cost_per_1000_tokens is not None]
     if priced:
         cheap = min(priced, key=lambda result: result.cost_per_1000_tokens or math.inf)
-        found.append(
-            Tile("Least cost", f"{cheap.cost_per_1000_tokens:.2g}", "per 1,000 tokens", f"at {cheap.load}, always busy")
-        )
+        found.append(Tile("Least cost of 1,000 tokens", f"{cheap.cost_per_1000_tokens:.2g}", "", f"at {cheap.load}"))
     compared = [ratio for ratio in ratios if ratio.figure == "tokens/s"]
     if compared:
         found.append(_over_the_other(next((each for each in compared if each.load == best.load), compared[-1])))

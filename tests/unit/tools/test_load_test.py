@@ -334,6 +334,10 @@ def test_nothing_in_common(tmp_path: Path) -> None:
         '{"levels": [{"load": 4, "runs": [{"tokens_per_s": 1}]}]}',
         '{"levels": [{"load": "x", "runs": [{"tokens_per_s": 1, "ttft_p50": "soon"}]}]}',
         '{"levels": [{"load": "x", "runs": [{"tokens_per_s": 1e999}]}]}',
+        '{"settings": 5, "levels": [{"load": "x", "runs": [{"tokens_per_s": 1}]}]}',
+        '{"settings": {"slo": ["ttft=x"]}, "levels": [{"load": "x", "runs": [{"tokens_per_s": 1}]}]}',
+        '{"client_machine": "x", "levels": [{"load": "x", "runs": [{"tokens_per_s": 1}]}]}',
+        '{"levels": [{"load": "x", "runs": [{"tokens_per_s": 1}], "curves": {"ttft": 5}}]}',
         "[" * 100_000,
     ],
 )
