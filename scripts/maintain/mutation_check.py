@@ -421,8 +421,8 @@ MUTANTS = (
     Mutant(
         "a fleet",
         "after the end of what was left nothing is served again",
-        "backend/model.py",
-        "            self._dispatcher.reopen()\n",
+        "backend/leaving.py",
+        "            self._reopen()\n",
         "",
         LEAVING,
     ),

@@ -7,34 +7,30 @@ client  ◀─send── delivery ◀─── reader thread ◀─────�
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import functools
 import logging
 import os
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from inflight import __version__
 from inflight.backend.about import about
 from inflight.backend.forms import model_forms
+from inflight.backend.leaving import LEFTOVER_S, Leaving
 from inflight.backend.listeners import listeners
 from inflight.backend.reader import Reader
-from inflight.backend.served import ServedEngine
+from inflight.backend.served import ServedEngine, built_from
+from inflight.backend.state import State
 from inflight.engine_process import frames
 from inflight.engine_process.link import EngineLink
-from inflight.engine_process.supervisor import Health, Supervisor
+from inflight.engine_process.supervisor import Supervisor
 from inflight.engines.base import EngineInfo
 from inflight.engines.factory import resolve_engine
 from inflight.engines.python import ask, choose_python, python_executable
 from inflight.engines.spec import WorkerSpec
-from inflight.errors import ErrorCode, LoadError, RequestError, quoted, sendable, unavailable
+from inflight.errors import ErrorCode, LoadError, RequestError, quoted, unavailable
 from inflight.guides.service import GuideLimits, GuideService
 from inflight.identity import Identity
-from inflight.manifest import ManifestError
-from inflight.manifest import read as read_manifest
 from inflight.model.files import is_folder, path_of, text_of
 from inflight.model.parameters import ModelConfig
 from inflight.request.defaults import read_generation_defaults
@@ -47,17 +43,15 @@ from inflight.serving.arrival import Arrival
 from inflight.serving.cancellation import CancellationPoller
 from inflight.serving.delivery import Delivery, LiveStream, Responder
 from inflight.serving.dispatcher import Dispatcher
-from inflight.serving.drain import Drain, Phase, Readiness, judge
+from inflight.serving.drain import Drain
 from inflight.serving.metrics import Flusher, Metrics, Sink
-from inflight.serving.observation import EngineLives, Observation, Snapshot
+from inflight.serving.observation import EngineLives, Observation
 from inflight.serving.parsing import ParsePool
 
 log = logging.getLogger("inflight.backend")
 
 LEAST_ITEMS = 4096  # values that any tensor may have, however short the context
 JOIN_S = 5.0
-LEFTOVER_S = 2.0
-ARRIVING_S = 0.05  # a request that was taken just before it would have been refused is counted by then
 
 
 class Backend:
@@ -96,20 +90,10 @@ class Backend:
         builder = PromptBuilder(tokenizer, templates, config.max_prompt_bytes, config.special_tokens_in_messages)
         defaults = read_generation_defaults(folder)
         self._about = functools.partial(about, config, forms, templates, defaults)
-        self._built_from = _built_from(folder)
-        self._info: EngineInfo | None = None
         self._live: dict[int, LiveStream] = {}
-        self._accepted = 0
-        self._accepted_lock = threading.Lock()
-        self._drain = Drain()
-        self._undo_lock = threading.Lock()  # what a drain ends is ended before anybody takes the drain back
-        self._leaving = ""  # why nothing is served ever again
         self._lives = EngineLives()
-        metrics = Metrics()
-        self._observation = Observation(metrics, self._snapshot, config.price_per_hour)
         self._listeners = listeners(name, os.environ)
-        self._observation.listeners = self._listeners
-        self._flusher = Flusher(self._observation.flush, config.metrics_interval_ms / 1000)
+        metrics = Metrics()
         self._warmups_left = warmup_requests
         self._pool = ParsePool()
         # What the engine compiles inside a step must not look like a stall to the watchdog.
@@ -128,7 +112,7 @@ class Backend:
             self._dispatcher,
             self._delivery,
             self._live,
-            self._forget,
+            self._left,
             self._closed,
         )
         self._poller = CancellationPoller(self._open_requests, self._poll_cancelled)
@@ -140,6 +124,25 @@ class Backend:
             max_restarts=config.max_restarts,
             changed=self._served.change,
         )
+        drain = Drain()
+        self._state = State(
+            config,
+            self._engine,
+            built_from(folder),
+            pool=self._pool,
+            arrivals=self._reader.arrivals,
+            tokens_of=self._reader.tokens,
+            live=self._live,
+            dispatcher=self._dispatcher,
+            supervisor=self._supervisor,
+            drain=drain,
+            lives=self._lives,
+            listeners=self._listeners,
+        )
+        self._leaving = Leaving(config, drain, self._state, self._close, self._dispatcher.reopen)
+        self._observation = Observation(metrics, self._state.snapshot, config.price_per_hour)
+        self._observation.listeners = self._listeners
+        self._flusher = Flusher(self._observation.flush, config.metrics_interval_ms / 1000)
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -164,28 +167,21 @@ class Backend:
     @property
     def most_items(self) -> int:
         """How many values any tensor of a request may have: more than fit, so that parsing can say what does."""
-        return max(2 * self._info.max_seq_len if self._info is not None else 0, LEAST_ITEMS)
+        info = self._state.info
+        return max(2 * info.max_seq_len if info is not None else 0, LEAST_ITEMS)
 
     def ready(self) -> bool:
         """Whether a balancer should send requests here. O(1), takes no lock."""
-        return self.readiness().ready
-
-    def readiness(self) -> Readiness:
-        """Whether a balancer should send requests here, and why not. O(1), takes no lock."""
-        now, supervisor = time.monotonic(), self._supervisor
-        engine = Health.STOPPED if self._leaving else supervisor.health
-        reason = self._leaving or supervisor.reason
-        drain = self._drain
-        return judge(engine.value, reason, drain.phase(now), drain.notice_left(now), self._full(1))
+        return self._state.readiness().ready
 
     def stop(self) -> None:
         """End every request that is left, then the engine and all threads."""
-        self._leaving = "the model is being unloaded"
+        self._state.leaving = "the model is being unloaded"
         gone = unavailable("the model is being unloaded; send the request to another server")
         self._close(gone)
         self._guides.stop()  # who waits for a guide goes back into the pool
         self._pool.close(gone, JOIN_S)  # what is being read comes out as streams, which end with the rest
-        self._wait_for_none(LEFTOVER_S)
+        self._leaving.wait_for_none(LEFTOVER_S)
         if self._poller.running:
             self._poller.stop(JOIN_S)
         self._supervisor.stop()
@@ -211,51 +207,24 @@ class Backend:
         if warmup:
             self._warmups_left -= 1
             raw = _warmup(raw)
-        refusal = self._refusal(raw)
+        refusal = self._state.refusal(raw.bytes_held)
         if refusal is not None:
             self.refuse(responder, refusal, raw.identity)
             return
-        with self._accepted_lock:
-            self._accepted += 1
+        self._state.take()
         deadline_ms = early_deadline_ms(raw, self._config)
         arrival = Arrival(raw.identity, responder, self.refuse, time.monotonic_ns(), deadline_ms, warmup)
         self._reader.take(raw, arrival)
 
-    def _refusal(self, raw: RawRequest) -> RequestError | None:
-        if self._leaving or self._drain.refuses(time.monotonic()):
-            return unavailable("the server is draining; send the request to another server")
-        if self._supervisor.health is not Health.READY:
-            if self._supervisor.health is Health.FAILED:
-                return unavailable(self._supervisor.given_up)
-            if not self._config.restart_hold_ms:
-                return unavailable("the engine is restarting; try again in a few seconds")
-        held = raw.bytes_held
-        full = self._full(self._reader.tokens(held))
-        if full is not None:
-            return unavailable(f"{full}; try again in a moment")
-        return self._pool.refusal(held)
-
-    def _full(self, tokens: int) -> str | None:
-        """Why the queue does not take another prompt of so many tokens."""
-        if self._info is None:
-            return None
-        if self._accepted >= self._config.max_queue_size + self._info.max_running:
-            return f"the queue is full ({self._accepted} requests are under way)"
-        most, waiting = self._config.max_queue_tokens, self._dispatcher.waiting_tokens + self._pool.waiting_tokens
-        if most and waiting and waiting + tokens > most:
-            return f"the queue is full ({waiting} prompt tokens wait)"
-        return None
-
     def _closed(self, live: LiveStream) -> None:
         """A stream has had its terminal response."""
         self._live.pop(live.request_id, None)
-        self._forget()
+        self._left()
         if live.counted:
             self._observation.stream_ended(live.stream, live.request_id)
 
-    def _forget(self) -> None:
-        with self._accepted_lock:
-            self._accepted -= 1
+    def _left(self) -> None:
+        self._state.forget()
 
     def refuse(
         self, responder: Responder, error: RequestError, identity: Identity, arrival_ns: int | None = None
@@ -289,7 +258,7 @@ class Backend:
     def on_engine_up(self, link: EngineLink, info: EngineInfo) -> None:
         """An engine is ready."""
         self._reader.engine_up(info, self._about(info))
-        self._info = info
+        self._state.info = info
         self._lives.began()
         self._dispatcher.engine_up(link, info)
 
@@ -314,129 +283,25 @@ class Backend:
 
     # -- for operators -----------------------------------------------------------------------------------------------
 
-    def _snapshot(self) -> Snapshot:
-        """The numbers of this moment, for the metrics."""
-        dispatcher, supervisor = self._dispatcher, self._supervisor
-        streams = [live.stream for live in self._live_streams() if live.counted]
-        return Snapshot(
-            info=self._info,
-            stats=self._lives.stats(),
-            up=supervisor.health is Health.READY,
-            draining=self._drain.phase(time.monotonic()) is not Phase.SERVING
-            and supervisor.health is not Health.STOPPED,
-            restarts=supervisor.restarts,
-            losses={loss.value: at for loss, at in supervisor.last_losses.items()},
-            limits=self._limits(),
-            build=self._build(),
-            waiting=dispatcher.waiting + self._pool.waiting,
-            oldest_waiting_s=self._oldest_waiting_s(),
-            running=dispatcher.running,
-            blocks_reserved=dispatcher.blocks_reserved,
-            live_tokens=sum(stream.output_tokens for stream in streams),
-        )
-
-    def _oldest_waiting_s(self) -> float:
-        """The age of the oldest request that is not in the engine yet."""
-        timings = [live.stream.timing for live in self._live_streams()]
-        since = [arrival.arrival_ns for arrival in self._reader.arrivals.copy()]
-        since += [timing.arrival_ns for timing in timings if not timing.scheduled_ns]
-        now_ns = time.monotonic_ns()
-        return max(0, now_ns - min(since, default=now_ns)) / 1e9
-
-    def _limits(self) -> dict[str, int]:
-        """What is taken at most, for `inflight_limit`."""
-        config, info = self._config, self._info
-        places = 0 if info is None else min(config.max_running or info.max_running, info.max_running)
-        return {
-            "running": places,
-            "queue_requests": config.max_queue_size,
-            "queue_tokens": config.max_queue_tokens,
-            "context_tokens": 0 if info is None else info.max_seq_len,
-        }
-
-    def _build(self) -> tuple[str, ...] | None:
-        """What serves, for `inflight_build_info`."""
-        info = self._info
-        if info is None or self._supervisor.health is Health.STOPPED:
-            return None
-        return __version__, info.name, info.version, *self._built_from
-
     def health(self) -> dict[str, Any]:
         """What a health check needs, made in microseconds: several are made each second."""
-        info, readiness = self._info, self.readiness()
-        return {
-            "ready": readiness.ready,
-            "health": readiness.state,
-            "reason": readiness.reason,
-            "phase": readiness.phase.value,
-            "under_way": self._accepted,
-            "limit": self._config.max_queue_size + (info.max_running if info is not None else 0),
-        }
+        return self._state.health()
 
     def status(self) -> dict[str, Any]:
         """For operators: what the model is doing, and what its engine is and can do."""
-        info, readiness = self._info, self.readiness()
-        return {
-            "engine": self._engine if info is None else f"{info.name} {info.version}",
-            "capabilities": [] if info is None else sorted(capability.value for capability in info.capabilities),
-            "ready": readiness.ready,
-            "health": readiness.state,
-            "reason": readiness.reason,
-            "draining": readiness.phase is not Phase.SERVING,
-            "phase": readiness.phase.value,
-            "running": self._dispatcher.running,
-            "waiting": self._dispatcher.waiting + self._pool.waiting,
-            "under_way": self._accepted,
-            "blocks_reserved": self._dispatcher.blocks_reserved,
-            "oldest_waiting_s": round(self._oldest_waiting_s(), 3),
-            "limits": self._limits(),
-            "engine_pid": self._supervisor.engine_pid,
-            "restarts": self._supervisor.restarts,
-            "last_restarts": {loss.value: _when(at) for loss, at in self._supervisor.last_losses.items() if at},
-            "release": __version__,
-            "source": self._built_from[0],
-            "quantization": self._built_from[1],
-            "price_per_hour": self._config.price_per_hour,
-            **{key: value for listener in self._listeners for key, value in listener.state().items()},
-        }
+        return self._state.status()
 
     def drain(self, timeout_ms: int | None = None, notice_ms: int | None = None) -> dict[str, Any]:
-        """Say that the model leaves, and serve for `notice_ms`; then take no new work and let streams finish for
-        `timeout_ms`; end the rest UNAVAILABLE. None: the model's own. Returns early when the drain is undone.
-        """
-        limit_ms = self._config.drain_timeout_ms if timeout_ms is None else timeout_ms
-        notice_ms = self._config.drain_notice_ms if notice_ms is None else notice_ms
-        number = self._drain.order(time.monotonic(), notice_ms / 1000, limit_ms / 1000)
-        self._wait(number, lambda now: self._drain.phase(now) is not Phase.NOTICE)
-        at_start, settled = self._accepted, time.monotonic() + ARRIVING_S
-        self._wait(number, lambda now: not self._drain.time_left(now) or (now >= settled and not self._accepted))
-        with self._undo_lock:
-            if not self._drain.finish(number):
-                return {"drained": False, "reason": "the drain was taken back", "left": self._accepted}
-            left = self._accepted
-            if left:
-                self._close(unavailable("the server is draining; send the request to another server"))
-        self._wait_for_none(LEFTOVER_S)
-        finished = max(at_start - left, 0)
-        return {"drained": True, "finished": finished, "ended": left, "left": self._accepted}
+        """Leave in phases; see `Leaving`."""
+        return self._leaving.drain(timeout_ms, notice_ms)
 
     def undrain(self) -> dict[str, Any]:
         """Take a drain back, however far it is, and serve again."""
-        if self._leaving:
-            return {"error": f"a drain cannot be taken back any more: {self._leaving}."}
-        with self._undo_lock:
-            undone = self._drain.undo()
-            self._dispatcher.reopen()
-        return {"undrained": undone, **self.health()}
-
-    def _wait(self, number: int, over: Callable[[float], bool]) -> None:
-        """Until something is over, or this drain, or the model."""
-        while self._drain.is_on(number) and not self._leaving and not over(time.monotonic()):
-            time.sleep(0.01)
+        return self._leaving.undrain()
 
     def retire(self) -> None:
         """After a drain: end the engine in order, whatever becomes of this process (docs/operating.md)."""
-        self._leaving = "the engine was ended after a drain"
+        self._state.leaving = "the engine was ended after a drain"
         self._supervisor.stop()
         self._flusher.stop(JOIN_S)
         self._stop_listeners()  # Triton 24.10 may end this process without another word
@@ -444,11 +309,6 @@ class Backend:
     def _stop_listeners(self) -> None:
         for listener in self._listeners:
             listener.stop(LEFTOVER_S)
-
-    def _wait_for_none(self, timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
-        while self._accepted and time.monotonic() < deadline:
-            time.sleep(0.01)
 
     def _make_queue(self, info: EngineInfo) -> AdmissionQueue:
         config = self._config
@@ -460,20 +320,6 @@ class Backend:
             config.batching_strategy,
             config.batching_max_wait_ms / 1000,
         )
-
-
-def _when(at: float) -> str:
-    """Unix time for a person."""
-    return datetime.datetime.fromtimestamp(at, datetime.timezone.utc).isoformat(timespec="seconds")
-
-
-def _built_from(folder: Path) -> tuple[str, str]:
-    """(source, quantization recipe) of an engine directory; empty where no manifest says it."""
-    try:
-        manifest = read_manifest(folder)
-    except ManifestError:  # the engine says what is wrong with it, if it needs one
-        return "", ""
-    return sendable(manifest.source.name), sendable(manifest.quantization.recipe)
 
 
 def _warmup(raw: RawRequest) -> RawRequest:

@@ -14,6 +14,7 @@ import weakref
 from pathlib import Path
 
 from inflight import manifest
+from inflight.errors import sendable
 
 log = logging.getLogger("inflight.backend")
 
@@ -61,3 +62,12 @@ def _identity(folder: Path) -> str:
                 stat = entry.stat()
                 found.update(b"%b\0%d\0%d\0" % (os.fsencode(entry.name), stat.st_size, stat.st_mtime_ns))
     return found.hexdigest()
+
+
+def built_from(folder: Path) -> tuple[str, str]:
+    """(source, quantization recipe) of an engine directory; empty where no manifest says it."""
+    try:
+        found = manifest.read(folder)
+    except manifest.ManifestError:  # the engine says what is wrong with it, if it needs one
+        return "", ""
+    return sendable(found.source.name), sendable(found.quantization.recipe)

@@ -178,14 +178,15 @@ class World(Core):
 
     def __init__(self, **changes: Any) -> None:
         self.clock = FakeClock()
-        modules = ("serving.dispatcher", "serving.delivery", "backend.model", "serving.observation", "serving.refusals")
+        modules = ("serving.dispatcher", "serving.delivery", "serving.observation", "serving.refusals")
+        modules += ("backend.model", "backend.state", "backend.leaving")
         self._patches = [mock.patch(f"inflight.{module}.time", self.clock) for module in modules]
         for patch in self._patches:
             patch.start()
         super().__init__(**changes)
         self._refusals = self.delivery.refusals._queue
         self.pool = FakePool()
-        self.backend._pool = self.backend._reader._pool = self.pool  # type: ignore[assignment]
+        self.backend._pool = self.backend._reader._pool = self.backend._state._pool = self.pool  # type: ignore[assignment]
         guides = self.backend._guides
         guides._thread = threading.Thread()  # never started: `guide_thread` does its turns
         guides._process = CheckProcess(self.somebody_checks)  # type: ignore[assignment]

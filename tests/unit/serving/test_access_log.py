@@ -133,7 +133,7 @@ def test_a_log_that_nobody_reads_keeps_no_stream(world: World, monkeypatch: pyte
 
     monkeypatch.setattr(access_log.log, "info", write)
     made = AccessLog("llm", most_waiting=3)
-    world.backend._listeners = world.backend._observation.listeners = (made,)
+    world.backend._state._listeners = world.backend._observation.listeners = (made,)
     send(world, Identity("first"), temperature=-1.0)
     world.settle()
     assert inside.wait(10.0)

@@ -209,7 +209,7 @@ def test_an_unload_ends_them(world: World) -> None:
     world.engine_is_lost()
     held = handed_over(world, 2)
     read = world.request_arrives(max_tokens=3)  # not read yet
-    world.backend._draining = True
+    world.backend._state.leaving = "the model is being unloaded"
     world.backend._close(world.dispatcher._no_engine)
     go_on(world)
     assert outcomes([*held, read]) == {"unavailable"}
