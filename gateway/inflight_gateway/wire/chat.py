@@ -10,7 +10,7 @@ from inflight_gateway.core.models import Model
 from inflight_gateway.wire.choices import Choices
 from inflight_gateway.wire.effort import template_kwargs
 from inflight_gateway.wire.fields import Fields
-from inflight_gateway.wire.openai import DONE, Plan, encoder, head, tokens_of, usage
+from inflight_gateway.wire.openai import Chunks, Plan, encoder, head, tokens_of, usage
 from inflight_gateway.wire.sampling import IGNORED, REFUSED, options_of
 
 MAX_MESSAGES = 4096
@@ -168,11 +168,11 @@ class Chat:
         named_by_id: bool,
     ) -> None:
         self._head = head("chatcmpl", "chat.completion", model)
-        self._chunk = encoder.encode(self._head | {"object": "chat.completion.chunk"})[:-1] + b',"choices":['
         self._choices = Choices(_Choice() for _ in range(count))
-        self._include_usage, self._always = include_usage, usage_always
         self._logprobs, self._ids, self._thoughts, self._named_by_id = logprobs, ids, thoughts, named_by_id
         self.usage = Usage()
+        begins = self._head | {"object": "chat.completion.chunk"}
+        self._chunks = Chunks(begins, self.usage, include_usage, usage_always)
 
     def chunks(self, event: Event) -> bytes:
         """What one event adds to a stream."""
@@ -200,10 +200,7 @@ class Chat:
     def end(self) -> bytes:
         """The end of a stream in which every choice has come to its own."""
         self._choices.require_finished()
-        last = DONE
-        if self._include_usage:
-            last = b"data: " + self._chunk + b'],"usage":' + encoder.encode(usage(self.usage)) + b"}\n\n" + DONE
-        return last
+        return self._chunks.end()
 
     def push(self, event: Event) -> None:
         """Take one event of a whole answer."""
@@ -266,10 +263,7 @@ class Chat:
             said += b',"stop_reason":' + encoder.encode(stop)
         if ids:
             said += b',"token_ids":' + encoder.encode(ids)
-        said = b"data: " + self._chunk + said + b"}]"
-        if self._always:
-            said += b',"usage":' + encoder.encode(usage(self.usage))
-        return said + b"}\n\n"
+        return self._chunks.of(said)
 
 
 def _whole_call(call: CallDelta) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from inflight_gateway.core.models import Model
 from inflight_gateway.wire.chat import stream_fields
 from inflight_gateway.wire.choices import Choices
 from inflight_gateway.wire.fields import Fields
-from inflight_gateway.wire.openai import DONE, Plan, encoder, head, tokens_of, usage
+from inflight_gateway.wire.openai import Chunks, Plan, encoder, head, tokens_of, usage
 from inflight_gateway.wire.sampling import IGNORED, MAX_CHOICES, REFUSED, options_of
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
@@ -120,11 +120,10 @@ class Completion:
         named_by_id: bool,
     ) -> None:
         self._head = head("cmpl", "text_completion", model)
-        self._chunk = encoder.encode(self._head)[:-1] + b',"choices":['
         self._choices = Choices(_Choice(echo) for echo in echoed)
-        self._include_usage, self._always = include_usage, usage_always
         self._logprobs, self._ids, self._named_by_id = logprobs, ids, named_by_id
         self.usage = Usage()
+        self._chunks = Chunks(self._head, self.usage, include_usage, usage_always)
 
     def chunks(self, event: Event) -> bytes:
         """What one event adds to a stream."""
@@ -143,17 +142,12 @@ class Completion:
         )  # fmt: skip
         if ids:
             said += b',"token_ids":' + encoder.encode(ids)
-        said = b"data: " + self._chunk + said + b"}]"
-        if self._always:
-            said += b',"usage":' + encoder.encode(usage(self.usage))
-        return said + b"}\n\n"
+        return self._chunks.of(said)
 
     def end(self) -> bytes:
         """The end of a stream in which every choice has come to its own."""
         self._choices.require_finished()
-        if not self._include_usage:
-            return DONE
-        return b"data: " + self._chunk + b'],"usage":' + encoder.encode(usage(self.usage)) + b"}\n\n" + DONE
+        return self._chunks.end()
 
     def push(self, event: Event) -> None:
         """Take one event of a whole answer."""

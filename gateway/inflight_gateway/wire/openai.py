@@ -59,6 +59,28 @@ def error_body(error: GatewayError) -> dict[str, Any]:
     return {"error": said}
 
 
+class Chunks:
+    """The chunks of one streamed answer, and its end. `counted` is the answer's usage, as far as it has come."""
+
+    def __init__(self, begins: dict[str, Any], counted: Usage, include_usage: bool, usage_always: bool) -> None:
+        """`begins`: what every chunk begins with. The usage is told at the end, or besides in every chunk."""
+        self._begin = b"data: " + encoder.encode(begins)[:-1] + b',"choices":['
+        self._counted = counted
+        self._at_end, self._always = include_usage, usage_always
+
+    def of(self, choice: bytes) -> bytes:
+        """The chunk that says this of a choice; `choice` lacks its closing brace."""
+        said = self._begin + choice + b"}]"
+        return said + (self._usage() if self._always else b"}\n\n")
+
+    def end(self) -> bytes:
+        """The end of a stream."""
+        return self._begin + b"]" + self._usage() + DONE if self._at_end else DONE
+
+    def _usage(self) -> bytes:
+        return b',"usage":' + encoder.encode(usage(self._counted)) + b"}\n\n"
+
+
 def sse(value: Any) -> bytes:
     """One event."""
     return b"data: " + encoder.encode(value) + b"\n\n"
