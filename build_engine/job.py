@@ -10,12 +10,22 @@ from typing import Any, Protocol
 import inflight.manifest as manifest
 from build_engine.cache import StageCache
 from build_engine.console import Console
+from build_engine.errors import UserMistake
 from build_engine.planning.roofline import Parallel
 from build_engine.quantization import Recipe
 from build_engine.source import Source
 from build_engine.stages import run_stage
 
 Details = dict[str, str | int | float | bool | None]
+OF_COMPILED_ENGINES = {
+    "max_batch_size": "--max-batch-size",
+    "max_input_len": "--max-input-len",
+    "max_num_tokens": "--max-num-tokens",
+    "max_beam_width": "--max-beam-width",
+    "stop_after": "--stop-after",
+    "gpu": "--gpu",
+}
+"""Options that say what an engine is compiled for; others take their limits when they are loaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +57,12 @@ class BuildOptions:
     accept_accuracy: bool = False
     cache: Path | None = None
     command: str = ""
+
+    def refuse_limits(self, where: str) -> None:
+        """Raise `UserMistake` for an option of compiled engines alone: "… is not for `where`"."""
+        for name, flag in OF_COMPILED_ENGINES.items():
+            if getattr(self, name) is not None:
+                raise UserMistake(f"{flag} is not for {where}")
 
 
 @dataclass(frozen=True, slots=True)

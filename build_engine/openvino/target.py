@@ -23,22 +23,10 @@ EXPORT_BASE_S, EXPORT_S_PER_GB = 9.0, 60.0
 GRAPH = "merged projections"
 """What is done to the graph beside compression: part of the stage's cache key, so no build takes an older graph."""
 
-NOT_HERE = (
-    ("max_batch_size", "--max-batch-size"),
-    ("max_input_len", "--max-input-len"),
-    ("max_num_tokens", "--max-num-tokens"),
-    ("max_beam_width", "--max-beam-width"),
-    ("stop_after", "--stop-after"),
-    ("gpu", "--gpu"),
-)
-"""Options that an OpenVINO engine has no place for: it takes its limits when it is served."""
-
 
 def prepare(options: BuildOptions, origin: Source, recipe: Recipe, kv_cache: str) -> Callable[[Job], Outcome]:
     """Check options, shapes, disk and memory; raises `UserMistake`."""
-    for name, flag in NOT_HERE:
-        if getattr(options, name) is not None:
-            raise UserMistake(f"{flag} is not for --target openvino: it concerns TensorRT-LLM only")
+    options.refuse_limits("--target openvino: it concerns TensorRT-LLM only")
     if not recipe.calibrated and (options.calibration_text or options.calibration_tokens):
         raise UserMistake(f"--quantization {recipe.name} needs no calibration: leave out the calibration options")
     if options.smoothquant_alpha is not None and recipe.name != "int8-sq":

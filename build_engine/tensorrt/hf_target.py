@@ -24,21 +24,10 @@ from build_engine.verification.verify import Artifact, prove
 ALGORITHMS = {"fp8": "FP8", "nvfp4": "NVFP4", "int4-awq": "W4A16_AWQ", "w4a8-awq": "W4A8_AWQ", "int8-sq": "W8A8_INT8"}
 """ModelOpt's names, but for the last: that is the compressed-tensors format (`hf_int8`)."""
 
-NOT_HERE = (
-    ("max_batch_size", "--max-batch-size"),
-    ("max_input_len", "--max-input-len"),
-    ("max_num_tokens", "--max-num-tokens"),
-    ("max_beam_width", "--max-beam-width"),
-    ("stop_after", "--stop-after"),
-    ("gpu", "--gpu"),
-)
-
 
 def prepare(options: BuildOptions, origin: Source, recipe: Recipe, kv_cache: str) -> Callable[[Job], Outcome]:
     """Check options, shapes, disk and memory; raises `UserMistake`."""
-    for name, flag in NOT_HERE:
-        if getattr(options, name) is not None:
-            raise UserMistake(f"{flag} is not for this target: the engine takes it when it loads the checkpoint")
+    options.refuse_limits("this target: the engine takes it when it loads the checkpoint")
     if options.parallel.gpus > 1:
         raise UserMistake("this target writes one checkpoint for any number of GPUs: leave out the parallel options")
     if options.smoothquant_alpha is not None and recipe.name != "int8-sq":
