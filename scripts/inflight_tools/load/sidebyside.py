@@ -12,6 +12,7 @@ from inflight_tools.load.tables import scrolled
 from inflight_tools.load.words import number
 
 _LEAST_SPAN = math.log(1.1)  # of the scale to either side of 1: differences of a percent do not look like worlds
+_TITLES = ("figure", "this test", "the other", "ratio", "", "95 % interval", "")
 _ROOM = 8  # percent of the column at either end
 
 
@@ -20,25 +21,22 @@ def comparison(
 ) -> tuple[str, str]:
     """(the section, rules for the page's stylesheet that place the bars: elements have no style of their own)."""
     span = _span(ratios)
-    rows: list[tuple[int, str]] = []
     rules = [f".track .one{{left:{_place(1.0, span):.1f}%}}"]
+    bodies = []
     for load in dict.fromkeys(ratio.load for ratio in ratios):
-        level = [ratio for ratio in ratios if ratio.load == load]
         this = next(each for each in results if each.load == load)
         that = next(each for each in other if each.load == load)
-        for place, ratio in enumerate(level):
-            name = f"r{len(rows)}"
-            head = f'<th scope="rowgroup" rowspan="{len(level)}">{escape(load)}</th>' if not place else ""
-            rows.append((place, _row(name, head, ratio, this, that)))
-            rules += _rules(name, ratio, span)
-    body = "".join(
-        f"{'</tbody><tbody>' if not place and number else ''}{row}" for number, (place, row) in enumerate(rows)
+        rows = [f'<tr><th class="left" scope="rowgroup" colspan="{len(_TITLES)}">{escape(load)}</th></tr>']
+        for place, ratio in enumerate(ratios):
+            if ratio.load == load:
+                rows.append(_row(f"r{place}", ratio, this, that))
+                rules += _rules(f"r{place}", ratio, span)
+        bodies.append(f"<tbody>{''.join(rows)}</tbody>")
+    head = "".join(f'<th scope="col">{title}</th>' if title else "<td></td>" for title in _TITLES)
+    table = (
+        f'<table class="stick" aria-label="This test over the other"><thead><tr>{head}</tr></thead>'
+        f"{''.join(bodies)}</table>"
     )
-    titles = ("figure", "this test", "the other", "ratio", "", "95 % interval")
-    head = "".join(f'<th scope="col">{title}</th>' if title else "<td></td>" for title in titles)
-    head = head.replace("<th", '<th class="left"', 1)
-    head = f'<th scope="col">load</th>{head}<td></td>'
-    table = f'<table aria-label="This test over the other"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
     known = any(ratio.low is not None for ratio in ratios)
     note = (
         "Ratios of the runs' geometric means, this test over the other, with Welch's 95 % interval on a logarithmic "
@@ -52,14 +50,14 @@ def comparison(
     ), "\n".join(rules)
 
 
-def _row(name: str, head: str, ratio: Ratio, this: LevelResult, that: LevelResult) -> str:
+def _row(name: str, ratio: Ratio, this: LevelResult, that: LevelResult) -> str:
     kind = ratio.verdict if ratio.verdict in ("better", "worse") else ""
     interval = ""
     if ratio.low is not None and ratio.high is not None:
         interval = f"{ratio.low:.3f} – {ratio.high:.3f}"
     bar = '<i class="bar"></i>' if interval else ""
     return (
-        f'<tr id="{name}">{head}<th class="left" scope="row">{escape(ratio.figure)}</th>'
+        f'<tr id="{name}"><th scope="row">{escape(ratio.figure)}</th>'
         f"<td>{_value(this, ratio.figure)}</td><td>{_value(that, ratio.figure)}</td><td>{ratio.ratio:.3f}</td>"
         f'<td class="track {kind}" aria-hidden="true"><i class="one"></i>{bar}<i class="dot"></i></td>'
         f'<td>{interval}</td><td class="left {kind}">{escape(ratio.verdict)}</td></tr>'
