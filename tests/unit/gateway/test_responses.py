@@ -87,7 +87,7 @@ def test_a_stream_is_items_one_after_the_other_and_ends_with_the_whole_answer() 
     assert [item.get("arguments") for item in last["output"][2:]] == ['{"a":1}', "{}"]
     assert last["output"][1]["content"][0]["text"] == "Let me look."
     assert last["usage"] == {
-        "input_tokens": 7, "input_tokens_details": {"cached_tokens": 4}, "output_tokens": 10,
+        "input_tokens": 7, "input_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 0}, "output_tokens": 10,
         "output_tokens_details": {"reasoning_tokens": 1}, "total_tokens": 17,
     }  # fmt: skip
     assert (last["status"], last["error"], last["store"]) == ("completed", None, False)

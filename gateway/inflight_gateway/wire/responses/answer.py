@@ -29,9 +29,10 @@ _ECHOED: Final[Mapping[str, Any]] = {
     "instructions": None, "max_output_tokens": None, "max_tool_calls": None, "metadata": {},
     "parallel_tool_calls": True, "reasoning": {"effort": None, "summary": None}, "temperature": None,
     "text": {"format": {"type": "text"}},
-    "tool_choice": "auto", "tools": [], "top_logprobs": 0, "top_p": None, "truncation": "disabled", "user": None,
+    "tool_choice": "auto", "tools": [], "top_logprobs": 0, "top_p": None, "truncation": "disabled",
     "service_tier": None, "prompt_cache_key": None, "safety_identifier": None,
 }  # fmt: skip
+_ECHOED_IF_GIVEN: Final = ("user",)  # what may not be null there
 
 
 @dataclasses.dataclass(slots=True)
@@ -78,6 +79,7 @@ class Response:
             "id": f"resp_{secrets.token_hex(12)}", "object": "response", "created_at": int(time.time()),
             "model": model.id, "background": False, "store": False, "previous_response_id": None,
             **{name: default if echoed.get(name) is None else echoed[name] for name, default in _ECHOED.items()},
+            **{name: echoed[name] for name in _ECHOED_IF_GIVEN if echoed.get(name) is not None},
         }  # fmt: skip
         self._logprobs = logprobs
         self._items: list[_Item] = []
@@ -208,7 +210,7 @@ class Response:
         counted = self.usage
         usage = {
             "input_tokens": counted.prompt_tokens,
-            "input_tokens_details": {"cached_tokens": sum(counted.cached.values())},
+            "input_tokens_details": {"cached_tokens": sum(counted.cached.values()), "cache_write_tokens": 0},
             "output_tokens": counted.completion,
             "output_tokens_details": {"reasoning_tokens": self._thought},
             "total_tokens": counted.prompt_tokens + counted.completion,
@@ -219,7 +221,7 @@ class Response:
         return found | {"incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None}
 
     def _response(self, status: str, output: list[dict[str, Any]]) -> dict[str, Any]:
-        more = {"status": status, "output": output, "error": None, "incomplete_details": None, "usage": None}
+        more = {"status": status, "output": output, "error": None, "incomplete_details": None}
         return {**self._head, **more}
 
 
