@@ -3,7 +3,8 @@
 
 The gateway stands between a Triton of ours, which replays responses of an Inflight model at a steady pace, and a client
 that reads every stream; each is a process of its own, and only the gateway's CPU time counts. `--served` takes a real
-tritonserver with the simulated engine instead, which merges tokens as it finds right. Exit status: 0 done, 1 an error.
+tritonserver with the simulated engine instead, which merges tokens as it finds right. `--workers 1,2` has gateways of
+one process and of two take turns. Exit status: 0 done, 1 an error.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -125,29 +127,36 @@ def child(*arguments: object) -> list[str]:
 
 
 @contextlib.contextmanager
-def gateway(triton: str, source: Path) -> Iterator[tuple[int, int]]:
+def gateway(triton: str, source: Path, workers: int = 1) -> Iterator[tuple[int, int]]:
     """A ready gateway: its process id and port."""
     port = Ports.free().http
     environment = dict(os.environ, PYTHONPATH=str(source))
     command = [sys.executable, "-m", "inflight_gateway", "--triton", triton, "--port", str(port)]
+    command += ["--workers", str(workers)] if workers > 1 else []
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     try:
         wait_ready(port)
         yield process.pid, port
     finally:
-        process.kill()
+        process.send_signal(signal.SIGINT)  # its workers end with it
         process.wait(10)
+
+
+def gateway_cpu_s(pid: int) -> float:
+    """CPU time of a gateway so far, with its workers."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
+    return sum(cpu_s(each) for each in (pid, *map(int, children)))
 
 
 def measured(pid: int, port: int, streams: int, requests: int, tokens: int) -> tuple[float, int, int, float]:
     """CPU seconds of the gateway, the events and tokens that came, and seconds, for so many chats."""
-    before, began = cpu_s(pid), time.monotonic()
+    before, began = gateway_cpu_s(pid), time.monotonic()
     command = child("--read", port, streams, requests, tokens)
     done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False, timeout=LONGEST_S)
     if done.returncode:
         raise Failure(f"the client failed: {done.stderr.strip()[-300:]}")
     events, counted = json.loads(done.stdout)
-    return cpu_s(pid) - before, events, counted, time.monotonic() - began
+    return gateway_cpu_s(pid) - before, events, counted, time.monotonic() - began
 
 
 def row(what: str, found: Sequence[tuple[float, int, int, float]], chats: int) -> str:
@@ -183,6 +192,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=types.count, default=3, help="(default: %(default)s)")
     parser.add_argument("--served", action="store_true", help="a real server with the simulated engine")
     parser.add_argument(
+        "--workers", type=types.counts, default="1", metavar="N,N", help="of the gateways (default: %(default)s)"
+    )
+    parser.add_argument(
         "--against",
         type=types.folder_with("gateway/inflight_gateway"),
         metavar="DIR",
@@ -194,17 +206,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     streams, requests, tokens = options.streams, options.requests, options.responses * options.tokens
     what = f"{streams} chats at once"
     sources = [REPOSITORY / "gateway", *([options.against / "gateway"] if options.against else [])]
+    arms = [(source, workers) for source in sources for workers in options.workers]
 
     def turns(triton: str, what: str, how_many: int) -> None:
         """All gateways before one Triton, in turns."""
         with contextlib.ExitStack() as stack:
-            started = [stack.enter_context(gateway(triton, source)) for source in sources]
-            found: list[list[tuple[float, int, int, float]]] = [[] for _ in sources]
-            for _ in range(options.repeats):
-                for place, (pid, port) in enumerate(started):
-                    found[place].append(measured(pid, port, streams, how_many, tokens))
-        for place, each in enumerate(found):
-            print(row(what + (", the other gateway" if place else ""), each, streams * how_many), flush=True)
+            started = [stack.enter_context(gateway(triton, *arm)) for arm in arms]
+            found: list[list[tuple[float, int, int, float]]] = [[] for _ in arms]
+            for repeat in range(options.repeats):
+                for place in list(range(len(arms)))[:: 1 if repeat % 2 else -1]:
+                    found[place].append(measured(*started[place], streams, how_many, tokens))
+        for (source, workers), each in zip(arms, found, strict=True):
+            said = what + (", the other gateway" if source != sources[0] else "")
+            said += f", {workers} workers" if workers > 1 else ""
+            print(row(said, each, streams * how_many), flush=True)
 
     if options.served:
         engine = {"real_time": False, "max_running": streams, "max_seq_len": 1 << 16, "blocks": 1 << 20}
