@@ -30,6 +30,7 @@ from inflight_gateway.http.answers import Limits
 from inflight_gateway.http.cors import Cors
 from inflight_gateway.http.front import Front
 from inflight_gateway.http.keys import Keys
+from inflight_gateway.http.log import begin
 from inflight_gateway.http.protocol import Connection
 from inflight_gateway.triton.fleet import Fleet
 
@@ -118,7 +119,7 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
         found.error(str(error))
     keys = Keys(options.api_keys, os.environ)
     Connection.head_s = options.head_timeout
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
+    begin(as_json=options.log_format == "json")
     worker = workers.inherited(os.environ)
     if options.workers > 1 and worker is None:
         longest = options.drain_notice + options.drain_timeout
@@ -147,7 +148,6 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
         fleet,
         keys,
         limits,
-        log_json=options.log_format == "json",
         page=not options.no_playground,
     )
     config = uvicorn.Config(
@@ -159,6 +159,7 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
         ws="none",
         lifespan="on",
         access_log=False,
+        log_config=None,  # its few words are lines of our log
         log_level="warning",
         server_header=False,
         timeout_keep_alive=75,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import json
 import logging
 import re
 import secrets
@@ -23,6 +22,7 @@ from inflight_gateway.http import routes
 from inflight_gateway.http.answers import JSON, Answers, Limits, Record
 from inflight_gateway.http.exchange import Exchange, Receive, Scope, Send
 from inflight_gateway.http.keys import Keys
+from inflight_gateway.http.log import Line
 from inflight_gateway.http.metrics import Metrics
 from inflight_gateway.triton.fleet import Fleet
 from inflight_gateway.wire.openai import encoder
@@ -40,11 +40,10 @@ Handler = Callable[[Exchange, Record, str], Awaitable[None]]
 class Front:
     """The gateway as an ASGI application."""
 
-    def __init__(self, triton: Fleet, keys: Keys, limits: Limits, *, log_json: bool = False, page: bool = True) -> None:
+    def __init__(self, triton: Fleet, keys: Keys, limits: Limits, *, page: bool = True) -> None:
         self._triton = triton
         self._keys = keys
         self._limits = limits
-        self._log_json = log_json
         self._page = playground.files() if page else {}
         self.metrics = Metrics()
         self.answers = Answers(triton, limits, self.metrics)
@@ -126,22 +125,22 @@ class Front:
         record.dialect = routes.dialect_of(full)
         if record.dialect.id_header:
             exchange.extra.append((record.dialect.id_header, record.id.encode()))
+        of_one_model = full.startswith("/v1/models/")
+        allowed = [one for one, known in self._routes if known == full]
+        if of_one_model or allowed:  # another path is no name for anything: there may be any number of them
+            record.route = "/v1/models/{id}" if of_one_model else full
         owner = self._keys.owner(exchange.headers)
         if owner is None:
             raise GatewayError(Kind.NO_KEY, "there is no API key, or a wrong one; send it as Authorization: Bearer KEY")
-        if full.startswith("/v1/models/"):
-            record.route = "/v1/models/{id}"
+        if of_one_model:
             await self._one_model(exchange, full.removeprefix("/v1/models/"))
             return
         handler = self._routes.get((method, full)) or (self._routes.get(("GET", full)) if method == "HEAD" else None)
         if handler is None:
-            allowed = [one for one, known in self._routes if known == full]
             if allowed:
-                record.route = full
                 exchange.extra.append((b"allow", ", ".join(allowed).encode()))
                 raise GatewayError(Kind.METHOD, f"{method} is not taken here; use {' or '.join(allowed)}")
             raise GatewayError(Kind.NO_ROUTE, "there is no such path; docs/gateway.md names those that there are")
-        record.route = full
         await handler(exchange, record, owner)
 
     async def _say_error(self, exchange: Exchange, record: Record, error: GatewayError) -> None:
@@ -167,14 +166,11 @@ class Front:
             self.metrics.tokens.labels("generation").inc(record.tokens)
         if record.route in self._open:
             return
-        line: dict[str, Any] = {"id": record.id, "route": record.route, "status": int(status), "model": record.model}
+        line = Line(id=record.id, route=record.route, status=int(status), model=record.model)
         line |= {"prompt_tokens": record.prompt_tokens, "tokens": record.tokens}
         line["ttft_ms"] = None if record.first is None else round((record.first - record.began) * 1000, 1)
         line["ms"] = round((time.monotonic() - record.began) * 1000, 1)
-        if self._log_json:
-            access.info("%s", json.dumps(line))
-        else:
-            access.info("%s", " ".join(f"{name}={value}" for name, value in line.items() if value not in ("", None)))
+        access.info(line)
 
     # Small answers.
 
