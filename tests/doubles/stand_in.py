@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,10 @@ from tests.doubles.folders import DOUBLES, write_engine, write_metadata
 from tests.unit.machines.tokenizer_kinds import write_folder
 
 PACKAGES = ("tensorrt_llm", "trtllm_double")
+VOCABULARY = 49_152  # of checkpoints that `write_checkpoint` writes
+
+Install = Callable[..., "StandIn"]
+Checkpoint = Callable[..., Any]
 
 
 def forget() -> None:
@@ -116,3 +120,11 @@ def collect(
 def ids(outputs: list[EngineOutput]) -> list[int]:
     """All tokens of a sequence."""
     return [token for output in outputs for token in output.token_ids]
+
+
+def expected(prompt: list[int], count: int, **more: Any) -> list[int]:
+    """The tokens that a checkpoint answers with."""
+    from trtllm_double.tokens import expected as answer  # type: ignore[import-not-found]
+
+    found: list[int] = answer(prompt, count, VOCABULARY, **more)
+    return found

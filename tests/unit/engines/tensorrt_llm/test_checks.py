@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +16,11 @@ from inflight.engines.tensorrt_llm.options import parse_choices, read_options
 from inflight.engines.tensorrt_llm.probe import DirectoryKind, EngineFacts, Gpu, directory_kind, visible_gpus
 from inflight.errors import LoadError
 from tests.doubles.folders import engine_config, write_checkpoint, write_engine, write_metadata
-from tests.doubles.stand_in import StandIn, stand_in
+from tests.doubles.stand_in import Install, StandIn
 
 pytestmark = pytest.mark.fast
 
-Install = Callable[..., StandIn]
 GIB = 1 << 30
-
-
-@pytest.fixture
-def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Install]:
-    """Pretend that a release is installed."""
-    with ExitStack() as stack:
-
-        def pretend(profile: str = "1.2", **options: Any) -> StandIn:
-            return stack.enter_context(stand_in(monkeypatch, tmp_path, profile, **options))
-
-        yield pretend
 
 
 def refused(double: StandIn, folder: Path | None = None, **options: Any) -> str:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import time
 import types
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,24 +13,12 @@ import pytest
 from inflight import manifest
 from inflight.engines.base import Capability, EngineBroken, EngineRefusal, FinishReason, Guide
 from inflight.engines.tensorrt_llm.iterations import IN_A_FAILED_ITERATION
-from tests.doubles.stand_in import StandIn, collect, ids, request, run, stand_in
+from tests.doubles.stand_in import Install, collect, ids, request, run
 
 pytestmark = pytest.mark.fast
 
 TOGETHER = "the engine refuses this request: it does not take these values together; the server's log has the reason"
 PROMPT = [11, 12, 13, 14]
-Install = Callable[..., StandIn]
-
-
-@pytest.fixture
-def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Install]:
-    """Pretend that a release is installed."""
-    with ExitStack() as stack:
-
-        def pretend(profile: str = "1.2", **options: Any) -> StandIn:
-            return stack.enter_context(stand_in(monkeypatch, tmp_path, profile, **options))
-
-        yield pretend
 
 
 @pytest.mark.parametrize("profile", ["0.21", "1.0", "1.1", "1.2"])

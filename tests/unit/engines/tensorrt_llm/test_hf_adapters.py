@@ -5,39 +5,17 @@ request, where TensorRT-LLM's worker would end for everybody.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from inflight.engines.base import EngineRefusal
-from tests.doubles.folders import write_checkpoint
 from tests.doubles.hf_adapters import write_hf_adapter, write_tensors
-from tests.doubles.stand_in import StandIn, ids, request, run, stand_in
+from tests.doubles.stand_in import Checkpoint, expected, ids, request, run
 
 PROMPT = [11, 12, 13, 14]
-Checkpoint = Callable[..., Any]
-
-
-@pytest.fixture
-def checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Checkpoint]:
-    """`checkpoint(profile, **options)` loads a checkpoint in the release of that profile."""
-    with ExitStack() as stack:
-
-        def load(profile: str = "1.2", **options: Any) -> Any:
-            installed: StandIn = stack.enter_context(stand_in(monkeypatch, tmp_path, profile))
-            return installed.engine(write_checkpoint(tmp_path / "checkpoint", installed.tokenizer), **options)
-
-        yield load
-
-
-def expected(prompt: list[int], count: int, **more: Any) -> list[int]:
-    from trtllm_double.tokens import expected as answer  # type: ignore[import-not-found]
-
-    found: list[int] = answer(prompt, count, 49_152, **more)
-    return found
 
 
 @pytest.mark.fast

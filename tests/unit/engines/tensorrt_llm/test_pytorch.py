@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,34 +10,18 @@ import pytest
 from inflight.engines.base import Capability, EngineRefusal, FinishReason, Guide
 from inflight.engines.tensorrt_llm.llmapi import ENDED_BY_LLM
 from inflight.errors import LoadError
-from tests.doubles.folders import write_checkpoint
 from tests.doubles.hf_adapters import write_hf_adapter
-from tests.doubles.stand_in import StandIn, collect, ids, request, run, stand_in
+from tests.doubles.stand_in import Checkpoint, collect, expected, ids, request, run
 
 pytestmark = pytest.mark.fast
 
 PROMPT = [11, 12, 13, 14]
-VOCABULARY = 49_152
-Checkpoint = Callable[..., Any]
 
 
 @pytest.fixture
-def checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Checkpoint]:
-    """`checkpoint(profile, double={…}, **options)` loads a checkpoint in the release of that profile."""
-    with ExitStack() as stack:
-
-        def load(profile: str = "1.3", double: dict[str, Any] | None = None, **options: Any) -> Any:
-            installed: StandIn = stack.enter_context(stand_in(monkeypatch, tmp_path, profile, **(double or {})))
-            return installed.engine(write_checkpoint(tmp_path / "checkpoint", installed.tokenizer), **options)
-
-        yield load
-
-
-def expected(prompt: list[int], count: int, **more: Any) -> list[int]:
-    from trtllm_double.tokens import expected as answer  # type: ignore[import-not-found]
-
-    found: list[int] = answer(prompt, count, VOCABULARY, **more)
-    return found
+def default_release() -> str:
+    """The last one."""
+    return "1.3"
 
 
 @pytest.mark.parametrize("profile", ["1.0", "1.1", "1.2", "1.3"])

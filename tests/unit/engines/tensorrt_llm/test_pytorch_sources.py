@@ -5,8 +5,6 @@ stand-in that behaves so: which sampler runs and what it tells, how sequences en
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +14,14 @@ from inflight.engines.base import GUIDED, Capability, EngineBroken, EngineRefusa
 from inflight.engines.faults import sparingly
 from inflight.model.files import end_token_of_tokenizer
 from tests.doubles.folders import write_checkpoint
-from tests.doubles.stand_in import StandIn, collect, ids, request, run, stand_in
+from tests.doubles.stand_in import Checkpoint, collect, expected, ids, request, run, stand_in
 
 pytestmark = pytest.mark.fast
 
 PROMPT = [11, 12, 13, 14]
-VOCABULARY = 49_152
 RELEASES = ["1.0", "1.1", "1.2", "1.3"]
 SAMPLERS = ["1.2", "1.3"]  # a release with TRTLLMSampler, one with TorchSampler
 FIRST, SECOND = 1, 7  # end tokens of the model
-Checkpoint = Callable[..., Any]
-
-
-@pytest.fixture
-def checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Checkpoint]:
-    """`checkpoint(profile, double={…}, **options)` loads a checkpoint in the release of that profile."""
-    with ExitStack() as stack:
-
-        def load(profile: str = "1.2", double: dict[str, Any] | None = None, **options: Any) -> Any:
-            installed: StandIn = stack.enter_context(stand_in(monkeypatch, tmp_path, profile, **(double or {})))
-            return installed.engine(write_checkpoint(tmp_path / "checkpoint", installed.tokenizer), **options)
-
-        yield load
-
-
-def expected(prompt: list[int], count: int, **more: Any) -> list[int]:
-    from trtllm_double.tokens import expected as answer  # type: ignore[import-not-found]
-
-    found: list[int] = answer(prompt, count, VOCABULARY, **more)
-    return found
 
 
 def breaks(engine: Any, within_s: float = 5.0) -> None:

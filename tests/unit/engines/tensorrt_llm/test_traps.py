@@ -9,8 +9,6 @@ import subprocess
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +18,11 @@ import pytest
 from inflight.engines.base import Capability, EngineRefusal, FinishReason, Guide
 from inflight.engines.faults import sparingly
 from inflight.errors import LoadError
-from tests.doubles.stand_in import StandIn, collect, ids, request, run, stand_in
+from tests.doubles.stand_in import Install, collect, ids, request, run
 
 pytestmark = pytest.mark.fast
 
 PROMPT = [11, 12, 13, 14]
-Install = Callable[..., StandIn]
-
-
-@pytest.fixture
-def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Install]:
-    """Pretend that a release is installed."""
-    with ExitStack() as stack:
-
-        def pretend(profile: str = "1.2", **options: Any) -> StandIn:
-            return stack.enter_context(stand_in(monkeypatch, tmp_path, profile, **options))
-
-        yield pretend
 
 
 def configuration(engine: Any) -> Any:
