@@ -1,7 +1,12 @@
 #!/usr/bin/env python3
-"""Cuts OpenAI's own description of its API (openapi.json of github.com/openai/openai-openapi, MIT) to what the gateway
-answers, without prose and examples: `openai_description.py openapi.json`, and LICENSE beside it. It says OpenAPI
-3.1 and writes `nullable` as in 3.0: that becomes the null of 3.1.
+"""Cuts a vendor's own description of its API to what the gateway answers, without prose and examples:
+`api_descriptions.py openai openapi.json`, and LICENSE beside it.
+
+    openai  openapi.json of github.com/openai/openai-openapi, MIT
+    tgi     docs/openapi.json of github.com/huggingface/text-generation-inference, Apache 2.0
+
+What they write as in OpenAPI 3.0 (`nullable`) becomes the null of 3.1. Anthropic publishes no such file: tests make its
+description of the types in its Python client.
 """
 
 from __future__ import annotations
@@ -9,20 +14,49 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from inflight_tools.common.layout import REPOSITORY
 
-TARGET = REPOSITORY / "tests" / "contract" / "openai_api"
-PATHS = (
-    ("/chat/completions", "post"),
-    ("/completions", "post"),
-    ("/models", "get"),
-    ("/models/{model}", "get"),
-)
-# What no path leads to: the chunks of a stream.
-FURTHER = ("#/components/schemas/CreateChatCompletionStreamResponse",)
+TARGET = REPOSITORY / "tests" / "contract" / "described"
+
+
+@dataclass(frozen=True)
+class Api:
+    """What of a description is kept. `further`: what no path leads to, as the chunks of a stream."""
+
+    title: str
+    paths: tuple[tuple[str, str], ...]
+    further: tuple[str, ...] = ()
+
+
+APIS = {
+    "openai": Api(
+        "OpenAI API",
+        (
+            ("/chat/completions", "post"),
+            ("/completions", "post"),
+            ("/models", "get"),
+            ("/models/{model}", "get"),
+            ("/responses", "post"),
+        ),
+        ("#/components/schemas/CreateChatCompletionStreamResponse",),
+    ),
+    "tgi": Api(
+        "Text Generation Inference",
+        (
+            ("/", "post"),
+            ("/generate", "post"),
+            ("/generate_stream", "post"),
+            ("/chat_tokenize", "post"),
+            ("/tokenize", "post"),
+            ("/invocations", "post"),
+            ("/info", "get"),
+        ),
+    ),
+}
 PROSE = frozenset(("description", "summary", "example", "examples", "title", "tags", "operationId", "externalDocs"))
 
 
@@ -57,21 +91,21 @@ def references(value: Any) -> set[str]:
     return set().union(*map(references, value)) if isinstance(value, list) else set()
 
 
-def cut(description: dict[str, Any]) -> dict[str, Any]:
-    """The description of `PATHS` and whatever they refer to."""
+def cut(description: dict[str, Any], api: Api) -> dict[str, Any]:
+    """The description of the API's paths and whatever they refer to."""
     left: dict[str, Any] = {
-        "openapi": description["openapi"],
-        "info": {"title": "OpenAI API, cut to what the gateway answers", "version": description["info"]["version"]},
+        "openapi": "3.1.0",
+        "info": {"title": f"{api.title}, cut to what the gateway answers", "version": description["info"]["version"]},
         "paths": {},
         "components": {},
     }
-    for path, method in PATHS:
+    for path, method in api.paths:
         operation = without_prose(description["paths"][path][method])
         for response in operation["responses"].values():
             response.setdefault("description", "")  # which OpenAPI demands
         left["paths"].setdefault(path, {})[method] = operation
     known: set[str] = set()
-    wanted = references(left["paths"]) | set(FURTHER)
+    wanted = references(left["paths"]) | set(api.further)
     while wanted:
         reference = wanted.pop()
         known.add(reference)
@@ -89,12 +123,16 @@ def cut(description: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Cut the file that is named."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("api", choices=APIS)
     parser.add_argument("source", type=Path)
-    source = parser.parse_args().source
-    text = json.dumps(cut(json.loads(source.read_text(encoding="utf-8"))), indent=1, ensure_ascii=False)
-    (TARGET / "openapi.json").write_text(text + "\n", encoding="utf-8")
-    shutil.copyfile(source.parent / "LICENSE", TARGET / "LICENSE")
-    print(f"wrote {TARGET / 'openapi.json'}: {len(text)} bytes")
+    options = parser.parse_args()
+    description = json.loads(options.source.read_text(encoding="utf-8"))
+    text = json.dumps(cut(description, APIS[options.api]), indent=1, ensure_ascii=False)
+    target = TARGET / options.api
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "openapi.json").write_text(text + "\n", encoding="utf-8")
+    shutil.copyfile(options.source.parent / "LICENSE", target / "LICENSE")
+    print(f"wrote {target / 'openapi.json'}: {len(text)} bytes")
 
 
 if __name__ == "__main__":
