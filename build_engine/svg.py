@@ -92,7 +92,7 @@ def chart(
     title: str, x: Axis, y: Axis, series: Sequence[Series], frame: Frame = WIDE, rules: Sequence[Rule] = ()
 ) -> str:
     """Draw ``series``; raises ValueError when there is no point, or none that a logarithmic axis can show."""
-    points = [point for one in series for point in _reach(one) if _usable(point, x, y)]
+    points = [point for one in series for point in _reach(one, y.zero) if _usable(point, x, y)]
     if not points:
         raise ValueError("nothing to draw")
     rows = _rows_of_names([one.name for one in series if one.named], frame) if frame.names_above else []
@@ -169,8 +169,9 @@ def _drawn(one: Series, index: int, x: Axis, y: Axis, scale_x: _Scale, scale_y: 
         dash = ' stroke-dasharray="5 4"' if one.dashed else ""
         yield f'<polyline {colour} points="{path}" fill="none" stroke="currentColor" stroke-width="2"{dash}/>'
     for (px, py), error in zip(one.points, one.errors, strict=False):
-        if error and _usable((px, py), x, y) and _usable((px, py - error), x, y):
-            ends = f'y1="{scale_y(py + error):.1f}" y2="{scale_y(py - error):.1f}"'
+        if error and _usable((px, py), x, y):
+            low = max(py - error, scale_y.low)  # a bar that goes on below the drawing ends at its edge
+            ends = f'y1="{scale_y(py + error):.1f}" y2="{scale_y(low):.1f}"'
             yield f'<line {colour} x1="{scale_x(px):.1f}" x2="{scale_x(px):.1f}" {ends} stroke="currentColor"/>'
     marked = shown if one.marked is None else [point for point in one.marked if _usable(point, x, y)]
     for place, (px, py) in enumerate(marked):
@@ -300,10 +301,12 @@ class _Scale:
         return [value for value in values if self.low * 0.999 <= value <= self.high * 1.001]
 
 
-def _reach(series: Series) -> list[tuple[float, float]]:
+def _reach(series: Series, above_zero: bool) -> list[tuple[float, float]]:
     """Its points and the ends of their error bars."""
     bars = [(px, py, error) for (px, py), error in zip(series.points, series.errors, strict=False) if error]
-    ends = [(px, py + side * error) for px, py, error in bars for side in (1, -1)]
+    ends = [
+        (px, max(py + side * error, 0.0 if above_zero else -math.inf)) for px, py, error in bars for side in (1, -1)
+    ]
     return [*series.points, *ends]
 
 

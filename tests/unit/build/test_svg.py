@@ -123,6 +123,17 @@ def test_a_rule_is_within_the_drawing_even_where_no_point_is() -> None:
     assert "cannot be shown" not in drawn
 
 
+@pytest.mark.parametrize("y", [svg.Axis("y", zero=True), svg.Axis("y", logarithmic=True)], ids=["zero", "logarithmic"])
+def test_a_bar_of_an_uncertain_mean_ends_at_the_edge(y: svg.Axis) -> None:
+    """Two runs give intervals that reach below zero."""
+    one = svg.Series("s", [(1.0, 96.0), (2.0, 300.0)], errors=[200.0, 10.0], line=False)
+    drawn = svg.chart("t", svg.Axis("x"), y, [one])
+    bars = [line for line in parse(drawn).iter(f"{NS}line") if line.get("class") == "c0"]
+    assert len(bars) == 2
+    assert all(float(line.attrib["y2"]) <= svg.HEIGHT - svg.WIDE.bottom + 0.1 for line in bars)
+    assert "-" not in "".join(labels(drawn, "end"))
+
+
 def test_a_chart_says_what_it_is_and_styles_nothing() -> None:
     one = svg.Series("s", [(1.0, 1.0), (2.0, 4.0)], dashed=True, notes=["first & last"], rank=1)
     drawn = svg.chart('a "b" < c', svg.Axis("x", bounds=(0, 4)), svg.Axis("y", zero=True), [one])
