@@ -8,7 +8,7 @@ those in an order. Nothing has a style of its own, so that no page's policy stan
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -23,6 +23,7 @@ DARK_GROUND = "#14181e"
 _MARKS = ("circle", "square", "triangle", "diamond", "turned", "cross", "bar")
 _LETTER = 0.5  # width of a letter over the size of the font, roughly: to wrap the names of series
 _KEY = 18  # length of the piece of line beside a name
+_SPAN = 4  # an axis is logarithmic where its largest value is more than that many times its least
 _LEAST_GAP = 22  # between labels of an axis along x
 
 
@@ -77,6 +78,12 @@ class Axis:
     ticks: Sequence[float] = ()
     bounds: tuple[float, float] | None = None
     zero: bool = False
+
+
+def fitting(title: str, values: Iterable[float]) -> Axis:
+    """An axis for `values`: logarithmic where they span much, else from zero, so that small changes look small."""
+    shown = [value for value in values if math.isfinite(value)]
+    return Axis(title, bool(shown) and 0 < min(shown) < max(shown) / _SPAN, zero=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,6 +328,8 @@ def _nice_step(rough: float) -> float:
 
 
 def _number(value: float) -> str:
+    if 1000 <= abs(value) < 1e4 and value % 100:
+        return f"{value:,.0f}"  # 1,024 streams
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= limit:
             return f"{value / limit:g}{unit}"

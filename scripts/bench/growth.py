@@ -138,9 +138,9 @@ def report(options: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> None:
         ]
         if not series:
             continue
-        chart = svg.chart(
-            f"{title} against {kind}", svg.Axis(kind, logarithmic=True), svg.Axis(title, logarithmic=True), series
-        )
+        sizes, values = zip(*(point for one in series for point in one.points), strict=True)
+        x, y = svg.Axis(kind, logarithmic=True, ticks=sizes), svg.fitting(title, values)
+        chart = svg.chart(f"{title} against {kind}", x, y, series)
         options.output.with_name(f"growth_{file}.svg").write_text(chart, encoding="utf-8")
 
 

@@ -29,7 +29,8 @@ def charts(made: Sequence[Row]) -> dict[str, str]:
             ]
             if points:
                 series.append(svg.Series(peer, sorted(points)))
-        x, y = svg.Axis("requests in flight", logarithmic=True), svg.Axis(title, logarithmic=True)
+        sizes, values = zip(*(point for one in series for point in one.points), strict=True)
+        x, y = svg.Axis("requests in flight", logarithmic=True, ticks=sizes), svg.fitting(title, values)
         about = f", {shown}" if shown else ""
         found[f"{name}.svg"] = svg.chart(f"{title} against requests in flight{about}", x, y, series)
     return found

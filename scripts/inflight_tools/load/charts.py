@@ -13,7 +13,6 @@ from inflight_tools.load.words import in_flight, number
 
 _TOLD = (0.5, 0.9, 0.99)  # shares that get a mark on a distribution
 _IN_TABLE = (0.0, 0.1, 0.5, 0.9, 0.95, 0.99, 1.0)
-_SPAN = 4  # an axis is logarithmic where its largest value is that many times its least
 _THIS, _OTHER, _FIRST = 0, 4, 1  # colours by their number
 
 
@@ -81,7 +80,7 @@ def trade_off(
         return None
     rule = [svg.Rule(limits["latency"], f"latency ≤ {limits['latency']:g} ms")] if "latency" in limits else []
     speeds = [speed for one in series for speed, _ in one.points if speed > 0]
-    x, y = _axis("tokens/s", speeds), _axis("ms", times)
+    x, y = svg.fitting("tokens/s", speeds), svg.fitting("ms", times)
     drawing = _chart("Throughput against latency", x, y, series, rule)
     if drawing is None:
         return None
@@ -109,7 +108,7 @@ def distribution(
         return None
     rule = [svg.Rule(limit, f"limit {limit:g} ms", upright=True)] if limit is not None else []
     y = svg.Axis(f"% of the {share}", bounds=(0, 100), ticks=(0, 25, 50, 75, 90, 100))
-    drawing = _chart(f"{what}: distribution", _axis("ms", times), y, series, rule)
+    drawing = _chart(f"{what}: distribution", svg.fitting("ms", times), y, series, rule)
     if drawing is None:
         return None
     caption = f"The share of the {share} that took at most so long; marks at 50, 90 and 99 %."
@@ -128,11 +127,6 @@ def _chart(
         return svg.chart(title, x, y, series, svg.NARROW, rules)
     except ValueError:
         return None
-
-
-def _axis(title: str, values: Sequence[float]) -> svg.Axis:
-    """Logarithmic where the values span much, else from zero."""
-    return svg.Axis(title, bool(values) and max(values) > _SPAN * min(values), zero=True)
 
 
 def _speeds(name: str, levels: Sequence[LevelResult], colour: int, *, dashed: bool) -> svg.Series:

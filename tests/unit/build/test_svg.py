@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from xml.etree import ElementTree
 
@@ -111,6 +112,22 @@ def test_series_have_marks_of_their_own_and_names_that_fit() -> None:
     assert len({(each.get("x"), each.get("y")) for each in names}) == 6
     top = min(float(line.attrib["y1"]) for line in parse(drawn).iter(f"{NS}line") if line.get("class") == "grid")
     assert all(float(each.attrib["y"]) < top for each in names)
+
+
+def test_an_axis_is_logarithmic_only_where_values_span_much() -> None:
+    """8.7 to 10.1 ms over a logarithmic axis looked like a cliff."""
+    assert svg.fitting("ms", [8.7, 10.1]) == svg.Axis("ms", logarithmic=False, zero=True)
+    assert svg.fitting("ms", [8.7, 90.0, math.nan]).logarithmic
+    assert not svg.fitting("ms", [0.0, 90.0]).logarithmic  # zero has no place there
+    assert not svg.fitting("ms", []).logarithmic
+
+
+def test_labels_of_sizes_are_whole() -> None:
+    sizes = [1.0, 256.0, 1024.0, 2048.0]
+    axis = svg.Axis("streams", logarithmic=True, ticks=sizes)
+    drawn = svg.chart("t", axis, svg.Axis("y"), [svg.Series("s", [(each, each * 1000) for each in sizes])])
+    assert labels(drawn, "middle")[:4] == ["1", "256", "1,024", "2,048"]
+    assert "2M" in labels(drawn, "end")
 
 
 def test_a_rule_is_within_the_drawing_even_where_no_point_is() -> None:
