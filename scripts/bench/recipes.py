@@ -103,18 +103,25 @@ def haproxy(folder: Path, recipe: Recipe, agent: bool = False) -> Iterator[Balan
         yield balancer
 
 
+def _lines(text: str, recipe: Recipe) -> Iterator[tuple[str, Place | None]]:
+    """The file's lines, and whose line it is; those of servers that the recipe lacks are left out."""
+    for line in text.splitlines():
+        found = _LINE_OF_SERVER.search(line)
+        place = _place(recipe, found[1]) if found else None
+        if found is None:
+            yield line, None
+        elif place is not None:
+            yield line.replace(found[0], "127.0.0.1"), place
+
+
 def envoy_text(text: str, recipe: Recipe, balancer: Balancer) -> str:
     """The file for these servers."""
     if not recipe.retries:
         text = _replaced(text, "num_retries: 2", "num_retries: 0")
     lines = []
-    for line in text.splitlines():
-        found = _LINE_OF_SERVER.search(line)
-        if found:
-            place = _place(recipe, found[1])
-            if place is None:
-                continue
-            line = line.replace(found[0], "127.0.0.1").replace("_weight: 1", f"_weight: {place.weight}")
+    for line, place in _lines(text, recipe):
+        if place is not None:
+            line = line.replace("_weight: 1", f"_weight: {place.weight}")
             line = _with_ports(line, r"port_value: ", place)
         lines.append(line)
     text = "\n".join(lines) + "\n"
@@ -130,13 +137,9 @@ def envoy_text(text: str, recipe: Recipe, balancer: Balancer) -> str:
 def haproxy_text(text: str, recipe: Recipe, balancer: Balancer, folder: Path, agent: bool) -> str:
     """The file for these servers."""
     lines = []
-    for line in text.splitlines():
-        found = _LINE_OF_SERVER.search(line)
-        if found:
-            place = _place(recipe, found[1])
-            if place is None:
-                continue
-            line = line.replace(found[0], "127.0.0.1").replace("port 8003", f"port {place.ports.health}")
+    for line, place in _lines(text, recipe):
+        if place is not None:
+            line = line.replace("port 8003", f"port {place.ports.health}")
             line = _with_ports(line, r"127\.0\.0\.1:", place)
             line += f" weight {100 * place.weight}"
             if agent and "check port" in line:

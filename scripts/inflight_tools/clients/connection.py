@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Protocol
 
 from inflight_tools.clients.answer import Response
+from inflight_tools.common.report import Failure
 
 SHAPES = ("auto", "flat", "batched")
 PROTOCOLS = ("auto", "grpc", "http")
@@ -35,6 +36,16 @@ class Connection(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Cancel and close."""
+
+
+def lacks_model(text: str) -> bool:
+    """Whether a server's error says that it does not serve the model."""
+    return any(words in text for words in ("unknown model", "is not found", "is not ready"))
+
+
+def no_model(url: str, model: str, text: str) -> Failure:
+    """The sentence for it; `text` is the server's own."""
+    return Failure(f"the server at {url} has no model {model!r} that is ready: choose another with --model ({text}).")
 
 
 def has_grpc() -> bool:

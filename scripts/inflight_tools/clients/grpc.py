@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from inflight_tools.clients.answer import Response
-from inflight_tools.clients.connection import Value
+from inflight_tools.clients.connection import Value, lacks_model, no_model
 from inflight_tools.common.report import Failure, missing_package
 
 try:
@@ -156,10 +156,8 @@ class Connection:
             )
         if "DEADLINE_EXCEEDED" in status:
             return Failure(f"the server at {self.url} did not answer in {_CALL_TIMEOUT_S:g} s: look at its log.")
-        if "unknown model" in text or "is not found" in text or "is not ready" in text:
-            return Failure(
-                f"the server at {self.url} has no model {model!r} that is ready: choose another with --model ({text})."
-            )
+        if lacks_model(text):
+            return no_model(self.url, model, text)
         if "unexpected shape" in text:
             return Failure(f"the model {model!r} takes tensors of another shape: leave --shape at auto ({text}).")
         return Failure(f"{text or status}.")

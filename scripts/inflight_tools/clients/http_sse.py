@@ -13,7 +13,7 @@ from urllib.parse import quote, urlsplit
 
 from inflight.request.contract import OUTPUTS
 from inflight_tools.clients.answer import Response
-from inflight_tools.clients.connection import Value, has_grpc
+from inflight_tools.clients.connection import Value, has_grpc, lacks_model, no_model
 from inflight_tools.common.report import Failure
 
 _CALL_TIMEOUT_S = 10.0
@@ -148,10 +148,8 @@ class Connection:
         text = " ".join(error.split()).rstrip(".")
         if text == "Method Not Allowed":  # Triton's port for metrics
             return Failure(self._stranger())
-        if "unknown model" in text or "is not found" in text or "is not ready" in text:
-            return Failure(
-                f"the server at {self.url} has no model {model!r} that is ready: choose another with --model ({text})."
-            )
+        if lacks_model(text):
+            return no_model(self.url, model, text)
         return Failure(f"{text}.")
 
     def __enter__(self) -> Connection:

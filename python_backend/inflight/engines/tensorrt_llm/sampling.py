@@ -75,6 +75,13 @@ def salt_id(salt: str) -> int:
     return int.from_bytes(hashlib.sha256(salt.encode()).digest()[:8], "little") >> 1
 
 
+def _least_and_penalties(sampling: SamplingParams) -> dict[str, Any]:
+    """What both flows call alike; only what is not neutral."""
+    values: dict[str, Any] = {"min_tokens": int(sampling.min_tokens)} if sampling.min_tokens > 0 else {}
+    penalties = ((name, getattr(sampling, name), neutral) for name, neutral in PENALTIES)
+    return values | {name: float(value) for name, value, neutral in penalties if value != neutral}
+
+
 def sampling_config(trtllm: Any, sampling: SamplingParams, prompt_tokens: int) -> Any:
     """The bindings' SamplingConfig.
 
@@ -101,12 +108,7 @@ def sampling_config(trtllm: Any, sampling: SamplingParams, prompt_tokens: int) -
                 values["min_p"] = float(sampling.min_p)
         else:
             values["top_k"] = 1
-    if sampling.min_tokens > 0:
-        values["min_tokens"] = int(sampling.min_tokens)
-    for name, neutral in PENALTIES:
-        value = getattr(sampling, name)
-        if value != neutral:
-            values[name] = float(value)
+    values |= _least_and_penalties(sampling)
     if (sampling.presence_penalty or sampling.frequency_penalty) and hasattr(
         trtllm.SamplingConfig, "prompt_ignore_length"
     ):
@@ -235,11 +237,7 @@ def llm_sampling_params(api: Any, request: EngineRequest, stops: Stops) -> Any:
             values["min_p"] = float(sampling.min_p)
     else:
         values["top_k"] = 1
-    if sampling.min_tokens > 0:
-        values["min_tokens"] = int(sampling.min_tokens)
-    for name, neutral in PENALTIES:
-        if getattr(sampling, name) != neutral:
-            values[name] = float(getattr(sampling, name))
+    values |= _least_and_penalties(sampling)
     if sampling.logprobs >= 0:
         values["logprobs"] = max(1, int(sampling.logprobs))
     if request.guide is not None:
