@@ -33,6 +33,12 @@ ARMS = ("neither", "calls", "thoughts", "calls and thoughts")
 TOOLS = json.dumps([{"type": "function", "function": {"name": name}} for name in ("get_weather", "search")])
 
 
+def five_kilobytes() -> str:
+    """A template of that size: a real one, and a comment."""
+    text = (ROOT / "tests/unit/request/families/qwen25.jinja").read_text(encoding="utf-8")
+    return text + "{#" + "x" * (5000 - len(text)) + "#}"
+
+
 def conversation(turns: int, words: int) -> bytes:
     """A chat of that many turns, as a client sends it."""
     roles = ("user", "assistant")
@@ -184,9 +190,7 @@ def main(given: Sequence[str] | None = None) -> int:
     if options.streams:
         through_the_server(options)
         return 0
-    large = (ROOT / "tests/unit/request/families/qwen25.jinja").read_text(encoding="utf-8")
-    large += "{#" + "x" * (5000 - len(large)) + "#}"
-    for name, template in (("0.2 KB", SMALL), ("5 KB", large)):
+    for name, template in (("0.2 KB", SMALL), ("5 KB", five_kilobytes())):
         for turns, words in ((1, 20), (4, 100)):
             values = preparation(options.engine, template, conversation(turns, words))
             shown = ", ".join(f"{part} {value:.0f}" for part, value in values.items())

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -183,14 +183,8 @@ def cells(figures: Figures) -> str:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """See the module's text."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["--client"]:
-        kind, target, run, *numbers = given[1:]
-        streams, requests, tokens = map(int, numbers)
-        asyncio.run(client(kind, target, run, streams, requests, tokens))
-        return 0
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Our options."""
     parser = Parser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument(
         "--streams", type=types.counts, default="1,8,32", metavar="N,N", help="at once (default: %(default)s)"
@@ -202,34 +196,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=types.output_file, metavar="FILE", help="JSON file for every figure (default: none)"
     )
-    options = parser.parse_args(given)
+    return parser.parse_args(arguments)
+
+
+@contextlib.contextmanager
+def both(engine: Path) -> Iterator[tuple[dict[str, str], int]]:
+    """A ready server with a gateway before it: where each arm's client goes, and the gateway's process."""
     port = Ports.free().http
     environment = dict(os.environ, PYTHONPATH=str(REPOSITORY / "gateway"))
-    found: dict[str, Figures] = {}
     with contextlib.ExitStack() as stack:
         repository = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="inflight-bench-")))
-        write_model(repository, options.engine, None, {})
+        write_model(repository, engine, None, {})
         server = stack.enter_context(Server(ServerConfig(repository=repository)))
         server.wait_ready()
         command = [sys.executable, "-m", "inflight_gateway", "--triton", server.grpc_url, "--port", str(port)]
         gateway = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
         try:
             wait_ready(port)
-            print("| at once | gateway over gRPC | generate_stream over it | first token, added ms | CPU a token, µs |")
-            print("|---|---|---|---|---|", flush=True)
-            targets = {
-                "grpc": server.grpc_url,
-                "http": str(port),
-                "generate_stream": server.http_url.rpartition(":")[2],
-            }
-            turn("http", str(port), "warm", 4, options)
-            for streams in options.streams:
-                found[str(streams)] = measured(targets, streams, gateway.pid, options)
-                print(f"| {streams} | {cells(found[str(streams)])} |", flush=True)
+            http = server.http_url.rpartition(":")[2]
+            yield {"grpc": server.grpc_url, "http": str(port), "generate_stream": http}, gateway.pid
         finally:
             gateway.terminate()
             gateway.kill()
             gateway.wait(10)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """See the module's text."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["--client"]:
+        kind, target, run, *numbers = given[1:]
+        streams, requests, tokens = map(int, numbers)
+        asyncio.run(client(kind, target, run, streams, requests, tokens))
+        return 0
+    options = parse(given)
+    found: dict[str, Figures] = {}
+    with both(options.engine) as (targets, pid):
+        print("| at once | gateway over gRPC | generate_stream over it | first token, added ms | CPU a token, µs |")
+        print("|---|---|---|---|---|", flush=True)
+        turn("http", targets["http"], "warm", 4, options)
+        for streams in options.streams:
+            found[str(streams)] = measured(targets, streams, pid, options)
+            print(f"| {streams} | {cells(found[str(streams)])} |", flush=True)
     if options.output is not None:
         what = "a chat through the gateway and over generate_stream against plain gRPC, by the streams at once"
         write_results(options.output, what, "python scripts/bench/gateway.py", options, streams=found)

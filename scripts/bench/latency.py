@@ -10,6 +10,7 @@ stopped by Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import sys
@@ -28,6 +29,7 @@ from inflight_tools.common.report import Progress, run_main
 from inflight_tools.load.perf_analyzer import Load, find_perf_analyzer, measure
 from inflight_tools.load.prompts import prompts
 from inflight_tools.load.stats import Percentiles
+from inflight_tools.server.server import Server
 
 RESULTS = REPOSITORY / "docs" / "benchmarks" / "latency.json"
 STEP_MS = 10.0
@@ -71,6 +73,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def serving_steps(engine: Path) -> contextlib.AbstractContextManager[Server]:
+    """A ready server whose engine takes `STEP_MS` for a step and nothing else."""
+    return serving(engine, {"step_ms": STEP_MS, "prefill_us_per_token": 0, "decode_us_per_sequence": 0})
+
+
 def turn(repeat: int, url: str, options: argparse.Namespace, progress: Progress) -> Turn:
     """One run."""
     texts = prompts(f"latency {repeat}", options.prompt_words)
@@ -107,10 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write."""
     options = parse(arguments)
     progress = Progress()
-    engine = {"step_ms": STEP_MS, "prefill_us_per_token": 0, "decode_us_per_sequence": 0}
     turns = []
     try:
-        with serving(options.engine, engine) as server:
+        with serving_steps(options.engine) as server:
             for repeat in range(options.repeats):
                 turns.append(turn(repeat, server.grpc_url, options, progress))
     finally:

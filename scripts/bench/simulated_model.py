@@ -34,7 +34,7 @@ def write_model(
         text += f"parameters {{ key: {json.dumps(key)} value {{ string_value: {json.dumps(value)} }} }}\n"
     model = repository / name
     (model / "1").mkdir(parents=True)
-    (model / "1" / "engine").symlink_to(engine)
+    (model / "1" / "engine").symlink_to(engine.absolute())
     (model / "config.pbtxt").write_text(text, encoding="utf-8")
 
 
