@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from bench.results import write_results
 from build_engine.arguments import Parser
 from inflight_tools.common import option_types as types
 from inflight_tools.common.report import run_main
@@ -29,6 +30,7 @@ SMALL = (
 )
 REPEATS = 5
 WAVES = 3
+THOUSAND = (4, 85)  # turns, and words of each, that make a thousand tokens of a chat
 ARMS = ("neither", "calls", "thoughts", "calls and thoughts")
 TOOLS = json.dumps([{"type": "function", "function": {"name": name}} for name in ("get_weather", "search")])
 
@@ -183,6 +185,7 @@ def main(given: Sequence[str] | None = None) -> int:
         "--tokens", type=types.count, default=1000, help="of an answer, with --streams (default: %(default)s)"
     )
     arguments.add_argument("--repeats", type=types.count, default=3, help="with --streams (default: %(default)s)")
+    arguments.add_argument("--output", type=types.output_file, metavar="FILE", help="JSON file (default: none)")
     options = arguments.parse_args(given)
     for name in [name for name in sys.modules if name.partition(".")[0] == "inflight"]:
         del sys.modules[name]  # what the parser needed of this checkout; --src has its own
@@ -190,15 +193,20 @@ def main(given: Sequence[str] | None = None) -> int:
     if options.streams:
         through_the_server(options)
         return 0
+    rows = []
     for name, template in (("0.2 KB", SMALL), ("5 KB", five_kilobytes())):
-        for turns, words in ((1, 20), (4, 100)):
+        for turns, words in ((1, 20), THOUSAND):
             values = preparation(options.engine, template, conversation(turns, words))
             shown = ", ".join(f"{part} {value:.0f}" for part, value in values.items())
             print(f"template of {name}, {turns} turns: {shown} (µs)")
+            rows.append({"template": name, "turns": turns, "us": values})
     if options.src == ROOT:
         text = "The quick brown fox jumps over the lazy dog. " * 200
         for kind, value in reading(text, 2000).items():
             print(f"reading calls, {kind}: {value:.2f} µs per token")
+    if options.output is not None:
+        what = "processor time of preparing a chat request, by its parts; medians of several repeats in one process"
+        write_results(options.output, what, "python scripts/bench/chat_cost.py", options, rows=rows)
     return 0
 
 

@@ -29,7 +29,9 @@ from bench.quiet import CpuTime
 from bench.results import write_results
 from bench.simulated_model import READY_S, write_model
 from bench.turns import running
+from build_engine.arguments import Parser
 from inflight_tools.clients.grpc import Connection
+from inflight_tools.common import option_types as types
 from inflight_tools.common.layout import ENGINE, REPOSITORY
 from inflight_tools.common.report import Failure, Progress, run_main
 from inflight_tools.load.perf_analyzer import find_perf_analyzer
@@ -70,39 +72,57 @@ def source(text: str) -> tuple[str, Path]:
     """NAME=DIR, a checkout."""
     name, _, folder = text.partition("=")
     path = Path(folder).absolute() / "python_backend"
-    if not name or not (path / "model.py").is_file():
+    if not name or not folder or not (path / "model.py").is_file():
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=DIR with a checkout of Inflight in DIR")
     return name, path
 
 
-def number(least: int) -> Any:
-    """A parser of whole numbers from `least` on."""
-
-    def parse_number(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} on")
-        return int(text)
-
-    return parse_number
-
-
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Our options."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser = Parser(description=(__doc__ or "").split("\n", 1)[0])
     option = parser.add_argument
     here = [("here", REPOSITORY / "python_backend")]
     option("--src", type=source, action="append", metavar="NAME=DIR", help="a checkout (default: this one; repeat it)")
-    option("--streams", type=number(1), default=32, metavar="N", help="requests in flight (default: %(default)s)")
-    option("--waves", type=number(2), default=5, metavar="N", help="requests per stream (default: %(default)s)")
-    option("--tokens", type=number(2), default=64, metavar="N", help="of an answer (default: %(default)s)")
-    option("--repeats", type=number(1), default=3, metavar="N", help="default: %(default)s")
+    option("--streams", type=types.count, default=32, metavar="N", help="requests in flight (default: %(default)s)")
+    option("--waves", type=types.at_least(2), default=5, metavar="N", help="requests per stream (default: %(default)s)")
+    option("--tokens", type=types.at_least(2), default=64, metavar="N", help="of an answer (default: %(default)s)")
+    option("--repeats", type=types.count, default=3, metavar="N", help="default: %(default)s")
     option("--real", action="store_true", help="the engine directory's own engine")
-    option("--step-ms", type=float, default=7.2, metavar="MS", help="of the simulated engine (default: %(default)s)")
-    option("--sequence-ms", type=float, default=0.7, metavar="MS", help="a step's per sequence (default: %(default)s)")
-    option("--prefill-us", type=float, default=200.0, metavar="US", help="of a prompt's token (default: %(default)s)")
+    option(
+        "--step-ms",
+        type=types.not_negative,
+        default=7.2,
+        metavar="MS",
+        help="of the simulated engine (default: %(default)s)",
+    )
+    option(
+        "--sequence-ms",
+        type=types.not_negative,
+        default=0.7,
+        metavar="MS",
+        help="a step's per sequence (default: %(default)s)",
+    )
+    option(
+        "--prefill-us",
+        type=types.not_negative,
+        default=200.0,
+        metavar="US",
+        help="of a prompt's token (default: %(default)s)",
+    )
     option("--argument", action="append", default=[], metavar="X", help="a further argument of tritonserver")
-    option("--engine", type=Path, default=ENGINE, metavar="DIR", help="with tokenizer.json (default: the served one)")
-    option("--output", type=Path, default=RESULTS, help="JSON file (default: docs/benchmarks/delivery_cost.json)")
+    option(
+        "--engine",
+        type=types.engine,
+        default=str(ENGINE),
+        metavar="DIR",
+        help="with tokenizer.json (default: the served one)",
+    )
+    option(
+        "--output",
+        type=types.output_file,
+        default=RESULTS,
+        help="JSON file (default: docs/benchmarks/delivery_cost.json)",
+    )
     options = parser.parse_args(arguments)
     options.src = options.src or here
     return options
@@ -208,9 +228,9 @@ def summary(turns: Sequence[Turn]) -> dict[str, Any]:
     return made
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Take turns, print, write."""
-    options = parse()
+    options = parse(arguments)
     progress = Progress()
     turns: list[Turn] = []
     with ExitStack() as stack:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -12,14 +11,11 @@ from pathlib import Path
 
 from bench import chat_cost, delivery, gateway, latency, overhead
 from bench.guard_bounds import Better, Measured
-from bench.quiet import CpuTime
+from bench.measured import watched_tree
 from bench.turns import Rules, Turns, compare
 from inflight_tools.common.report import Failure, Progress
-from inflight_tools.server.processes import living_pids
 
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _LOOPS = 7
-_CHAT = (4, 100)  # turns, and words of each
 Values = Mapping[str, list[float]]  # by the ratio's name: a value of each repeat
 
 SERVED = "tokens/s through Triton over the bare engine, 8 in flight"
@@ -105,7 +101,9 @@ def prepared(engine: Path, repeats: int, progress: Progress) -> Values:
     for repeat in range(repeats):
         progress.show(f"preparation, repeat {repeat + 1}")
         before = fixed_loop_us()
-        cost = chat_cost.preparation(engine, chat_cost.five_kilobytes(), chat_cost.conversation(*_CHAT))["all"]
+        cost = chat_cost.preparation(engine, chat_cost.five_kilobytes(), chat_cost.conversation(*chat_cost.THOUSAND))[
+            "all"
+        ]
         found.append(cost / statistics.mean((before, fixed_loop_us())))
     return {CHAT: found}
 
@@ -121,27 +119,6 @@ SOURCES = (
 
 def measure(source: Source, engine: Path, repeats: int, progress: Progress) -> dict[str, Measured]:
     """One source, and what others used of the machine meanwhile."""
-    before, ours = CpuTime.now(), tree_cpu_s(os.getpid())
-    values = source.measure(engine, repeats, progress)
-    others = CpuTime.now().share_of_others(before, tree_cpu_s(os.getpid()) - ours)
-    return {name: Measured(list(values[name]), others) for name in source.ratios}
-
-
-def tree_cpu_s(root: int) -> float:
-    """CPU seconds of a process, of all that descend from it, and of those of theirs that have ended."""
-    parents: dict[int, int] = {}
-    seconds: dict[int, float] = {}
-    for pid in living_pids():
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        except OSError:  # it has just ended
-            continue
-        parents[pid] = int(fields[1])
-        seconds[pid] = sum(map(int, fields[11:15])) / _TICKS_PER_S
-    total = 0.0
-    for pid in seconds:
-        above: int | None = pid
-        while above is not None and above != root:
-            above = parents.get(above)
-        total += seconds[pid] if above == root else 0.0
-    return total
+    with watched_tree() as others:
+        values = source.measure(engine, repeats, progress)
+    return {name: Measured(list(values[name]), others.share) for name in source.ratios}

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from bench.quiet import CpuTime
+from inflight_tools.server.processes import living_pids
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class Others:
@@ -25,6 +30,36 @@ def watched(cpu_of_peer: Any) -> Iterator[Others]:
     yield others
     used = cpu_of_peer() - theirs + time.process_time() - ours
     others.share = round(CpuTime.now().share_of_others(before, used), 4)
+
+
+@contextmanager
+def watched_tree() -> Iterator[Others]:
+    """The same where what is measured starts and ends inside: all that descends from this process is ours."""
+    others = Others()
+    before, ours = CpuTime.now(), tree_cpu_s(os.getpid())
+    yield others
+    used = tree_cpu_s(os.getpid()) - ours
+    others.share = round(CpuTime.now().share_of_others(before, used), 4)
+
+
+def tree_cpu_s(root: int) -> float:
+    """CPU seconds of a process, of all that descend from it, and of those of theirs that have ended."""
+    parents: dict[int, int] = {}
+    seconds: dict[int, float] = {}
+    for pid in living_pids():
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        except OSError:  # it has just ended
+            continue
+        parents[pid] = int(fields[1])
+        seconds[pid] = sum(map(int, fields[11:15])) / _TICKS_PER_S
+    total = 0.0
+    for pid in seconds:
+        above: int | None = pid
+        while above is not None and above != root:
+            above = parents.get(above)
+        total += seconds[pid] if above == root else 0.0
+    return total
 
 
 def spread(values: Sequence[float], digits: int = 2) -> dict[str, Any]:

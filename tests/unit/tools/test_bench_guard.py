@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from bench import chat_cost, guard, guard_bounds, guard_ratios
+from bench import chat_cost, guard, guard_bounds, guard_ratios, measured
 from bench.guard_bounds import Better, Bound, Measured, Verdict
 from inflight.request.tokenizer import TextTokenizer
 from inflight_tools.common.report import Failure
@@ -35,11 +35,11 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What others use in one measurement after the other; nothing once the list is used up."""
     shares: list[float] = []
 
-    def measured(source: guard_ratios.Source, *arguments: Any) -> dict[str, Measured]:
+    def told(source: guard_ratios.Source, *arguments: Any) -> dict[str, Measured]:
         found = guard_ratios.measure(source, *arguments)
         return {name: replace(each, others=shares.pop(0) if shares else 0.0) for name, each in found.items()}
 
-    monkeypatch.setattr(guard, "measure", measured)
+    monkeypatch.setattr(guard, "measure", told)
     return shares
 
 
@@ -137,21 +137,9 @@ def test_other_files_are_no_bounds(content: str, tmp_path: Path) -> None:
         guard_bounds.read(file)
 
 
-def test_committed_bounds_are_of_the_six_ratios() -> None:
-    committed = guard_bounds.read(guard.BOUNDS)
-    better = {name: way for source in guard.SOURCES for name, way in source.ratios.items()}
-    assert {name: bound.better for name, bound in committed.items()} == better
-    assert len(committed) == 6
-    assert all(len(bound.runs) >= 3 for bound in committed.values())
-    content = json.loads(guard.BOUNDS.read_text(encoding="utf-8"))
-    assert all(
-        content["ratios"][name]["limit"] == pytest.approx(each.limit, abs=1e-3) for name, each in committed.items()
-    )
-
-
 def test_what_we_and_our_children_use_is_ours() -> None:
     """Else every benchmark would seem to be disturbed by its own servers."""
-    before = guard_ratios.tree_cpu_s(os.getpid())
+    before = measured.tree_cpu_s(os.getpid())
     burn = "import time\nend = time.process_time() + 0.3\nwhile time.process_time() < end: pass"
     subprocess.run([sys.executable, "-c", burn], check=True, timeout=60)
-    assert guard_ratios.tree_cpu_s(os.getpid()) - before >= 0.25
+    assert measured.tree_cpu_s(os.getpid()) - before >= 0.25
