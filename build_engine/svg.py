@@ -21,7 +21,7 @@ ORDER = ("#1d0158", "#7600d9", "#a53ab5", "#e61981", "#d6745c", "#ae9100")
 DARK_ORDER = ("#9494f6", "#9d45ff", "#ac619d", "#f14768", "#e88b35", "#eaff46")
 DARK_GROUND = "#14181e"
 _MARKS = ("circle", "square", "triangle", "diamond", "turned", "cross", "bar")
-_LETTER = 0.5  # width of a letter over the size of the font, roughly: to wrap the names of series
+_LETTER = 0.55  # width of a letter over the size of the font, roughly: to wrap the names of series
 _KEY = 18  # length of the piece of line beside a name
 _SPAN = 4  # an axis is logarithmic where its largest value is more than that many times its least
 _LEAST_GAP = 22  # between labels of an axis along x
@@ -241,7 +241,7 @@ def _rows_of_names(names: Sequence[str], frame: Frame) -> list[list[float]]:
     at = 4.0
     for name in names:
         width = _KEY + 6 + _LETTER * frame.font * len(name)
-        if rows[-1] and at + width > frame.width - 4:
+        if rows[-1] and at + width > frame.width:
             rows.append([])
             at = 4.0
         rows[-1].append(at)

@@ -13,6 +13,9 @@ from inflight_tools.load.words import in_flight, number
 
 _TOLD = (0.5, 0.9, 0.99)  # shares that get a mark on a distribution
 _IN_TABLE = (0.0, 0.1, 0.5, 0.9, 0.95, 0.99, 1.0)
+# A few responses that arrive one upon another have next to no time between them: curves begin at so small a part of the
+# least median, or those few would take half of the picture.
+_DOWN = 10
 _THIS, _OTHER, _FIRST = 0, 4, 1  # colours by their number
 
 
@@ -99,9 +102,11 @@ def distribution(
 ) -> Picture | None:
     """Which share of the requests (or tokens) took at most how long, per level."""
     what, share = ("Time to the first token", "requests") if of == "ttft" else ("Time between tokens", "tokens")
-    series = [_curve(result, of, _rank(number, len(results)), dashed=False) for number, result in enumerate(results)]
     ranks = {result.load: _rank(number, len(results)) for number, result in enumerate(results)}
-    series += [_curve(level, of, ranks[level.load], dashed=True) for level in other]
+    medians = [at for each in [*results, *other] if (at := _at(each, of, 0.5)) > 0]
+    least = min(medians, default=0.0) / _DOWN
+    series = [_curve(result, of, ranks[result.load], least, dashed=False) for result in results]
+    series += [_curve(level, of, ranks[level.load], least, dashed=True) for level in other]
     series = [one for one in series if any(at > 0 for at, _ in one.points)]
     times = [at for one in series for at, _ in one.points if at > 0]
     if not times:
@@ -155,10 +160,10 @@ def _ways(
     return made
 
 
-def _curve(level: LevelResult, of: str, rank: int, *, dashed: bool) -> svg.Series:
+def _curve(level: LevelResult, of: str, rank: int, least: float, *, dashed: bool) -> svg.Series:
     name = in_flight(level.load, level.value) + (", other" if dashed else "")
     times = getattr(level.curves, of)
-    points = [(at, 100 * share) for at, share in zip(times, level.curves.shares, strict=False)]
+    points = [(at, 100 * share) for at, share in zip(times, level.curves.shares, strict=False) if at >= least]
     marked = [(_at(level, of, share), 100 * share) for share in _TOLD] if times else []
     notes = [f"{name}: {share:g} % within {number(at)} ms" for at, share in marked]
     return svg.Series(name, points, marked=marked, notes=notes, dashed=dashed, rank=rank, named=not dashed)

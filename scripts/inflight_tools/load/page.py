@@ -108,12 +108,12 @@ def _throughput_table(results: Sequence[LevelResult]) -> str:
             row += [Cell(number(percent)), Cell(number(None if memory is None else memory / 2**30))]
         rows.append(row)
     marked = results.index(best) if len(results) > 1 else None
-    several = any(len(each.runs) > 1 for each in results)
-    note = (
-        "Means of the runs, ± the 95 % interval of the mean (small: least to most of the runs)."
-        if several
-        else ("One run of each level: there is no spread. Measure with --runs 3 to have one.")
-    )
+    runs = max(len(each.runs) for each in results)
+    note = "Means of the runs, ± the 95 % interval of the mean (small: least to most of the runs)."
+    if runs == 1:
+        note = "One run of each level: there is no spread. Measure with --runs 3 to have one."
+    elif runs == 2:
+        note += " Two runs make wide intervals: more narrow them."
     table = html_table([Head(title) for title in heads], rows, "Throughput of every level", marked)
     shaded = " The shaded level gave the most tokens." if marked is not None else ""
     return f'<div class="panel">{scrolled(table, "Throughput of every level")}</div><p class="note">{note}{shaded}</p>'

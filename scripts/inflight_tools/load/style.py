@@ -71,6 +71,7 @@ table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-nu
 th, td { padding: 6px 10px; text-align: right; border-bottom: 1px solid var(--edge); white-space: nowrap; }
 thead th { font-weight: 600; color: var(--quiet); vertical-align: bottom; font-size: 13px; }
 thead tr:not(:last-child) > * { border-bottom: 0; padding-bottom: 0; }
+.stick thead th { white-space: normal; min-width: 4.6em; }
 tbody th { font-weight: 600; } tbody [scope=rowgroup] { padding-top: 16px; color: var(--signal); }
 th:first-child, .left { text-align: left; }
 .group { border-left: 1px solid var(--edge); }

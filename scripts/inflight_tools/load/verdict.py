@@ -79,7 +79,7 @@ def _near(results: Sequence[LevelResult], best: LevelResult) -> Tile:
     )
     first = f"TTFT p99 at {near.load}"
     if near is best:
-        return Tile("At the most tokens", number(near.ttft.p99), "ms", first)
+        return Tile("First token at that load", number(near.ttft.p99), "ms", first)
     share = 100 * near.tokens_per_s / best.tokens_per_s
     detail = f"{first}, which gives {share:.0f} % of the most tokens; {number(best.ttft.p99)} ms at {best.load}"
     return Tile("Nearly as fast, sooner", number(near.ttft.p99), "ms", detail)

@@ -108,7 +108,7 @@ def test_series_have_marks_of_their_own_and_names_that_fit() -> None:
     assert len({(each.tag, re.sub(r"[\d.,-]+", "", each.get("points", ""))) for each in keys}) >= 2
     names = [each for each in parse(drawn).iter(f"{NS}text") if (each.text or "").startswith("a rather")]
     assert len(names) == 6
-    assert all(float(each.attrib["x"]) + 20 * 13 * 0.5 <= svg.NARROW.width for each in names)
+    assert all(float(each.attrib["x"]) + 20 * 13 * 0.55 <= svg.NARROW.width for each in names)
     assert len({(each.get("x"), each.get("y")) for each in names}) == 6
     top = min(float(line.attrib["y1"]) for line in parse(drawn).iter(f"{NS}line") if line.get("class") == "grid")
     assert all(float(each.attrib["y"]) < top for each in names)

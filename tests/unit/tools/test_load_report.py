@@ -240,7 +240,7 @@ def test_nearly_as_fast_is_the_least_level_within_a_tenth_of_the_most() -> None:
     results = measured(widths=(1, 16))
     slower = summarize("concurrency 17", 17, [Run(requests(16, 0, 18.5), 16)], 16)
     near = tiles([*results, slower], {})[2]
-    assert near.name in ("Nearly as fast, sooner", "At the most tokens")
+    assert near.name in ("Nearly as fast, sooner", "First token at that load")
     assert "concurrency 16" in near.detail
 
 
@@ -292,3 +292,19 @@ def test_three_digits_count(value: float | None, text: str) -> None:
 
 def test_lists_end_with_and() -> None:
     assert (listed(["1"]), listed(["1", "4"]), listed(["1", "4", "16"])) == ("1", "1 and 4", "1, 4 and 16")
+
+
+def test_a_few_tokens_that_come_one_upon_another_do_not_take_half_the_picture() -> None:
+    """Their curve begins where the picture does; the table still says the least."""
+    made = []
+    for start in range(0, 100_000, 1000):
+        arrivals = [(start * MS + 10 * MS * place, 1) for place in range(1, 11)]
+        arrivals.append((arrivals[-1][0] + 2000, 1))  # 2 µs after the one before
+        made.append(Request(start * MS, tuple(arrivals), arrivals[-1][0], 3))
+    result = summarize("concurrency 1", 1, [Run(made, 1)], 1)
+    assert result.curves.itl[0] == 0.002
+    (picture,) = [picture for picture in pictures([result], [], {}) if picture.name == "itl"]
+    assert picture.rows[0][1] == "0.002"
+    labels = re.findall(r'text-anchor="middle">([\d.]+)<', picture.drawing)
+    assert labels
+    assert not [each for each in map(float, labels) if 0 < each < 0.5]
