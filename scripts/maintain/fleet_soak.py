@@ -65,6 +65,7 @@ class Seen:
 
     ends: Counter[str] = field(default_factory=Counter)
     kills: Counter[str] = field(default_factory=Counter)
+    refusals: Counter[str] = field(default_factory=Counter)  # what was said to clients that had no token
     problems: list[str] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     regions: set[Path] = field(default_factory=set)  # of shared memory, that the fleet's stubs had
@@ -92,6 +93,8 @@ class Seen:
             self._problem(f"{request.protocol}: a silent end after {request.got} of {request.tokens} tokens")
         else:
             self.ends["broken after tokens" if request.got else "refused"] += 1
+            if not request.got:
+                self.refusals[f"{request.protocol}: {request.error[:160]}"] += 1
 
     def sing(self, request: Request) -> None:
         """A canary has ended."""
@@ -241,6 +244,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     memory = judge_growth(seen)
     write(seen, options.output)
     print(f"requests: {dict(seen.ends)}; killed: {dict(seen.kills)}; canaries: {seen.canaries} alike; memory: {memory}")
+    for refusal, count in seen.refusals.most_common(20):
+        print(f"refused {count} times: {refusal}")
     for problem in seen.problems:
         print(f"PROBLEM: {problem}")
     return 1 if seen.problems else 0
