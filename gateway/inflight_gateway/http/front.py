@@ -76,7 +76,10 @@ class Front:
         await self._triton.start()
         self._ticker = asyncio.create_task(self.answers.tick(), name="inflight-gateway-ticker")
         await send({"type": "lifespan.startup.complete"})
-        await receive()
+        try:
+            await receive()
+        except asyncio.CancelledError:  # ended at once by a second signal: nobody waits for what follows
+            return
         self._ticker.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._ticker

@@ -130,3 +130,15 @@ def test_a_line_a_request_without_keys_and_without_what_was_said(
         if status == 200:
             assert (found["id"], found["model"], found["tokens"]) == ("mine", "llm", "2")
             assert 0 <= float(found["ttft_ms"]) <= float(found["ms"])
+
+
+def test_a_second_signal_ends_it_at_once_and_without_a_traceback(
+    fake: tuple[FakeTriton, str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with running(fake[1], "--drain-notice", "60") as gateway:
+        gateway.wait_ready()
+        gateway.terminate()
+        becomes(lambda: gateway.call("GET", "/ready")[0] == 503)
+        began = time.monotonic()
+    assert time.monotonic() - began < 5
+    assert "Traceback" not in capfd.readouterr().err
