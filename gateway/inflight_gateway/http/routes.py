@@ -17,6 +17,10 @@ from inflight_gateway.wire.tgi.answer import DIALECT as TGI
 
 _CHAT = Endpoint(OPENAI, chat.parse)
 _COMPLETION = Endpoint(OPENAI, completion.parse)
+_INVOKED = {
+    "messages": Endpoint(OPENAI, chat.parse, model_named=False),
+    "prompt": Endpoint(OPENAI, completion.parse, model_named=False),
+}
 _TGI_TOKENIZE = Endpoint(TGI, tgi_tokenize.parse, model_named=False)
 
 ANSWERED: Final[Mapping[str, Endpoint]] = {
@@ -31,9 +35,7 @@ ANSWERED: Final[Mapping[str, Endpoint]] = {
     "/generate": Endpoint(TGI, tgi.parse_whole, model_named=False),
     "/generate_stream": Endpoint(TGI, tgi.parse_stream, model_named=False),
     "/chat_tokenize": Endpoint(TGI, tgi_tokenize.parse_chat, model_named=False),
-    "/invocations": Endpoint(
-        TGI, tgi.parse_either, model_named=False, shapes={"messages": _CHAT, "prompt": _COMPLETION}
-    ),
+    "/invocations": Endpoint(TGI, tgi.parse_either, model_named=False, shapes=_INVOKED),
 }
 # What has its path without /v1; everything else has both.
 BARE: Final = frozenset((*(path for path in ANSWERED if not path.startswith("/v1/")), "/info", "/metrics"))

@@ -188,6 +188,10 @@ def test_what_never_reaches_the_model(gateway: Gateway) -> None:
         ("GET", "/models", None, {}, 200),
         ("GET", "/live", None, {}, 200),
         ("POST", "/chat/completions", HELLO | {"model": "dummy"}, {}, 200),
+        ("POST", "/chat/completions", {"messages": HELLO["messages"]}, {}, 400),
+        ("POST", "/invocations", {"messages": HELLO["messages"]}, {}, 200),  # SageMaker has no names of models
+        ("POST", "/invocations", {"prompt": "hi"}, {}, 200),
+        ("POST", "/invocations", HELLO | {"model": "nope"}, {}, 404),
     ):
         found, said, answer = gateway.call(method, path, body, x_request_id="abc", **headers)
         assert found == status, (path, answer)
