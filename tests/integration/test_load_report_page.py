@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.server, pytest.mark.full]
 
 SCRIPT = [sys.executable, str(REPOSITORY / "scripts" / "load_test.py")]
 WIDE, PHONE = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
+PAPER = {"width": 718, "height": 1000}  # A4 within margins of 1 cm
 PICTURES = os.environ.get("INFLIGHT_PICTURES", "")  # a folder: the picture of docs/pictures is made anew there
 LEAST_LETTERS_PX = 9  # of a chart on a phone
 ADDRESS = "http://report.test/report.html"
@@ -125,8 +126,9 @@ def test_what_scrolls_can_be_scrolled_by_the_keyboard(browser: Any, report: str)
 
 
 def test_on_paper_it_is_light_and_shows_the_tables_too(browser: Any, report: str) -> None:
-    page, _ = opened(browser, report, viewport=WIDE, color_scheme="dark")
+    page, _ = opened(browser, report, viewport=PAPER, color_scheme="dark")
     page.emulate_media(media="print")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     heights = page.evaluate(
         "[...document.querySelectorAll('details table')].map((one) => one.getBoundingClientRect().height)"

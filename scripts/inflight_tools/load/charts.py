@@ -34,12 +34,16 @@ class Picture:
 def pictures(
     results: Sequence[LevelResult], other: Sequence[LevelResult], limits: Mapping[str, float]
 ) -> list[Picture]:
-    """Those for which something was measured. `other` is the test that this one is compared with, or empty."""
+    """Those for which something was measured. `other` is the test that this one is compared with, or empty.
+
+    A single level of load makes no curve over the load.
+    """
     loads = {result.load for result in results}
     other = [level for level in other if level.load in loads]
+    several = len(results) > 1
     found = [
-        throughput(results, other),
-        trade_off(results, other, limits),
+        throughput(results, other) if several else None,
+        trade_off(results, other, limits) if several else None,
         distribution("ttft", results, other, limits.get("ttft")),
         distribution("itl", results, other, None),
     ]

@@ -25,6 +25,10 @@ from inflight_tools.load.words import number
 
 _TIMES = (("ttft", "TTFT, ms"), ("itl", "ITL, ms"), ("tpot", "TPOT, ms"), ("latency", "Latency, ms"))
 _PARTS = ("p50", "p90", "p99")
+_ONE_LEVEL = (
+    '<p class="note">One level of load: measure several, such as --concurrency 1,4,16, to see what more load gives and '
+    "costs.</p>"
+)
 
 
 def html_report(
@@ -50,7 +54,9 @@ def html_report(
         "</section>",
         '<section aria-labelledby="drawn"><h2 id="drawn">Pictures</h2><div class="pictures">',
         *(_figure(picture) for picture in pictures(results, earlier, objective)),
-        "</div></section>",
+        "</div>",
+        _ONE_LEVEL if len(results) == 1 else "",
+        "</section>",
         compared,
         _told(about, about_other or {}),
         _meanings(),

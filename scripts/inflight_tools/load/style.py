@@ -117,12 +117,16 @@ footer { color: var(--quiet); font-size: 13px; margin-top: 40px; }
 @media print {
   :root { --ground: #ffffff; }
   main { max-width: none; padding: 0; }
-  body { font-size: 11px; } table { font-size: 10px; } th, td { padding: 3px 5px; }
-  h2 { break-after: avoid; margin-top: 24px; }
+  body { font-size: 11px; } table { font-size: 8.5px; } th, td { padding: 2px 4px; }
+  thead th { font-size: 8.5px; } td small { font-size: 7.5px; } .stick thead th { min-width: 0; }
+  .track { min-width: 100px; } .tiles li, figure, .panel { padding: 8px 10px; }
+  .pictures, .pair { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 10px; }
+  .note, .lead, dl, pre, figcaption p, .tiles .detail, summary { font-size: 10px; } .mark { font-size: 8px; }
+  h2 { break-after: avoid; margin-top: 24px; font-size: 15px; }
   figure, .tiles li, tr { break-inside: avoid; }
   .scroll { overflow: visible; }
   details::details-content { content-visibility: visible; height: auto; }
-  .tiles { grid-template-columns: repeat(4, minmax(0, 1fr)); }
+  .tiles { grid-template-columns: repeat(auto-fit, minmax(120px, 1fr)); gap: 8px; }
   .tiles .value { font-size: 20px; }
 }
 """

@@ -50,7 +50,10 @@ def tiles(results: Sequence[LevelResult], limits: Mapping[str, float], ratios: S
         soonest = min(answered, key=lambda result: result.ttft.p50)
         detail = f"TTFT p50 at {soonest.load}; p99 {number(soonest.ttft.p99)} ms"
         found.append(Tile("Soonest first token", number(soonest.ttft.p50), "ms", detail))
-    found.append(_within(results, limits) if limits else _near(results, best))
+    if limits:
+        found.append(_within(results, limits))
+    elif len(results) > 1:
+        found.append(_near(results, best))
     priced = [result for result in results if result.cost_per_1000_tokens is not None]
     if priced:
         cheap = min(priced, key=lambda result: result.cost_per_1000_tokens or math.inf)
