@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from inflight_tools.common.resources import Usage
 from inflight_tools.load.quantiles import Curves
 from inflight_tools.load.stats import LevelResult, Percentiles, RunResult
 
@@ -17,9 +18,7 @@ _MEDIANS = tuple(f"{name}_p50" for name in _TIMES)
 
 
 def read_level(level: Mapping[str, Any]) -> LevelResult:
-    """The figures of one level, without the use of the machine. Raises ValueError, TypeError, AttributeError or
-    KeyError for what is none.
-    """
+    """The figures of one level. Raises ValueError, TypeError, AttributeError or KeyError for what is none."""
     load = str(level["load"])
     curves = level.get("curves") or {}
     return LevelResult(
@@ -36,7 +35,7 @@ def read_level(level: Mapping[str, Any]) -> LevelResult:
         good_share=_number(level.get("good_share")),
         **{name: _percentiles(level.get(name) or {}) for name in _TIMES},
         cost_per_1000_tokens=_maybe(level.get("cost_per_1000_tokens")),
-        usage=None,
+        usage=_usage(level.get("usage")),
         runs=[_run(run) for run in level["runs"]],
         curves=Curves(**{name: _numbers(curves.get(name)) for name in Curves.__dataclass_fields__}),
     )
@@ -51,7 +50,20 @@ def _run(run: Mapping[str, Any]) -> RunResult:
         tokens_per_s=_number(run.get("tokens_per_s")),
         goodput_requests_per_s=_number(run.get("goodput_requests_per_s")),
         **{name: _number(run.get(name)) for name in _MEDIANS},
-        usage=None,
+        usage=_usage(run.get("usage")),
+    )
+
+
+def _usage(used: Mapping[str, Any] | None) -> Usage | None:
+    if not used:
+        return None
+    memory = used.get("gpu_memory")
+    return Usage(
+        cpu_cores=_number(used.get("cpu_cores")),
+        cpu_s_per_1000_tokens=_number(used.get("cpu_s_per_1000_tokens")),
+        memory=int(used.get("memory") or 0),
+        gpu_percent=_maybe(used.get("gpu_percent")),
+        gpu_memory=None if memory is None else int(memory),
     )
 
 

@@ -49,7 +49,7 @@ def html_report(
         f'<p class="lead">{escape(sentence(results))}</p></header>',
         _tiles(results, objective, ratios),
         '<section aria-labelledby="levels"><h2 id="levels">Every level</h2>',
-        _throughput_table(results),
+        _throughput_table(results, limited=bool(objective)),
         _times_table(results),
         "</section>",
         '<section aria-labelledby="drawn"><h2 id="drawn">Pictures</h2><div class="pictures">',
@@ -80,10 +80,9 @@ def _tiles(results: Sequence[LevelResult], objective: Mapping[str, float], ratio
     return f'<ul class="tiles" aria-label="What came out">{"".join(made)}</ul>'
 
 
-def _throughput_table(results: Sequence[LevelResult]) -> str:
+def _throughput_table(results: Sequence[LevelResult], *, limited: bool) -> str:
     """Rates, their cost, and the use of the machine; a column appears where somebody asked or it was measured."""
     used, priced = any(each.usage for each in results), any(each.cost_per_1000_tokens is not None for each in results)
-    limited = any(each.good_share < 1 for each in results)
     on_gpu = any(each.usage and each.usage.gpu_percent is not None for each in results)
     heads = ["load", "tokens/s", "requests/s", "requests", "tokens", "tokens a response", "prompt tokens"]
     heads += ["goodput, requests/s"] * limited + ["cost of 1,000 tokens"] * priced

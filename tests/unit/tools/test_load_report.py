@@ -7,11 +7,13 @@ import math
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 
+from inflight_tools.common.resources import Usage
 from inflight_tools.load import load_test
 from inflight_tools.load.charts import pictures
 from inflight_tools.load.compare import Ratio, compare
@@ -132,7 +134,14 @@ def test_a_whole_page_is_sound_and_asks_for_nothing() -> None:
     assert all(row == table[0] for table in page.tables for row in table), page.tables
     assert "nan" not in page.text.lower().split()
     assert "{" not in page.text  # no JSON
-    for words in ("a <model>", "Within the limits", "Least cost of 1,000 tokens", "Over the other test", "better"):
+    for words in (
+        "a <model>",
+        "Within the limits",
+        "goodput, requests/s",
+        "Least cost of 1,000 tokens",
+        "Over the other test",
+        "better",
+    ):
         assert words in page.text
     assert "ttft=15" in page.text  # the line that measures it again
     assert "differs" in page.text
@@ -172,6 +181,7 @@ def test_an_older_results_file_is_compared_without_its_distributions() -> None:
 
 def test_a_level_is_read_back_as_it_was() -> None:
     (result,) = measured(widths=(4,), objective=Objective(ttft=12), price_per_hour=3.0)
+    result = replace(result, usage=Usage(1.5, 12.0, 2**30, 80.0, 2**33))
     assert read_level(as_json([result])[0]) == result
     none = read_level({"load": "concurrency 1", "runs": [{"tokens_per_s": 1.0}], "ttft": {"p50": None}})
     assert math.isnan(none.ttft.p50)
@@ -310,3 +320,9 @@ def test_a_few_tokens_that_come_one_upon_another_do_not_take_half_the_picture() 
     labels = re.findall(r'text-anchor="middle">([\d.]+)<', picture.drawing)
     assert labels
     assert not [each for each in map(float, labels) if 0 < each < 0.5]
+
+
+def test_goodput_is_shown_where_limits_were_asked_for_even_if_all_kept_them() -> None:
+    results = measured(objective=Objective(ttft=10_000))
+    assert "goodput, requests/s" in Page(html_report(about("--slo", "ttft=10000"), results, "t")).text
+    assert "goodput, requests/s" not in Page(html_report(about(), results, "t")).text
