@@ -175,11 +175,14 @@ def _drawn(one: Series, index: int, x: Axis, y: Axis, scale_x: _Scale, scale_y: 
         path = " ".join(f"{scale_x(px):.1f},{scale_y(py):.1f}" for px, py in shown)
         dash = ' stroke-dasharray="5 4"' if one.dashed else ""
         yield f'<polyline {colour} points="{path}" fill="none" stroke="currentColor" stroke-width="2"{dash}/>'
+    aside = 4 if one.dashed else 0  # so that the bars of two series at the same places do not hide each other
     for (px, py), error in zip(one.points, one.errors, strict=False):
         if error and _usable((px, py), x, y):
             low = max(py - error, scale_y.low)  # a bar that goes on below the drawing ends at its edge
-            ends = f'y1="{scale_y(py + error):.1f}" y2="{scale_y(low):.1f}"'
-            yield f'<line {colour} x1="{scale_x(px):.1f}" x2="{scale_x(px):.1f}" {ends} stroke="currentColor"/>'
+            at, top, bottom = scale_x(px) + aside, scale_y(py + error), scale_y(low)
+            yield f'<line {colour} x1="{at:.1f}" x2="{at:.1f}" y1="{top:.1f}" y2="{bottom:.1f}" stroke="currentColor"/>'
+            caps = f"M{at - 3:.1f},{top:.1f}h6" + (f"M{at - 3:.1f},{bottom:.1f}h6" if low == py - error else "")
+            yield f'<path {colour} d="{caps}" stroke="currentColor"/>'
     marked = shown if one.marked is None else [point for point in one.marked if _usable(point, x, y)]
     for place, (px, py) in enumerate(marked):
         note = one.notes[place] if place < len(one.notes) else ""
