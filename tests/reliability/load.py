@@ -25,6 +25,9 @@ from tests.harness.tensors import add_input, outputs
 
 SILENT = "silent"  # nothing for the whole limit: the one thing that must never happen
 LEFT = "left"  # the client itself went away
+LIMIT_S = 60.0  # for which a client waits at the least, however quick the engine is
+SLACK = 3.0  # times what the engine was measured to need; machines are not evenly busy
+PACE_TOKENS = 16
 _SENTENCES = (
     ("INTERNAL", r"internal error"),
     ("CANCELLED", r"was cancelled by its client"),
@@ -77,7 +80,7 @@ def make_request(model: str = "llm", **inputs: Any) -> pb.ModelInferRequest:
 class Load:
     """Channels to one server. Use inside a running loop, as an async context manager."""
 
-    def __init__(self, url: str, channels: int = 4, limit_s: float = 60.0) -> None:
+    def __init__(self, url: str, channels: int = 4, limit_s: float = LIMIT_S) -> None:
         self._channels = [grpc.aio.insecure_channel(url, options=OPTIONS) for _ in range(channels)]
         self._stubs = [service_pb2_grpc.GRPCInferenceServiceStub(channel) for channel in self._channels]
         self._next = 0
@@ -199,3 +202,22 @@ def drive(url: str, work: Callable[[Load], Awaitable[Any]], **options: Any) -> A
             return await work(load)
 
     return asyncio.run(main())
+
+
+def pace(url: str, streams: int, model: str = "llm") -> float:
+    """Seconds that a token takes here and now while so many streams ask for them, waiting for a place included."""
+    requests = [
+        make_request(model, text_input=f"pace {number}", max_tokens=PACE_TOKENS, ignore_eos=True)
+        for number in range(streams)
+    ]
+    began = time.monotonic()
+    ends: list[End] = drive(url, lambda load: load.all(requests), limit_s=2 * LIMIT_S)
+    assert {(end.how, end.tokens) for end in ends} == {("length", PACE_TOKENS)}, tally(ends)
+    return (max(end.at for end in ends) - began) / PACE_TOKENS
+
+
+def patience(tokens: int, token_s: float, beside_s: float = 0.0) -> float:
+    """For how many seconds a client waits for so many tokens, `token_s` each (`pace`), before silence is a fault;
+    `beside_s` is what a test itself takes meanwhile.
+    """
+    return LIMIT_S + beside_s + SLACK * tokens * token_s

@@ -17,19 +17,20 @@ import pytest
 
 from inflight.serving.cancellation import questions_per_second
 from tests.reliability.conftest import OpenRig, Report
-from tests.reliability.load import LEFT, End, Load, drive, make_request, tally
+from tests.reliability.load import LEFT, End, Load, drive, make_request, pace, patience, tally
 from tests.reliability.rig import Rig
 
 pytestmark = pytest.mark.server
 
+PLACES = 48
 LONG: dict[str, Any] = {"max_tokens": 2000, "ignore_eos": True}
 CHECK: dict[str, Any] = {"text_input": "and the next one", "max_tokens": 12}
 
 
 @pytest.fixture(scope="module")
 def rig(open_rig: OpenRig) -> Rig:
-    """48 places, so that of the hundreds most wait."""
-    options = {"step_ms": 10, "max_running": 48}
+    """So few places that of the hundreds most wait."""
+    options = {"step_ms": 10, "max_running": PLACES}
     return open_rig({"llm": {"engine_options": options, "metrics_interval_ms": 100}})
 
 
@@ -48,6 +49,8 @@ def cancelled(rig: Rig) -> float:
 def storm(rig: Rig, streams: int, seed: int) -> list[End]:
     """Clients that leave before their first token, while they wait, at a token, or right at the last one."""
     chance = random.Random(seed)
+    turns = -(-streams // PLACES)  # of at most 40 tokens each
+    limit_s = patience(40 * turns, pace(rig.grpc, PLACES))
 
     async def one(load: Load, number: int) -> End:
         await asyncio.sleep(chance.random() * 0.5)
@@ -65,7 +68,7 @@ def storm(rig: Rig, streams: int, seed: int) -> list[End]:
     async def work(load: Load) -> list[End]:
         return list(await asyncio.gather(*(one(load, number) for number in range(streams))))
 
-    ends: list[End] = drive(rig.grpc, work, channels=8, limit_s=120.0)
+    ends: list[End] = drive(rig.grpc, work, channels=8, limit_s=limit_s)
     return ends
 
 
@@ -85,12 +88,12 @@ def test_hundreds_leave_at_random_moments(rig: Rig, report: Report, streams: int
 
 
 def test_all_at_once(rig: Rig, report: Report) -> None:
-    """A whole connection goes away with everything in it: 200 requests, 48 of them running."""
+    """A whole connection goes away with everything in it: 200 requests, a part of which run."""
 
     async def work(load: Load) -> list[End]:
         requests = [make_request(text_input=f"s{number}", **LONG) for number in range(200)]
         tasks = [asyncio.ensure_future(load.run(request)) for request in requests]
-        await asyncio.to_thread(rig.until_at_work, 48, 200)
+        await asyncio.to_thread(rig.until_at_work, PLACES, 200)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -103,7 +106,7 @@ def test_all_at_once(rig: Rig, report: Report) -> None:
     seconds = time.monotonic() - began
     left = rig.assert_nothing_left()
     assert cancelled(rig) == before + 200
-    report(f"200 streams of one connection (48 running, 152 waiting) gone: at rest after {seconds:.2f} s; {left}")
+    report(f"{PLACES} streams and {200 - PLACES} waiting ones left at once: at rest after {seconds:.2f} s; {left}")
 
 
 def http_stream(rig: Rig, number: int) -> http.client.HTTPConnection:

@@ -23,14 +23,16 @@ from inflight_tools.common.layout import REPOSITORY
 from inflight_tools.server.server import Ports
 from tests.harness.repository import write_model
 from tests.reliability.conftest import OpenRig, Report
-from tests.reliability.load import End, Load, drive, make_request, tally
+from tests.reliability.load import LIMIT_S as CLIENT_S
+from tests.reliability.load import SLACK, End, Load, drive, make_request, pace, tally
 from tests.reliability.rig import Rig, regions_of, run_folders_of
 
 pytestmark = pytest.mark.server
 
-LIMIT_S = 2.0
+LIMIT_S = 2.0  # of a drain, at the least
 LEFTOVER_S = 2.0  # what ending the rest may take
 SHORT = 20  # streams that end within the limit
+SHORT_TOKENS = 60
 LONG = 10  # streams that do not
 OPTIONS = {"step_ms": 10, "max_running": 24}  # some streams are still queued when the drain begins
 
@@ -47,12 +49,16 @@ class Drained:
 
 
 def drain_under_load(
-    grpc_url: str, drain: Callable[[], Any], draining: Callable[[], bool], arrived: Callable[[], Any]
+    grpc_url: str,
+    drain: Callable[[], Any],
+    draining: Callable[[], bool],
+    arrived: Callable[[], Any],
+    limit_s: float = LIMIT_S,
 ) -> Drained:
     """Short and long streams, and a drain in the middle of them; `drain` and `arrived` block until they are over."""
 
     async def work(load: Load) -> Drained:
-        short = [make_request(text_input=f"s{number}", max_tokens=60) for number in range(SHORT)]
+        short = [make_request(text_input=f"s{number}", max_tokens=SHORT_TOKENS) for number in range(SHORT)]
         long = [make_request(text_input=f"l{number}", max_tokens=8000, ignore_eos=True) for number in range(LONG)]
         tasks = [asyncio.ensure_future(load.run(request)) for request in short + long]
         await asyncio.to_thread(arrived)
@@ -64,20 +70,20 @@ def drain_under_load(
         ends = list(await asyncio.gather(*tasks))
         return Drained(ends[:SHORT], ends[SHORT:], late, max(end.at for end in ends) - began, await over)
 
-    result: Drained = drive(grpc_url, work)
+    result: Drained = drive(grpc_url, work, limit_s=CLIENT_S + limit_s)
     return result
 
 
-def check(drained: Drained) -> str:
+def check(drained: Drained, limit_s: float = LIMIT_S) -> str:
     """What must hold of every drain; a phrase for the report."""
-    assert {(end.how, end.tokens) for end in drained.short} == {("length", 60)}, tally(drained.short)
+    assert {(end.how, end.tokens) for end in drained.short} == {("length", SHORT_TOKENS)}, tally(drained.short)
     assert {end.how for end in drained.long} == {"UNAVAILABLE"}, tally(drained.long)
     assert all("draining" in end.message for end in drained.long)
     assert {end.how for end in drained.late} == {"UNAVAILABLE"}, tally(drained.late)
-    assert LIMIT_S - 0.2 < drained.last_end < LIMIT_S + LEFTOVER_S
+    assert limit_s - 0.2 < drained.last_end < limit_s + LEFTOVER_S
     return (
         f"short streams: {tally(drained.short)}; long ones: {tally(drained.long)} after {drained.last_end:.1f} s "
-        f"(limit {LIMIT_S:g} s); sent meanwhile: {tally(drained.late)}"
+        f"(limit {limit_s:.1f} s); sent meanwhile: {tally(drained.late)}"
     )
 
 
@@ -90,14 +96,15 @@ def rig(open_rig: OpenRig) -> Iterator[Rig]:
 
 
 def test_a_drain_over_the_control_socket(rig: Rig, report: Report) -> None:
-    limit_ms = int(LIMIT_S * 1000)
+    limit_s = max(LIMIT_S, SLACK * SHORT_TOKENS * pace(rig.grpc, SHORT))
     drained = drain_under_load(
         rig.grpc,
-        lambda: rig.ask("drain", timeout_ms=limit_ms, notice_ms=0, timeout_s=30.0),
+        lambda: rig.ask("drain", timeout_ms=int(limit_s * 1000), notice_ms=0, timeout_s=limit_s + 30.0),
         lambda: bool(rig.status()["draining"]),
         lambda: rig.until_at_work(OPTIONS["max_running"], SHORT + LONG),
+        limit_s,
     )
-    seen = check(drained)
+    seen = check(drained, limit_s)
     assert (drained.answer["finished"], drained.answer["ended"], drained.answer["left"]) == (SHORT, LONG, 0)
     left = rig.assert_nothing_left()
     assert rig.metrics()["inflight_draining", ""] == 1.0

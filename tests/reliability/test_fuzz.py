@@ -10,16 +10,19 @@ import pytest
 from inflight_tools.fuzz.inputs import Fuzzer
 from maintain.fuzz_requests import Attack, summarize
 from tests.reliability.conftest import OpenRig, Report
-from tests.reliability.load import drive, make_request
+from tests.reliability.load import drive, make_request, pace, patience
 from tests.reliability.rig import Rig
 
 pytestmark = pytest.mark.server
+
+CONTEXT = 1024  # all of which an input may ask for
+SEQUENCES = 48  # 16 inputs are under way, and ask for up to three each
 
 
 @pytest.fixture(scope="module")
 def rig(open_rig: OpenRig) -> Rig:
     """As fast as the machine can, with a short context, so that an input costs milliseconds."""
-    options = {"real_time": False, "max_seq_len": 1024}
+    options = {"real_time": False, "max_seq_len": CONTEXT}
     return open_rig({"llm": {"engine_options": options, "metrics_interval_ms": 100}})
 
 
@@ -34,9 +37,10 @@ def canary(rig: Rig) -> str:
 )
 def test_no_input_does_harm(rig: Rig, report: Report, inputs: int, seed: int) -> None:
     before, stub, engine = canary(rig), rig.stub_pid(), rig.engine_pid()
+    limit_s = patience(CONTEXT, pace(rig.grpc, SEQUENCES))
     counted = sum(value for (name, _), value in rig.flushed().items() if name == "inflight_requests_total")
     began = time.monotonic()
-    attack = Attack(Fuzzer(seed), rig.grpc, rig.http)
+    attack = Attack(Fuzzer(seed), rig.grpc, rig.http, limit_s)
     outcomes = asyncio.run(attack.run(range(inputs)))
     seconds = time.monotonic() - began
     samples = rig.flushed()

@@ -265,6 +265,7 @@ def test_bodies_that_are_too_large_or_too_slow(gateway: Gateway, report: Report)
     report(f"{dict(ends)}, {grown >> 20} MiB more")
 
 
+@pytest.mark.timeout(1300)  # five parts, each of which may take 240 s; pytest's own limit was less than theirs
 def test_memory_is_flat_over_twenty_thousand_requests(gateway: Gateway, report: Report) -> None:
     process = psutil.Process(gateway.process.pid)
 

@@ -14,7 +14,7 @@ import pytest
 from inflight import control
 from inflight_tools.server.server import Server
 from tests.reliability.conftest import OpenRig, Report
-from tests.reliability.load import End, Load, drive, make_request, tally
+from tests.reliability.load import End, Load, drive, make_request, pace, patience, tally
 from tests.reliability.rig import Rig, regions_of, run_folders_of
 from tests.reliability.test_engine_faults import repository
 
@@ -48,6 +48,7 @@ def ask_at(grpc_url: str, model: str = "llm") -> End:
 
 def test_two_models_side_by_side(rig: Rig, report: Report) -> None:
     """The loss of one's engine does not touch the other's streams."""
+    limit_s = patience(150, max(pace(rig.grpc, 12, model) for model in ("llm", "other")))
 
     async def work(load: Load) -> tuple[list[End], list[End]]:
         first, second = (
@@ -61,10 +62,10 @@ def test_two_models_side_by_side(rig: Rig, report: Report) -> None:
         await asyncio.to_thread(rig.signal_engine, signal.SIGKILL, "other")
         return list(await asyncio.gather(*first)), list(await asyncio.gather(*second))
 
-    first, second = drive(rig.grpc, work)
+    first, second = drive(rig.grpc, work, limit_s=limit_s)
     assert {(end.how, end.tokens) for end in first} == {("length", 150)}, tally(first)
     assert {end.how for end in second} == {"UNAVAILABLE"}, tally(second)
-    rig.until(lambda: rig.status("other")["health"] == "ready", 30.0)
+    rig.until_healthy(model="other")
     assert ask(rig, "other").how == "length"
     left = rig.assert_nothing_left("llm") and rig.assert_nothing_left("other")
     report(f"engine of `other` killed: llm {tally(first)}, other {tally(second)}; {left}")
@@ -72,6 +73,7 @@ def test_two_models_side_by_side(rig: Rig, report: Report) -> None:
 
 def test_an_unload_lets_streams_finish(rig: Rig, report: Report) -> None:
     """Triton finalizes a model when its last request has ended; until then nothing new is taken."""
+    limit_s = patience(150, pace(rig.grpc, 12, "other"))
 
     async def work(load: Load) -> tuple[list[End], list[End]]:
         requests = [make_request("other", text_input=f"s{number}", max_tokens=150) for number in range(12)]
@@ -83,7 +85,7 @@ def test_an_unload_lets_streams_finish(rig: Rig, report: Report) -> None:
         return list(await asyncio.gather(*tasks)), late
 
     engines = rig.server.engine_pids()
-    ends, late = drive(rig.grpc, work)
+    ends, late = drive(rig.grpc, work, limit_s=limit_s)
     assert {(end.how, end.tokens) for end in ends} == {("length", 150)}, tally(ends)
     assert "no available versions" in late[0].message or "not at ready state" in late[0].message, late
     began = time.monotonic()

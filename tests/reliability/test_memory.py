@@ -15,12 +15,13 @@ import psutil
 import pytest
 
 from tests.reliability.conftest import OpenRig, Report
-from tests.reliability.load import End, Load, drive, make_request, tally
+from tests.reliability.load import End, Load, drive, make_request, pace, patience, tally
 from tests.reliability.rig import Rig
 
 pytestmark = pytest.mark.server
 
 MEBI = 1 << 20
+CLIENTS, SHORT_TOKENS = 64, 4  # of short requests
 FLAT_BYTES = 6 * MEBI  # what stub and engine may grow by over the last two thirds of the requests
 
 
@@ -39,19 +40,20 @@ def engine_flat_bytes() -> int:
 
 def short_requests(rig: Rig, count: int) -> list[End]:
     """`count` requests of a few tokens, 64 at a time; half of them stream."""
+    limit_s = patience(SHORT_TOKENS, pace(rig.grpc, CLIENTS))
 
     async def work(load: Load) -> list[End]:
         numbers, ends = iter(range(count)), []
 
         async def client() -> None:
             for number in numbers:
-                request = make_request(text_input=f"number {number}", max_tokens=4, stream=bool(number % 2))
+                request = make_request(text_input=f"number {number}", max_tokens=SHORT_TOKENS, stream=bool(number % 2))
                 ends.append(await load.run(request))
 
-        await asyncio.gather(*(client() for _ in range(64)))
+        await asyncio.gather(*(client() for _ in range(CLIENTS)))
         return ends
 
-    result: list[End] = drive(rig.grpc, work, channels=8)
+    result: list[End] = drive(rig.grpc, work, channels=8, limit_s=limit_s)
     return result
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.reliability.conftest import OpenRig, Report
-from tests.reliability.load import End, Load, drive, make_request, tally
+from tests.reliability.load import End, Load, drive, make_request, pace, patience, tally
 from tests.reliability.rig import Rig
 
 pytestmark = pytest.mark.server
@@ -73,7 +73,7 @@ def test_four_times_more_work_than_cores(rig: Rig, report: Report) -> None:
         return await load.all(make_request(text_input=f"s{number}", max_tokens=200) for number in range(24))
 
     with busy_machine(4):
-        ends = drive(rig.grpc, work, limit_s=120.0)
+        ends = drive(rig.grpc, work, limit_s=patience(200, pace(rig.grpc, 24)))
     assert {(end.how, end.tokens) for end in ends} == {("length", 200)}, tally(ends)
     report(f"24 streams of 200 tokens beside {4 * (os.cpu_count() or 1)} computing processes: {tally(ends)}, no alarm")
 
@@ -90,6 +90,8 @@ def pause_everything(rig: Rig, seconds: float, order: random.Random) -> None:
 
 
 def streams_through_a_pause(rig: Rig, seconds: float) -> list[End]:
+    limit_s = patience(300, pace(rig.grpc, 16), seconds)
+
     async def work(load: Load) -> list[End]:
         streams = [make_request(text_input=f"s{number}", max_tokens=300, ignore_eos=True) for number in range(16)]
         tasks = [asyncio.ensure_future(load.run(stream)) for stream in streams]
@@ -98,7 +100,7 @@ def streams_through_a_pause(rig: Rig, seconds: float) -> list[End]:
         await asyncio.to_thread(pause_everything, rig, seconds, random.Random(int(seconds)))
         return list(await asyncio.gather(*tasks))
 
-    ends: list[End] = drive(rig.grpc, work, limit_s=seconds + 60.0)
+    ends: list[End] = drive(rig.grpc, work, limit_s=limit_s)
     return ends
 
 
@@ -115,6 +117,7 @@ def test_everything_paused(rig: Rig, report: Report, seconds: float) -> None:
 
 def test_only_the_stub_paused(rig: Rig, report: Report) -> None:
     """The engine goes on and fills the socket; whoever watches it was asleep."""
+    limit_s = patience(400, pace(rig.grpc, 16), beside_s=3.0)
 
     async def work(load: Load) -> list[End]:
         streams = [make_request(text_input=f"s{number}", max_tokens=400, ignore_eos=True) for number in range(16)]
@@ -126,6 +129,6 @@ def test_only_the_stub_paused(rig: Rig, report: Report) -> None:
         os.kill(stub, signal.SIGCONT)
         return list(await asyncio.gather(*tasks))
 
-    ends = drive(rig.grpc, work)
+    ends = drive(rig.grpc, work, limit_s=limit_s)
     assert {(end.how, end.tokens) for end in ends} == {("length", 400)}, tally(ends)
     report(f"the stub alone paused for 3 s under 16 streams: {tally(ends)}, no alarm")

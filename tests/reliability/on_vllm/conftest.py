@@ -4,16 +4,15 @@ by the number of layers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.conftest import require_installation
 from tests.doubles.vllm import cycle, ending, model_parameters, vllm_python, write_chain
-from tests.reliability.conftest import OpenRig, control_folder, report  # noqa: F401
-from tests.reliability.rig import Rig
+from tests.reliability.conftest import control_folder, report  # noqa: F401
+from tests.reliability.rig import OpenRig, Parameters, rigs
 from tests.unit.machines.tokenizer_kinds import write_folder
 
 HERE = Path(__file__).parent
@@ -27,23 +26,13 @@ def open_rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenRig]:
     """As in tests/reliability; what a model asks of the simulated engine is asked of vLLM."""
     require_installation()
     vllm_python()
-    opened: list[Rig] = []
-
-    def make(models: Mapping[str, Mapping[str, Any]], **config: Any) -> Rig:
-        root = tmp_path_factory.mktemp("rig")
-        rig = Rig(root, {name: translate(root / name, model) for name, model in models.items()}, **config)
-        opened.append(rig)
-        rig.__enter__()
-        return rig
-
-    yield make
-    left = [item for rig in opened for item in rig.stop()]
-    assert not left, left
+    with rigs(lambda: tmp_path_factory.mktemp("rig"), translate=translate) as make:
+        yield make
 
 
-def translate(folder: Path, model: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters for vLLM that mean what `model` asks of the simulated engine."""
-    options = dict(model["engine_options"])
+def translate(folder: Path, parameters: Parameters) -> Parameters:
+    """Parameters for vLLM that mean what `parameters` ask of the simulated engine."""
+    options = dict(parameters.get("engine_options", {}))
     running = options.pop("max_running", 64)
     layers = max(1, round(options.pop("step_ms", 0) * LAYERS_PER_MS))
     context = options.pop("max_seq_len", LONGEST)
@@ -55,13 +44,15 @@ def translate(folder: Path, model: Mapping[str, Any]) -> dict[str, Any]:
     tokenizer = write_folder(folder / "tokenizer", "byte_level")
     chain = ending(tokenizer, eos_every) if eos_every else cycle(tokenizer)
     engine = write_chain(folder / "engine", tokenizer, chain, layers=layers, context=context)
-    others = {name: value for name, value in model.items() if name != "engine_options"}
+    others = {name: value for name, value in parameters.items() if name not in ("engine", "engine_options")}
     return model_parameters({"kv_cache_gb": pool_gb}, max_running=running, engine_dir=str(engine), **others)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All of it is long: engines load, and load again."""
+    """All of it is long: engines load, and load again. Clients have limits of their own, derived from a measured step;
+    this one only ends what hangs.
+    """
     for item in items:
         if item.path.parent == HERE:
             item.add_marker(pytest.mark.full)
-            item.add_marker(pytest.mark.timeout(600))
+            item.add_marker(pytest.mark.timeout(1200))

@@ -15,7 +15,7 @@ from tests.reliability.test_drain import LONG, OPTIONS, SHORT, pytestmark, test_
 @pytest.fixture
 def rig(open_rig: OpenRig) -> Iterator[Rig]:
     """As there, with fewer layers, and once the CPU build has met that many sequences: its first steps of a size take
-    long, and the short streams are to end within the limit of the drain.
+    longer than what is measured then.
     """
     rig = open_rig({"llm": {"engine_options": {**OPTIONS, "step_ms": 2}}})
     many = [make_request(text_input=f"w{number}", max_tokens=8) for number in range(SHORT + LONG)]

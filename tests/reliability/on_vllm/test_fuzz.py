@@ -11,5 +11,5 @@ from tests.reliability.test_fuzz import pytestmark, test_no_input_does_harm  # n
 
 @pytest.fixture(scope="module")
 def rig(open_rig: OpenRig) -> Rig:
-    """As there with a context of a quarter: steps take their time here, and an input may ask for all of it."""
+    """As there with a context of a quarter: steps take their time here."""
     return open_rig({"llm": {"engine_options": {"max_seq_len": 256}, "metrics_interval_ms": 100}})
