@@ -26,7 +26,7 @@ from inflight_tools.common.report import Failure, Progress, run_main
 from inflight_tools.common.resources import Sampler, listener, processor
 from inflight_tools.load.compare import check_levels, compare, read_about, read_levels
 from inflight_tools.load.lengths import SHAREGPT_ANSWER, SHAREGPT_PROMPT, parse_lengths
-from inflight_tools.load.perf_analyzer import Load, find_perf_analyzer, measure
+from inflight_tools.load.perf_analyzer import Load, find_perf_analyzer, measure, version_of
 from inflight_tools.load.profile_export import Request
 from inflight_tools.load.report import comparison_table, terminal_table, write
 from inflight_tools.load.stats import LevelResult, Objective, Run, summarize
@@ -231,8 +231,10 @@ def run(arguments: argparse.Namespace) -> tuple[list[LevelResult], dict[str, Any
     return results, told
 
 
-def about(arguments: argparse.Namespace, server: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What was measured where; `server` is what the server says of itself."""
+def about(
+    arguments: argparse.Namespace, server: Mapping[str, Any] | None = None, generator: str = ""
+) -> dict[str, Any]:
+    """What was measured where; `server` is what the server says of itself, `generator` what sent the requests."""
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
     return {
         "settings": settings,
@@ -243,6 +245,7 @@ def about(arguments: argparse.Namespace, server: Mapping[str, Any] | None = None
             "processor": processor(),
             "memory": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
             "python": platform.python_version(),
+            "perf_analyzer": generator,
         },
         "server": dict(server or {}),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -260,6 +263,7 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
     if other:
         check_levels([str(load) for load in levels(options)], other)
     results, server = run(options)
+    generator = version_of(find_perf_analyzer(options.perf_analyzer))
 
     console = Console(width=None if sys.stdout.isatty() else 160)
     prompt = sum(result.prompt_tokens for result in results) / len(results)
@@ -270,7 +274,7 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
     if ratios:
         console.print(comparison_table(ratios, str(options.compare)))
     told = read_about(options.compare) if options.compare else None
-    write(folder, about(options, server), results, title, ratios, other, told)
+    write(folder, about(options, server, generator), results, title, ratios, other, told)
     print(f"written: {folder}/results.json, results.csv, report.html")
     return 0
 

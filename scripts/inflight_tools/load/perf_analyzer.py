@@ -22,6 +22,7 @@ from inflight_tools.server.children import start_child
 PROGRAM = CACHE / "bin" / "perf_analyzer"
 _ATTEMPTS = 4
 _POLL_S = 0.1
+_VERSION_S = 10.0
 
 Inputs = Mapping[str, Sequence[str | int | float | bool]]
 
@@ -62,6 +63,24 @@ def find_perf_analyzer(program: Path | None = None) -> Path:
             "--perf-analyzer."
         )
     return Path(on_path)
+
+
+def version_of(program: Path) -> str:
+    """What the program calls itself, such as `Perf Analyzer Version 2.51.0`; empty where it does not say."""
+    try:
+        done = subprocess.run(
+            [str(program), "--version"],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            stdin=subprocess.DEVNULL,
+            timeout=_VERSION_S,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    first = (done.stdout.strip() or done.stderr.strip()).partition("\n")[0]  # 2.51 says it on standard error
+    return first.partition(" (")[0][:80]
 
 
 def measure(

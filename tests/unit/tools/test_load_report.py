@@ -160,6 +160,18 @@ def test_any_number_of_levels_and_runs(widths: tuple[int, ...], runs: int) -> No
     assert ("One level of load" in page.text) != several
 
 
+def test_rates_are_levels_too() -> None:
+    results = [
+        summarize(f"{rate:g} requests/s (poisson)", rate, [Run(requests(4, seed, step), 2) for seed in range(2)], None)
+        for rate, step in ((0.5, 10.0), (4.0, 14.0))
+    ]
+    page = Page(html_report(about("--rate", "0.5,4", "--runs", "2"), results, "t"))
+    assert "0.5 and 4 requests sent per second over gRPC streaming, 2 runs of each in turns" in page.text
+    assert "requests sent per second" in pictures(results, [], {})[0].drawing
+    assert "0.5/s" in pictures(results, [], {})[2].drawing
+    assert "Two runs make wide intervals" in page.text
+
+
 def test_answers_in_one_piece_have_no_picture_of_what_lies_between_tokens() -> None:
     whole = [Request(at * MS, ((at * MS + 5 * MS, 8),), at * MS + 5 * MS, 3) for at in range(0, 60, 6)]
     results = [summarize("concurrency 1", 1, [Run(whole, 1)], 1)]
@@ -214,6 +226,9 @@ def test_the_machine_is_told_in_words() -> None:
     assert rows["Context of the model"] == "8,192 tokens"
     assert rows["Server's place"] == "the same machine"
     assert rows["Memory"].endswith(" GiB")
+    assert "Load generator" not in rows  # nobody said which
+    told = load_test.about(load_test.parse([]), None, "Perf Analyzer Version 2.51.0")
+    assert machine_rows(told)["Load generator"] == "Perf Analyzer Version 2.51.0"
     assert machine_rows({}) == {}
     assert machine_rows({"client_machine": {"cpus": 2}}) == {"CPUs": "2"}
 

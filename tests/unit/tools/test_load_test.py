@@ -23,7 +23,7 @@ from inflight_tools.load import load_test
 from inflight_tools.load.compare import compare, ratio_of, read_levels
 from inflight_tools.load.lengths import parse_lengths
 from inflight_tools.load.page import html_report
-from inflight_tools.load.perf_analyzer import Inputs, Load, find_perf_analyzer, measure
+from inflight_tools.load.perf_analyzer import Inputs, Load, find_perf_analyzer, measure, version_of
 from inflight_tools.load.profile_export import Request
 from inflight_tools.load.prompts import prompts
 from inflight_tools.load.report import write
@@ -83,6 +83,14 @@ def test_the_command_line_asks_for_a_decoupled_stream_and_counts_requests(progra
     assert "--request-distribution poisson" in line
     run(path, Load(concurrency=7))
     assert "--concurrency-range 7" in Path(f"{path}.line").read_text(encoding="utf-8")
+
+
+def test_the_generator_says_which_it_is_or_nothing(program: Callable[[str], Path], tmp_path: Path) -> None:
+    for stream in ("stdout", "stderr"):  # the real one takes standard error
+        body = f'print("Perf Analyzer Version 2.51.0 (commit unknown)", file=sys.{stream})'
+        assert version_of(program(body)) == "Perf Analyzer Version 2.51.0"
+    assert version_of(program("sys.exit(3)")) == ""
+    assert version_of(tmp_path / "nothing") == ""
 
 
 def test_an_empty_export_is_tried_again(program: Callable[[str], Path], tmp_path: Path) -> None:
