@@ -72,6 +72,8 @@ def _read(path: Path) -> dict[str, Any]:
             for run in level["runs"]:
                 run["tokens_per_s"]
                 _check_figures(run)
+            if not any(run["tokens_per_s"] for run in level["runs"]):
+                raise ValueError(f"{level['load']} has no token")
             read_level(level)
         settings_rows(content.get("settings") or {})
         machine_rows(content)

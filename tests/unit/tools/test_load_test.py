@@ -339,6 +339,7 @@ def test_nothing_in_common(tmp_path: Path) -> None:
         '{"levels": [{"load": "x", "runs": [{"tokens_per_s": "fast"}]}]}',
         '{"levels": [{"load": "x", "runs": [{"tokens_per_s": -1}]}]}',
         '{"levels": [{"load": "x", "runs": [{"tokens_per_s": 1}, {}]}]}',
+        '{"levels": [{"load": "x", "runs": [{"tokens_per_s": 0}, {"tokens_per_s": 0.0}]}]}',
         '{"levels": [{"load": 4, "runs": [{"tokens_per_s": 1}]}]}',
         '{"levels": [{"load": "x", "runs": [{"tokens_per_s": 1, "ttft_p50": "soon"}]}]}',
         '{"levels": [{"load": "x", "runs": [{"tokens_per_s": 1e999}]}]}',
