@@ -89,7 +89,7 @@ def streams(points: Sequence[tuple[float, float]]) -> str:
     """Of (streams, tokens/s): a step gives each a token."""
     steps = [(size, 1000 * size / rate) for size, rate in points]
     fixed, per_stream = fit(steps, (0, 1))
-    said = f"a step takes {fixed:.1f} ms and {per_stream:.2f} ms more for every stream"
+    said = f"a step takes {fixed:.3g} ms and {per_stream:.3g} ms more for every stream"
     if per_stream:
         said += f": beyond {fixed / per_stream:.0f} streams what each adds is more than what all share, "
         said += f"and no number of streams gives more than {1000 / per_stream:,.0f} tokens/s"

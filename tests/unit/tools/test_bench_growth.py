@@ -44,7 +44,7 @@ def test_curves_in_words() -> None:
     assert answers.startswith("50.0 ms a token")
     assert "takes 5.0 times one of the weights" in answers
     streams = growth_why.streams([(n, 1000 * n / (40 + 5 * n)) for n in (1, 4, 16, 64)])
-    assert streams.startswith("a step takes 40.0 ms and 5.00 ms more for every stream: beyond 8 streams")
+    assert streams.startswith("a step takes 40 ms and 5 ms more for every stream: beyond 8 streams")
     assert streams.endswith("more than 200 tokens/s")
 
 
