@@ -1,46 +1,55 @@
 #!/usr/bin/env python3
 """Measures the start: from the command `tritonserver` to ready with a built engine, and to the first answer.
 
-In turns with the bare engine: a Python process that loads the same pipeline with the same settings and answers the same
-tokens. A start of both before the series reads the files. Exit status: 0 done, 1 an error.
+In turns: as the shipped config.pbtxt is served; the same without Triton's auto-completion of it, for which Triton starts
+the backend once more and sleeps a second; and the bare engine, a Python process that loads the same pipeline with the
+same settings and answers the same tokens. A start of each before the series reads the files.
+
+Exit status: 0 done, 1 an error.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.arms import BareArm, BareWorker, Prompt
 from bench.measured import spread, watched_tree
-from bench.peer_client import Question
-from bench.peer_inflight import InflightPeer
+from bench.peer_client import Question, TritonTransport, drive
 from bench.results import write_results
 from build_engine.arguments import Parser
 from inflight.engines.spec import WorkerSpec
 from inflight.request.tokenizer import TextTokenizer
 from inflight_tools.common import option_types as types
-from inflight_tools.common.layout import ENGINE, REPOSITORY
+from inflight_tools.common.layout import ENGINE, MODEL_REPOSITORY, REPOSITORY
 from inflight_tools.common.report import run_main
 from inflight_tools.load.perf_analyzer import Load
+from inflight_tools.server.server import Server, ServerConfig
 
 QUESTION = "How are you?"
+BARE = "bare"
 
 
-def served(engine: Path) -> tuple[float, float]:
-    """Seconds from `tritonserver` to ready, and to the first token."""
-    peer = InflightPeer("startup", "int8", engine)
-    began = time.monotonic()
-    peer.start()
-    try:
-        ready = time.monotonic() - began
-        peer.drive([Question(QUESTION, 1)], Load(concurrency=1), "first")
-        return ready, time.monotonic() - began
-    finally:
-        peer.stop()
+def served(engine: Path, arguments: Sequence[str]) -> tuple[float, float]:
+    """Seconds from `tritonserver` (with these further arguments) to ready, and to the first token."""
+    with tempfile.TemporaryDirectory(prefix="inflight-bench-") as name:
+        version = Path(name) / "llm" / "1"
+        version.mkdir(parents=True)
+        (version / "engine").symlink_to(engine.resolve())
+        shutil.copy(MODEL_REPOSITORY / "llm" / "config.pbtxt", version.parent)  # it lists every input and output
+        began = time.monotonic()
+        with Server(ServerConfig(repository=Path(name), arguments=tuple(arguments))) as server:
+            server.wait_ready()
+            ready = time.monotonic() - began
+            drive(TritonTransport(server.grpc_url, "llm"), [Question(QUESTION, 1)], Load(concurrency=1), "first")
+            return ready, time.monotonic() - began
 
 
 def bare_engine(engine: Path) -> tuple[float, float]:
@@ -61,24 +70,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     option("--repeats", type=types.count, default=5, metavar="N", help="default: %(default)s")
     option("--output", type=types.output_file, default=REPOSITORY / "docs" / "benchmarks" / "startup.json")
     options = parser.parse_args(arguments)
-    ready: list[float] = []
-    answered: list[float] = []
-    loaded: list[float] = []
-    bare: list[float] = []
+    arms: dict[str, Callable[[], tuple[float, float]]] = {
+        "served": lambda: served(options.engine, ()),
+        "config as it is": lambda: served(options.engine, ("--disable-auto-complete-config",)),
+        BARE: lambda: bare_engine(options.engine),
+    }
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}
     with watched_tree() as others:
         for repeat in range(-1, options.repeats):  # the first turn only reads the files
-            both = (served(options.engine), bare_engine(options.engine))
-            if repeat >= 0:
-                for found, seconds in zip((ready, answered, loaded, bare), (*both[0], *both[1]), strict=True):
-                    found.append(seconds)
-    content = {
-        "ready_s": spread(ready),
-        "first_token_s": spread(answered),
-        "bare_loaded_s": spread(loaded),
-        "bare_first_token_s": spread(bare),
-        "first_token_over_bare": spread([ours / its for ours, its in zip(answered, bare, strict=True)]),
-        "cpu_share_of_others": others.share,
-    }
+            for name, measure in arms.items():
+                seconds = measure()
+                if repeat >= 0:
+                    found[name].append(seconds)
+    content: dict[str, Any] = {"cpu_share_of_others": others.share}
+    for name, several in found.items():
+        ratios = [each[1] / bare[1] for each, bare in zip(several, found[BARE], strict=True)]
+        content[name] = {
+            "ready_s": spread([each[0] for each in several]),
+            "first_token_s": spread([each[1] for each in several]),
+            "first_token_over_bare": spread(ratios),
+        }
     what = "seconds from `tritonserver` to ready, and to the first token"
     write_results(options.output, what, "python scripts/bench/startup.py", options, **content)
     for name, each in content.items():
