@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Measures the start: from the command `tritonserver` to ready with a built engine, and to the first answer.
 
-In turns: as the shipped config.pbtxt is served; the same without Triton's auto-completion of it, for which Triton starts
-the backend once more and sleeps a second; and the bare engine, a Python process that loads the same pipeline with the
-same settings and answers the same tokens. A start of each before the series reads the files.
+In turns: as the shipped config.pbtxt is served; the same without Triton's auto-completion of it, for which Triton
+starts the backend once more and sleeps a second; and the bare engine, a Python process that loads the same pipeline
+with the same settings and answers the same tokens. A start of each before the series reads the files.
 
 Exit status: 0 done, 1 an error.
 """
