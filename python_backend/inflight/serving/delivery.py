@@ -2,8 +2,8 @@
 
 A `send` to Triton is a blocking round trip, so tokens are merged: engine outputs only go into a stream's inbox, and a
 sender takes the whole inbox into one response. At low load a sender is always free and every token leaves at once;
-under load a response carries several. A least gap per stream, which grows with the number of streams and with what a
-response costs now, keeps sending inside a small share of the CPU. It is the arriving token that looks whether the gap
+under load a response carries several. A gap per stream, which grows with the number of streams and with what a response
+costs now, keeps sending inside a small share of the CPU (`gap_s`). It is the arriving token that looks whether the gap
 is over, so nothing wakes for a token that has to wait; first tokens and ends never wait.
 
 Threads: `inflight-send-N`, started and joined by `Delivery`. One lock per stream spans every use of Triton's response
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import collections
 import logging
-import os
 import queue
 import threading
 import time
@@ -22,6 +21,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from inflight.answer.stream import Reply, Stream, Taken
+from inflight.engine_process import processors
 from inflight.engines.base import EngineOutput
 from inflight.errors import RequestError, cancelled, internal
 from inflight.serving.metrics import Metrics
@@ -32,7 +32,9 @@ log = logging.getLogger("inflight.delivery")
 SEND_COST_S = (100e-6, 300e-6, 1500e-6)  # of one response: least, at first, most believed
 COST_WEIGHT = 1 / 64  # of the newest response in the running mean of what one costs
 SEND_SHARE = 0.05  # of all cores, spent on sending while tokens could wait for each other
-MAX_GAP_S = 0.22
+EVEN_GAP_S = 0.11  # for the sake of that share tokens wait no longer: beyond it one sees them come in lumps
+MOST_SHARE = 0.1  # of all cores: what sending may take at that gap, before tokens wait longer all the same
+MAX_GAP_S = 0.3
 BACKLOG_STREAMS = 8  # waiting for a sender before the reader lets the senders catch up
 PACE_S = 0.02  # the longest it does so after one frame of the engine
 PACE_LOOK_S = 0.0005
@@ -114,6 +116,12 @@ class LiveStream:
         self.on_closed: Callable[[LiveStream], None] = _nothing
 
 
+def gap_s(streams: int, cost_s: float, cores: int) -> float:
+    """The time between two responses of one stream, of so many, where one takes `cost_s` of a core."""
+    share = streams * cost_s / cores  # of all cores, with one response each a second
+    return min(MAX_GAP_S, max(min(EVEN_GAP_S, share / SEND_SHARE), share / MOST_SHARE))
+
+
 def _nothing(_: LiveStream) -> None:
     return None
 
@@ -126,7 +134,7 @@ class Delivery:
         self._metrics = metrics
         self._live = live
         self._cost_s = SEND_COST_S[1]
-        self._share = SEND_SHARE * len(os.sched_getaffinity(0))
+        self._cores = len(processors.there())
         self.refusals = Refusals()
         self._ready: queue.SimpleQueue[LiveStream | None] = queue.SimpleQueue()
         self._looked_ns = 0  # when somebody last looked for overdue tokens
@@ -162,22 +170,24 @@ class Delivery:
     def push_token(self, live: LiveStream, token_id: int, now_ns: int) -> None:
         """Put one token of the first sequence into a stream's inbox. Called by the one reader thread; never blocks."""
         live.inbox.append(token_id)
+        waits = 2 * (live.next_ns - now_ns) > now_ns - live.last_ns  # the next token will be nearer to the gap's end
         live.last_ns = now_ns
         if not live.first_ns:
             live.first_ns = now_ns
-        if now_ns >= live.next_ns and live.eager and not live.queued:
+        if not waits and live.eager and not live.queued:
             live.queued = True
             self._ready.put(live)
 
     def push(self, live: LiveStream, output: EngineOutput, now_ns: int) -> None:
         """Put an engine output into a stream's inbox. Called by the one reader thread; never blocks."""
         live.inbox.append(output)
+        waits = 2 * (live.next_ns - now_ns) > now_ns - live.last_ns  # as for a token
         if output.token_ids:
             live.last_ns = now_ns
             if not live.first_ns:
                 live.first_ns = now_ns
         ends = output.finish is not None or output.error is not None  # an end never waits
-        if ends or (now_ns >= live.next_ns and live.eager and not live.queued):
+        if ends or (not waits and live.eager and not live.queued):
             live.queued = True
             self._ready.put(live)
 
@@ -253,8 +263,7 @@ class Delivery:
             self.fail(live, internal(live.stream.identity.id))
 
     def _gap_ns(self) -> int:
-        """The least time between two responses of one stream."""
-        return int(min(MAX_GAP_S, len(self._live) * self._cost_s / self._share) * 1e9)
+        return int(gap_s(len(self._live), self._cost_s, self._cores) * 1e9)
 
     def _note_cost(self, seconds: float) -> None:
         """A response has taken so long. The clock stands for the CPU time of stub, server and client: a send returns
