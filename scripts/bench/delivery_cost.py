@@ -77,12 +77,23 @@ def source(text: str) -> tuple[str, Path]:
     return name, path
 
 
+def setting(text: str) -> tuple[str, str, str]:
+    """NAME:PARAMETER=VALUE."""
+    name, _, rest = text.partition(":")
+    parameter, equals, value = rest.partition("=")
+    if not (name and parameter and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME:PARAMETER=VALUE")
+    return name, parameter, value
+
+
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Our options."""
     parser = Parser(description=(__doc__ or "").split("\n", 1)[0])
     option = parser.add_argument
     here = [("here", REPOSITORY / "python_backend")]
     option("--src", type=source, action="append", metavar="NAME=DIR", help="a checkout (default: this one; repeat it)")
+    option("--gather", action="append", default=[], metavar="NAME", help="a checkout that is served with --gather")
+    option("--set", type=setting, action="append", default=[], metavar="NAME:P=V", help="a checkout's model parameter")
     option("--streams", type=types.count, default=32, metavar="N", help="requests in flight (default: %(default)s)")
     option("--waves", type=types.at_least(2), default=5, metavar="N", help="requests per stream (default: %(default)s)")
     option("--tokens", type=types.at_least(2), default=64, metavar="N", help="of an answer (default: %(default)s)")
@@ -125,6 +136,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     options = parser.parse_args(arguments)
     options.src = options.src or here
+    unknown = {*options.gather, *(name for name, _, _ in options.set)} - {name for name, _ in options.src}
+    if unknown:
+        parser.error(f"there is no checkout {unknown.pop()!r} among those of --src")
     return options
 
 
@@ -148,12 +162,14 @@ def arm(name: str, backend: Path, options: argparse.Namespace) -> Iterator[Serve
         "prefill_us_per_token": options.prefill_us,
         "max_running": options.streams,
     }
-    parameters = {"max_queue_size": str(2 * options.streams), "max_num_sequences": str(options.streams)}
+    parameters = {"max_queue_size": str(2 * options.streams)}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="inflight-bench-")))
-        write_model(folder, options.engine, None if options.real else simulated, {} if options.real else parameters)
+        given = {} if options.real else parameters
+        given |= {parameter: value for which, parameter, value in options.set if which == name}
+        write_model(folder, options.engine, None if options.real else simulated, given)
         triton = stack.enter_context(backends_of(find_triton(), backend))
-        config = ServerConfig(repository=folder, arguments=tuple(options.argument))
+        config = ServerConfig(repository=folder, arguments=tuple(options.argument), gather=name in options.gather)
         server = stack.enter_context(Server(config, triton))
         server.wait_ready(READY_S)
         connection = stack.enter_context(Connection(server.grpc_url))

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from inflight.engine_process import processors
 from inflight.engine_process.parent import die_with_parent
 from inflight.engines.tensorrt_llm.options import TensorRtLlmOptions, read_options
 from inflight.engines.tensorrt_llm.probe import DirectoryKind, directory_kind, engine_facts, read_config
@@ -103,6 +104,7 @@ def rank_of(environment: Mapping[str, str]) -> int:
 def launch(command: list[str]) -> None:
     """Become the launcher, and die with the backend: the kernel's death signal survives exec."""
     die_with_parent()
+    processors.take_all()
     os.execvp(command[0], command)
 
 

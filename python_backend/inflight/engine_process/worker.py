@@ -17,7 +17,7 @@ import socket
 import time
 from pathlib import Path
 
-from inflight.engine_process import frames, unix_path
+from inflight.engine_process import frames, processors, unix_path
 from inflight.engine_process.framing import FrameBuffer
 from inflight.engine_process.parent import die_with_parent
 from inflight.engine_process.roster import Roster
@@ -43,6 +43,7 @@ SOCKET_BUFFER_BYTES = 4 << 20
 def main(run_dir: Path) -> int:
     """0 after an orderly end, 1 when the engine could not be loaded or broke."""
     die_with_parent()
+    processors.take_all()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which then closes us in order
     spec = WorkerSpec.from_json(json.loads((run_dir / "spec.json").read_text(encoding="utf-8")))
     page = StatePage(run_dir / "state", create=False)

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Protocol
 
+from inflight.engine_process import processors
 from inflight.engine_process.parent import die_with_parent
 from inflight.engines.faults import sparingly
 from inflight.grammar.nodes import GrammarError
@@ -52,6 +53,7 @@ class Compiler(Protocol):
 def main(connection: socket.socket) -> int:
     """Serve until the parent closes the connection."""
     die_with_parent()
+    processors.take_all()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(NICENESS)
     sys.setrecursionlimit(RECURSION)

@@ -316,6 +316,7 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
             drain_timeout_s=options.drain_timeout,
             drain_notice_s=options.drain_notice,
             stop_timeout_s=options.stop_timeout,
+            gather=options.gather,
         )
         return run(Server(config, triton or find_triton(options.tritonserver)), options, stop, stack)
 

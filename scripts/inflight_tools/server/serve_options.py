@@ -92,6 +92,12 @@ def parse(arguments: Sequence[str] | None, program: str | None, about: str) -> t
     gateway.add_argument("--no-gateway", action="store_true", help="start none; so does the port 0")
     gateway_options.add(gateway)
     parser.add_argument("--tritonserver", type=Path, metavar="PROGRAM", help="server to use instead of the one found")
+    parser.add_argument(
+        "--gather",
+        action="store_true",
+        help="keep Triton and the backend on as few processors as they need, which makes a response cheaper where one "
+        "server has the machine; engines keep all",
+    )
     parser.add_argument("--log", type=Path, metavar="FILE", help="write the server's log here (default: the terminal)")
     parser.add_argument("--ready-file", type=Path, metavar="FILE", help="write addresses here (JSON) once it is ready")
     parser.add_argument("--check", action="store_true", help="only check whether the ports can be listened on")

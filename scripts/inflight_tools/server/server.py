@@ -23,12 +23,14 @@ from inflight.control.folder import own_folders
 from inflight.control.health import HealthServer, listen
 from inflight.control.owner import descends_from
 from inflight.control.watch import Watch
+from inflight.engine_process import processors
 from inflight_tools.common.layout import LOGS, MODEL_REPOSITORY
 from inflight_tools.common.report import Failure
 from inflight_tools.server import shm
 from inflight_tools.server.children import start_child
 from inflight_tools.server.drain import drain_models
 from inflight_tools.server.find import Triton, find_triton
+from inflight_tools.server.gather import Gathering
 from inflight_tools.server.log import failure_reason
 from inflight_tools.server.paths import check_repository
 from inflight_tools.server.processes import (
@@ -126,6 +128,7 @@ class ServerConfig:
     drain_timeout_s: float | None = None  # what streams get to finish before the stop; None: no drain
     drain_notice_s: float | None = 0.0  # for which a drained server serves on; None: as its models say
     stop_timeout_s: float = 30.0
+    gather: bool = False  # keep Triton and the stubs on as few processors as they need (gather.py)
 
 
 class Server:
@@ -145,6 +148,7 @@ class Server:
         self.killed = False  # whether stopping it took SIGKILL
         self._triton = triton or find_triton()
         self._process: subprocess.Popen[bytes] | None = None
+        self._gathering: Gathering | None = None
         self._mark = uuid.uuid4().hex
         self._log_start = 0  # bytes that were in the log file before
         self.log = config.log or _fresh_log()
@@ -244,6 +248,7 @@ class Server:
         shm.sweep()
         self.log.parent.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, **self._triton.environment, **self.config.environment, _MARK: self._mark}
+        environment[processors.VARIABLE] = ",".join(map(str, sorted(processors.there())))
         with self.log.open("ab") as log:
             self._log_start = log.tell()
             self._process = start_child(
@@ -294,6 +299,10 @@ class Server:
                 )
             tick(elapsed)
             time.sleep(_POLL_S)
+        if self.config.gather and self._gathering is None and len(processors.there()) > 1:
+            # Not before: what Triton starts counts the processors that it may use.
+            self._gathering = Gathering(lambda: [self.pid, *self.stub_pids()], processors.there())
+            self._gathering.start()
         return time.monotonic() - begin
 
     def drain(self, hurry: Callable[[], bool] = lambda: False, at_once: bool = False) -> dict[str, dict[str, object]]:
@@ -323,6 +332,8 @@ class Server:
         if self._process is None:
             return 0
         process = self._process
+        if self._gathering is not None:
+            self._gathering.stop()
         if process.poll() is None:
             answers = self.drain(hurry, at_once)
             drained()
