@@ -44,14 +44,19 @@ PORTS = ("http", "grpc", "metrics", "health")
 class InflightServer:
     """One replica."""
 
-    def __init__(self, repository: str, inflight: str = "inflight", stop_s: float = 45.0) -> None:
-        """`repository`: the model repository; `inflight`: the command; `stop_s`: what its drain may take."""
+    def __init__(
+        self, repository: str, models: tuple[str, ...] = ("llm",), inflight: str = "inflight", stop_s: float = 45.0
+    ) -> None:
+        """`repository`: the model repository, `models`: those of it that every replica serves; `inflight`: the command;
+        `stop_s`: what its drain may take.
+        """
         self._stop_s = stop_s
         self._ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
         folder = Path(os.environ.get("TMPDIR", "/tmp")) / f"inflight-ray-{os.getpid()}"
         folder.mkdir(mode=0o700, exist_ok=True)
         ports = [word for name, port in self._ports.items() for word in (f"--{name}-port", str(port))]
-        command = [inflight, "serve", "--repository", repository, *ports, "--no-gateway", "--end-with-parent"]
+        served = [word for name in models for word in ("--model", name)]
+        command = [inflight, "serve", "--repository", repository, *served, *ports, "--no-gateway", "--end-with-parent"]
         self._server = subprocess.Popen(
             [*command, "--log", str(folder / "tritonserver.log")],
             env={**os.environ, "INFLIGHT_CONTROL_DIR": str(folder / "control")},  # a drain is this replica's alone
