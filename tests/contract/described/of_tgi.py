@@ -29,8 +29,8 @@ _PARAMETERS = of(
         "max_new_tokens": one_of(whole(1, 100), None), "repetition_penalty": one_of(number(0.1, 2), None),
         "return_full_text": one_of(FLAG, None), "seed": one_of(whole(0, 2**64 - 1), None),
         "stop": listed(TEXT, 2, 0), "temperature": one_of(number(0.1, 2), None), "top_k": one_of(whole(1, 100), None),
-        "top_p": one_of(number(0.01, 0.99), None), "truncate": one_of(None), "typical_p": one_of(None),
-        "watermark": {"const": False},
+        "top_p": one_of(number(0.01, 0.99), None), "truncate": one_of(None),
+        "typical_p": one_of(number(0.1, 0.99), None), "watermark": {"const": False},
     },
 )  # fmt: skip
 _TEXTS = {"inputs": TEXT, "parameters": _PARAMETERS}

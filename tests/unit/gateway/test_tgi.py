@@ -164,6 +164,13 @@ def test_a_parameter_becomes_the_models(parameters: dict[str, Any], options: dic
     assert {name: found.get(name) for name in options} == options
 
 
+def test_what_cannot_be_honoured_and_langchain_always_sends_is_named_where_it_would_count() -> None:
+    langchains = {"temperature": 0.8, "top_k": 10, "top_p": 0.95, "typical_p": 0.95, "do_sample": False}
+    assert plan(**langchains).ignored == ["parameters.typical_p"]
+    assert plan(**langchains | {"typical_p": 1}).ignored == []
+    assert plan(**langchains | {"temperature": 0}).ignored == []
+
+
 def test_a_sampled_answer_tells_its_seed() -> None:
     found = plan(do_sample=True, details=True)
     found.renderer.push(answer("b", [b"b"], "stop"))
@@ -182,7 +189,7 @@ def test_a_sampled_answer_tells_its_seed() -> None:
         ({"parameters": {"truncate": 5}}, "truncate"),
         ({"parameters": {"decoder_input_details": True}}, "decoder_input_details"),
         ({"parameters": {"best_of": 2}}, "best_of"),
-        ({"parameters": {"typical_p": 0.5}}, "typical_p"),
+        ({"parameters": {"typical_p": 1.5}}, "typical_p"),
         ({"parameters": {"grammar": {"type": "xml", "value": ""}}}, "grammar"),
         ({"parameters": {"grammar": {"type": "json", "value": "{"}}}, "grammar"),
         ({"parameters": {"details": "yes"}}, "details"),

@@ -16,7 +16,7 @@ from inflight_gateway.wire.sampling import options_of
 from inflight_gateway.wire.tgi.answer import Asked, Generation
 
 MAX_TOP_TOKENS = 20
-# They would change the answer. typical_p is apart: 1 asks for nothing.
+# They would change the answer.
 REFUSED = ("decoder_input_details", "truncate", "watermark")
 # Any of these asks for sampling, as do_sample does.
 _SAMPLING = ("temperature", "top_k", "top_p", "typical_p")
@@ -45,8 +45,7 @@ def _parse(body: dict[str, Any], model: Model, stream: bool, listed: bool = Fals
         raise invalid("inputs", "must be a text that is not empty")
     fields = Fields(outer.object("parameters") or {})
     fields.refuse(REFUSED)
-    if fields.number("typical_p", 0, 1) not in (None, 1):
-        raise unsupported("typical_p")
+    typical = fields.number("typical_p", 0, 1)
     if (fields.whole("best_of", 1, 128) or 1) != 1:
         raise unsupported("best_of", "is supported only where it is 1; leave it out")
     top = fields.whole("top_n_tokens", 0, MAX_TOP_TOKENS) or 0
@@ -59,6 +58,8 @@ def _parse(body: dict[str, Any], model: Model, stream: bool, listed: bool = Fals
     request = ModelRequest(model.triton_name, text=inputs, options=options)
     asked = Asked(details, top > 0, echo, seed, listed, len(inputs))
     unknown = [*outer.unknown(), *(f"parameters.{name}" for name in fields.unknown())]
+    if typical not in (None, 1) and seed is not None:  # LangChain sends it always; a greedy answer has no use for it
+        unknown.append("parameters.typical_p")
     return Plan((request,), Generation(model, asked), stream, unknown, model.id)
 
 
