@@ -5,7 +5,7 @@ from __future__ import annotations
 from common import ASK, CITY, URL, WEATHER, calls_for_a_city, has_a_city, report, says_paris
 from huggingface_hub import InferenceClient
 
-client = InferenceClient(base_url=URL, api_key="none", timeout=60)
+client = InferenceClient(base_url=URL, api_key="none", timeout=180)
 
 
 def chat() -> None:
@@ -13,7 +13,7 @@ def chat() -> None:
     says_paris(answer.choices[0].message.content)
     # A URL as the model: it names none, and sends "dummy".
     says_paris(
-        InferenceClient(model=URL.removesuffix("/v1"), timeout=60)
+        InferenceClient(model=URL.removesuffix("/v1"), timeout=180)
         .chat_completion(ASK, temperature=0, max_tokens=24)
         .choices[0]
         .message.content

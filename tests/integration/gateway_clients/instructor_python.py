@@ -7,7 +7,7 @@ import openai
 from common import ASK, URL, report
 from pydantic import BaseModel
 
-plain = openai.OpenAI(base_url=URL, api_key="none", max_retries=0, timeout=60)
+plain = openai.OpenAI(base_url=URL, api_key="none", max_retries=0, timeout=180)
 BASE = {"model": "llm", "messages": ASK, "temperature": 0, "max_tokens": 200, "max_retries": 0}
 
 

@@ -10,7 +10,7 @@ from langchain_openai import ChatOpenAI, OpenAI
 from pydantic import BaseModel
 
 QUESTION = ASK[0]["content"]
-BASE = {"model": "llm", "base_url": URL, "api_key": "none", "temperature": 0, "max_retries": 0, "timeout": 60}
+BASE = {"model": "llm", "base_url": URL, "api_key": "none", "temperature": 0, "max_retries": 0, "timeout": 180}
 model = ChatOpenAI(max_tokens=200, **BASE)
 text_model = OpenAI(max_tokens=8, **BASE)
 

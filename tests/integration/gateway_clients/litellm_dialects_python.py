@@ -10,8 +10,8 @@ import litellm
 from common import ASK, URL, WEATHER, calls_for_a_city, report, says_paris
 
 ROOT = URL.removesuffix("/v1")
-ANTHROPIC = {"model": "anthropic/llm", "api_base": ROOT, "api_key": "none", "temperature": 0, "timeout": 60}
-HUGGINGFACE = {"model": "huggingface/llm", "api_base": ROOT, "api_key": "none", "temperature": 0, "timeout": 60}
+ANTHROPIC = {"model": "anthropic/llm", "api_base": ROOT, "api_key": "none", "temperature": 0, "timeout": 180}
+HUGGINGFACE = {"model": "huggingface/llm", "api_base": ROOT, "api_key": "none", "temperature": 0, "timeout": 180}
 
 
 def messages() -> None:
@@ -53,7 +53,7 @@ def text_generation_streamed() -> None:
 
 
 def responses() -> None:
-    asked = {"model": "openai/llm", "api_base": URL, "api_key": "none", "temperature": 0, "timeout": 60}
+    asked = {"model": "openai/llm", "api_base": URL, "api_key": "none", "temperature": 0, "timeout": 180}
     answer = litellm.responses(input=ASK[0]["content"], max_output_tokens=24, **asked)
     says_paris(answer.output[0].content[0].text)
 

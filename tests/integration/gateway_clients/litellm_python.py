@@ -9,7 +9,7 @@ os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # it would ask the network 
 import litellm
 from common import ASK, CITY, URL, WEATHER, calls_for_a_city, has_a_city, report, says_paris
 
-BASE = {"model": "hosted_vllm/llm", "api_base": URL, "api_key": "none", "temperature": 0, "timeout": 60}
+BASE = {"model": "hosted_vllm/llm", "api_base": URL, "api_key": "none", "temperature": 0, "timeout": 180}
 
 
 def chat() -> None:

@@ -11,7 +11,7 @@ from llama_index.llms.openai_like import OpenAILike
 from pydantic import BaseModel
 
 MESSAGES = [ChatMessage(role="user", content=ASK[0]["content"])]
-BASE = {"model": "llm", "api_base": URL, "api_key": "none", "temperature": 0, "max_retries": 0, "timeout": 60}
+BASE = {"model": "llm", "api_base": URL, "api_key": "none", "temperature": 0, "max_retries": 0, "timeout": 180}
 model = OpenAILike(
     is_chat_model=True, is_function_calling_model=True, should_use_structured_outputs=True, max_tokens=200, **BASE
 )

@@ -24,7 +24,7 @@ class City(BaseModel):
 
 def agent(**more: object) -> Agent:
     """One on the small model."""
-    model = OpenAIResponsesModel("llm", AsyncOpenAI(base_url=URL, api_key="none", timeout=60))
+    model = OpenAIResponsesModel("llm", AsyncOpenAI(base_url=URL, api_key="none", timeout=180))
     settings = ModelSettings(temperature=0, max_tokens=120, **more.pop("settings", {}))  # type: ignore[arg-type]
     return Agent(name="one", model=model, model_settings=settings, **more)  # type: ignore[arg-type]
 

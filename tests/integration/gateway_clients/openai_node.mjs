@@ -3,7 +3,7 @@
 import OpenAI from "openai";
 import { readFileSync } from "node:fs";
 
-const client = new OpenAI({ baseURL: process.argv[2] + "/v1", apiKey: "none", maxRetries: 0, timeout: 60_000 });
+const client = new OpenAI({ baseURL: process.argv[2] + "/v1", apiKey: "none", maxRetries: 0, timeout: 180_000 });
 const messages = [{ role: "user", content: "What is the capital of France?" }];
 const parameters = { type: "object", properties: { city: { type: "string" } }, required: ["city"] };
 const tools = [{ type: "function", function: { name: "get_weather", parameters } }];

@@ -6,7 +6,7 @@ import openai
 from common import ASK, CITY, URL, WEATHER, calls_for_a_city, has_a_city, report, says_paris
 from pydantic import BaseModel
 
-client = openai.OpenAI(base_url=URL, api_key="none", max_retries=0, timeout=60)
+client = openai.OpenAI(base_url=URL, api_key="none", max_retries=0, timeout=180)
 
 
 class City(BaseModel):

@@ -13,7 +13,7 @@ from pydantic_ai.settings import ModelSettings
 
 QUESTION = ASK[0]["content"]
 model = OpenAIChatModel("llm", provider=OpenAIProvider(base_url=URL, api_key="none"))
-settings = ModelSettings(temperature=0, max_tokens=200, timeout=60)
+settings = ModelSettings(temperature=0, max_tokens=200, timeout=180)
 
 
 class City(BaseModel):

@@ -9,7 +9,7 @@ from text_generation import Client
 from text_generation.errors import ValidationError
 
 PROMPT = "The capital of France is"
-client = Client(URL.removesuffix("/v1"), timeout=60)
+client = Client(URL.removesuffix("/v1"), timeout=180)
 
 
 def text_generation() -> None:
