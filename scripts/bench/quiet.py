@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from inflight_tools.common.report import Failure
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _SAMPLE_S = 0.5
-_LOCK_POLL_S = 0.25
+_LEAST_PATIENCE_S = 0.01  # 0 would be no alarm at all
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +57,23 @@ def wait_until_quiet(limit: float, patience_s: float) -> bool:
 def holding(locks: Sequence[Path], patience_s: float) -> Iterator[None]:
     """Hold these files locked (flock), for several measurements that share a machine and take turns by them.
 
-    They are taken in the order given. Raises `Failure` when that takes longer than `patience_s` seconds.
+    They are taken in the order given. Raises `Failure` when that takes longer than `patience_s` seconds. For the main
+    thread alone, because of the alarm that ends the wait.
     """
-    give_up = time.monotonic() + patience_s
+
+    def too_long(_number: int, _frame: FrameType | None) -> None:
+        raise TimeoutError
+
     with ExitStack() as stack:
-        for lock in locks:
-            file = stack.enter_context(lock.open("a", encoding="utf-8"))
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > give_up:
-                        raise Failure(f"--lock: somebody else has held {lock} for {patience_s:g} s.") from None
-                    time.sleep(_LOCK_POLL_S)
+        before = signal.signal(signal.SIGALRM, too_long)
+        signal.setitimer(signal.ITIMER_REAL, max(patience_s, _LEAST_PATIENCE_S))
+        try:
+            for lock in locks:
+                file = stack.enter_context(lock.open("a", encoding="utf-8"))
+                fcntl.flock(file, fcntl.LOCK_EX)  # in the kernel's queue, so that nobody who came later is first
+        except TimeoutError:
+            raise Failure(f"--lock: somebody else has held {lock} for {patience_s:g} s.") from None
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
+            signal.signal(signal.SIGALRM, before)
         yield
