@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +30,7 @@ from bench.peer_plan import Round, rounds, takes_part, unfinished, workload
 from bench.peer_report import charts, tables
 from bench.peer_servers import Peer
 from bench.quiet import CpuTime, holding, wait_until_quiet
+from bench.results import machine
 from build_engine.arguments import Parser
 from inflight.request.tokenizer import TextTokenizer
 from inflight_tools.common import option_types as types
@@ -226,7 +225,7 @@ def write(options: argparse.Namespace, peers: Sequence[Peer], records: Sequence[
         "what": "the same prompts at the same times, in turns, by one asyncio client on the same machine",
         "command": "python scripts/bench/peers.py",
         "model": options.checkpoint.name,
-        "machine": {"cpus": os.cpu_count(), "architecture": platform.machine(), "system": platform.system()},
+        "machine": earlier.get("machine") or machine(),
         "runs": [*earlier.get("runs", []), run],
         "rows": [row.to_json() for row in made],
         "ratios": [each.to_json() for each in compared],
@@ -252,6 +251,8 @@ def read(options: argparse.Namespace) -> Any:
         [Record(**each) for each in found["records"]]
     except (ValueError, KeyError, TypeError) as error:
         raise Failure(f"--output: {options.output} is not a file of this benchmark ({error!r}); --restart.") from None
+    if not options.report and "instructions" in found["machine"] and found["machine"] != machine():
+        raise Failure(f"--output: {options.output} was measured on another machine; name another file, or --restart.")
     if found["model"] != options.checkpoint.name:
         raise Failure(f"--output: {options.output} is of {found['model']}; name another file, or --restart.")
     return found

@@ -26,18 +26,19 @@ def processor(cpuinfo: str) -> dict[str, Any]:
     return {"processor": name, "instructions": sorted(set(_TELLING).intersection(about["flags"].split()))}
 
 
+def machine() -> dict[str, Any]:
+    """What a figure depends on of the machine that it was measured on."""
+    about = {"cpus": os.cpu_count(), "architecture": platform.machine(), "system": platform.system()}
+    return {**about, **processor(CPUINFO.read_text(encoding="utf-8") if CPUINFO.exists() else "")}
+
+
 def write_results(path: Path, what: str, command: str, options: argparse.Namespace, **content: Any) -> None:
     """Write `content` with its circumstances. Paths among the options are left out: they are of this machine only."""
     about = {
         "what": what,
         "command": command,
         "settings": {name: value for name, value in vars(options).items() if not isinstance(value, Path)},
-        "machine": {
-            "cpus": os.cpu_count(),
-            "architecture": platform.machine(),
-            "system": platform.system(),
-            **processor(CPUINFO.read_text(encoding="utf-8") if CPUINFO.exists() else ""),
-        },
+        "machine": machine(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     path.parent.mkdir(parents=True, exist_ok=True)

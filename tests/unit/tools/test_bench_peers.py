@@ -331,6 +331,12 @@ def test_a_run_that_breaks_off_goes_on_where_it_stopped(tmp_path: Path, monkeypa
     assert str(tmp_path) not in output.read_text(encoding="utf-8"), "no path of this machine"
     assert peers.main([*command, "--repeats", "2", "--stop-after", "0"]) == 0
     assert not any("conc" in line for line in log), "no round begins when the time is over"
+    whole["machine"]["instructions"] = ["avx512_vnni"]
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(whole), encoding="utf-8")
+    with pytest.raises(Failure, match="another machine"):
+        peers.main(["--checkpoint", str(checkpoint), "--output", str(other)])
+    assert peers.main(["--checkpoint", str(checkpoint), "--output", str(other), "--report"]) == 0
     with pytest.raises(Failure, match="is of made"):
         peers.main(["--output", str(output), "--report"])
 
