@@ -27,7 +27,6 @@ from bench.peer_report import charts, tables
 from bench.peer_servers import Peer, ProcessPeer
 from bench.quiet import holding
 from bench.results import write_results
-from bench.roofline import bytes_per_token
 from inflight_tools.common.report import Failure
 from inflight_tools.common.tiny_models import write_tokenizer
 from inflight_tools.load.perf_analyzer import Load
@@ -442,15 +441,6 @@ def test_a_peer_is_started_stopped_woken_and_ended(tmp_path: Path) -> None:
     peer.pause()
     peer.stop()  # a stopped one ends as well
     assert not Path(f"/proc/{pid}").exists()
-
-
-def test_a_step_reads_all_weights_and_the_keys_and_values_so_far(tmp_path: Path) -> None:
-    (tmp_path / "openvino_model.bin").write_bytes(b"x" * 1000)
-    config = {"num_hidden_layers": 3, "num_key_value_heads": 2, "hidden_size": 32, "num_attention_heads": 4}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    assert bytes_per_token(tmp_path, 10) == 1000 + 10 * 2 * 3 * 2 * 8
-    (tmp_path / "config.json").write_text(json.dumps({**config, "head_dim": 16}))
-    assert bytes_per_token(tmp_path, 10) == 1000 + 10 * 2 * 3 * 2 * 16
 
 
 def test_what_others_use_while_something_is_measured(tmp_path: Path) -> None:
