@@ -103,9 +103,9 @@ class FleetServer:
         found = [json.loads(line) for line in done.stdout.splitlines()]
         return {_PROCESS.sub("", answer["model"]): answer for answer in found}
 
-    def engine_pid(self, model: str = "") -> int:
-        """Of the process of a model's engine; without a name, the first one's."""
-        return int(self.answers("status")[model or self.models[0]]["engine_pid"])
+    def engine_pid(self) -> int:
+        """Of the process of the first model's engine."""
+        return int(self.command("status")["engine_pid"])
 
     def gateway_pid(self) -> int:
         """Of the gateway that the server has started. Raises `Failure`."""
