@@ -39,8 +39,8 @@ RECIPES: dict[str, Recipe] = {
     )
 }
 
-SMOOTHED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
-"""Those whose layers have the names of `smoothing.Fold`, and whose norms multiply with their weight."""
+SMOOTHED_CHECKPOINTS = ("llama", "mistral", "qwen2", "qwen3")
+"""Those that int8-sq is written for as a checkpoint; OpenVINO's engines take all of `folds.FOLDS`."""
 
 KV_CACHES = ("auto", "fp8", "int8", "none")
 """``auto`` is the target's best default; ``none`` keeps the KV cache in the model's own precision."""

@@ -13,27 +13,10 @@ from typing import Any, Literal
 
 import torch
 
+from build_engine.folds import NORMS, Fold
+
 LEAST = 1e-5  # of a range: a channel that is always 0 keeps its weights
 MOST_DOUBLINGS = 8  # of a channel, up or down, where scales are powers of two
-
-
-@dataclass(frozen=True, slots=True)
-class Fold:
-    """A module whose output channels can be scaled at will, and the linear layers that read nothing else.
-
-    Names are those of `quantization.SMOOTHED_MODEL_TYPES`, within a decoder layer.
-    """
-
-    source: str
-    linears: tuple[str, ...]
-
-
-NORMS = (
-    Fold("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-    Fold("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
-)
-GATED = (Fold("mlp.up_proj", ("mlp.down_proj",)),)
-"""The gate's other factor: what its rows are divided by, the product is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +76,7 @@ def smooth(model: Any, ranges: dict[str, torch.Tensor], method: Method) -> int:
         scale = activations.clamp_min(LEAST) ** method.alpha / widest.clamp_min(LEAST) ** (1 - method.alpha)
         if method.powers_of_two:
             scale = _powers_of_two(scale)
-        scale = _divide_outputs(layer.get_submodule(fold.source), scale)
+        scale = _divide_outputs(layer.get_submodule(fold.source), scale, fold)
         for linear in linears:
             scaled = linear.weight.float() * scale
             linear.weight.data = scaled.to(linear.weight.dtype) if method.powers_of_two else scaled
@@ -116,15 +99,22 @@ def _powers_of_two(scale: torch.Tensor) -> torch.Tensor:
     return torch.exp2((exponents - exponents.mean()).round().clamp(-MOST_DOUBLINGS, MOST_DOUBLINGS))
 
 
-def _divide_outputs(module: Any, scale: torch.Tensor) -> torch.Tensor:
-    """Divide the output channels of a norm or a linear layer; returns what its precision has made of ``scale``."""
+def _divide_outputs(module: Any, scale: torch.Tensor, fold: Fold) -> torch.Tensor:
+    """Divide the output channels of a norm or a linear layer; returns what its precision has made of ``scale``.
+
+    A norm that adds an offset keeps its weight in 32 bits: beside the offset 16 bits would round it.
+    """
     before = module.weight.detach().float()
-    column = scale.view(-1, *[1] * (before.dim() - 1))
-    module.weight.data = (before / column).to(module.weight.dtype)
     bias = getattr(module, "bias", None)
+    if before.dim() > 1:
+        divisor = torch.cat([torch.ones_like(scale), scale]) if fold.second_half else scale
+        module.weight.data = (before / divisor[:, None]).to(module.weight.dtype)
+        if bias is not None:
+            bias.data = (bias.detach().float() / divisor).to(bias.dtype)
+        return scale
+    before = before + fold.offset
+    module.weight.data = (before / scale - fold.offset).to(torch.float32 if fold.offset else module.weight.dtype)
     if bias is not None:
         bias.data = (bias.detach().float() / scale).to(bias.dtype)
-    if before.dim() > 1:
-        return scale
-    after = module.weight.float()
+    after = module.weight.float() + fold.offset
     return torch.where(after == 0, scale, before / after)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from build_engine import calibration
 from build_engine.errors import StageFailure
+from build_engine.folds import FOLDS
 from build_engine.loading import load_model
 from build_engine.openvino.merge import merge_projections
 
@@ -83,7 +84,7 @@ def smoothen(model: Any, rows: Sequence[Sequence[int]], alpha: float, report: Re
 
     from build_engine import smoothing
 
-    folds = smoothing.NORMS + smoothing.GATED
+    folds = FOLDS[model.config.model_type]
     method = smoothing.Method(alpha, folds, statistic="rms", powers_of_two=True)
     windows = [torch.tensor(rows[start : start + BATCH]) for start in range(0, len(rows), BATCH)]
     with torch.no_grad():

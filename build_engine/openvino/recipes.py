@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from build_engine.errors import UserMistake
+from build_engine.folds import FOLDS
 from build_engine.hf_config import ModelConfig
-from build_engine.quantization import SMOOTHED_MODEL_TYPES, Recipe, group_size_for
+from build_engine.quantization import Recipe, group_size_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +78,9 @@ def compression_for(recipe: Recipe, config: ModelConfig, alpha: float | None = N
 
 
 def _smoothed(config: ModelConfig, widths: list[int], alpha: float) -> Compression:
-    if config.model_type not in SMOOTHED_MODEL_TYPES:
+    if config.model_type not in FOLDS:
         raise UserMistake(
-            f"--quantization int8-sq is built for {', '.join(SMOOTHED_MODEL_TYPES)} here, and this model is "
+            f"--quantization int8-sq is built for {', '.join(FOLDS)} here, and this model is "
             f"{config.model_type}: use int8"
         )
     group = ACTIVATION_GROUP if all(width % ACTIVATION_GROUP == 0 for width in widths) else None

@@ -10,7 +10,7 @@ from build_engine import devices, preflight, source
 from build_engine.errors import UserMistake
 from build_engine.job import BuildOptions, Details, Job, Outcome
 from build_engine.prequantized import Prequantized, detect, served_by
-from build_engine.quantization import SMOOTHED_MODEL_TYPES, Recipe, group_size_for
+from build_engine.quantization import SMOOTHED_CHECKPOINTS, Recipe, group_size_for
 from build_engine.source import Source
 from build_engine.tensorrt.target import (
     DEFAULT_ALPHA,
@@ -53,9 +53,9 @@ def prepare(options: BuildOptions, origin: Source, recipe: Recipe, kv_cache: str
             raise UserMistake("--quantization none is not calibrated: leave out the calibration options")
         preflight.check_disk(options.output, origin.weight_bytes, "this build")
         return plain
-    if recipe.name == "int8-sq" and origin.config.model_type not in SMOOTHED_MODEL_TYPES:
+    if recipe.name == "int8-sq" and origin.config.model_type not in SMOOTHED_CHECKPOINTS:
         raise UserMistake(
-            f"--quantization int8-sq is built for {', '.join(SMOOTHED_MODEL_TYPES)} here, and this model is "
+            f"--quantization int8-sq is built for {', '.join(SMOOTHED_CHECKPOINTS)} here, and this model is "
             f"{origin.config.model_type}: use fp8"
         )
     group = None

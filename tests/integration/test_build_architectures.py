@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from build_engine.quantization import SMOOTHED_MODEL_TYPES
+from build_engine.folds import FOLDS
 from inflight_tools.common.tiny_models import write_checkpoint
 
 pytestmark = pytest.mark.build
@@ -90,7 +90,7 @@ def test_plan_build_verify(tmp_path: Path, model_type: str, target: str, recipe:
     arguments += ["--stop-after", "checkpoint"] * (target == "tensorrt-llm")
     arguments += ["--kv-cache", "none"]
     built = tool("build", *arguments)
-    if (model_type, target) in REFUSED or (recipe == SMOOTHED and model_type not in SMOOTHED_MODEL_TYPES):
+    if (model_type, target) in REFUSED or (recipe == SMOOTHED and model_type not in FOLDS):
         assert built.returncode == 2, built.stderr
         assert "\n" not in built.stderr.strip()
         assert not output.exists()
