@@ -26,7 +26,7 @@ PROGRAMS = sorted(
     for file in (SCRIPTS / folder).glob("*.py")
     if "run_main(main)" in file.read_text(encoding="utf-8")
 )
-POSITIONALS = {"bench.fleet": ["events"], "maintain.make_model": ["0.5b"], "bench.steps": []}
+POSITIONALS = {"bench.fleet": ["events"], "maintain.make_model": ["0.5b"], "bench.steps": [], "bench.kernels": []}
 ZERO = {"--seed", "--shared-prefix", "--retries", "--quiet", "--patience", "--hold-ms", "--load-ms", "--gap-ms"}
 ZERO |= {"--overhead-ms", "--price-per-hour", "--only", "--stop-after", "--step-ms", "--sequence-ms", "--prefill-us"}
 NAMED = ("bench.peers", "bench.roofline")  # whose engines are NAME=DIR: test_bench_roofline.py
@@ -70,7 +70,7 @@ def options_of(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
 
 def usable(program: str, parser: argparse.ArgumentParser, folder: Path) -> list[str]:
     """Options with which it could begin."""
-    found = [f"steps={folder}"] if program == "bench.steps" else POSITIONALS.get(program, [])
+    found = [f"steps={folder}"] if program in ("bench.steps", "bench.kernels") else POSITIONALS.get(program, [])
     known = {action.option_strings[-1] for action in options_of(parser)}
     if program == "maintain.soak":  # whose --engine is the name of one
         return found
