@@ -19,7 +19,7 @@ from bench.limits import copy_bandwidth, cores, product_rates, read_bandwidth, r
 from bench.measured import spread
 from bench.steps import Engine
 
-PROMPT, STEPS = 16, 12
+PROMPT, STEPS = 8, 9
 READ, COPIED = "bytes read", "bytes copied"
 
 
