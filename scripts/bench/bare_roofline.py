@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from bench.engine_work import EngineWork, engine_work
-from bench.limits import copy_bandwidth, cores, product_rates, read_bandwidth, register_peaks
+from bench.limits import copy_bandwidth, cores, product_rates, read_bandwidth, read_by_one_core, register_peaks
 from bench.measured import spread
 from bench.steps import Engine
 
@@ -24,14 +24,21 @@ READ, COPIED = "bytes read", "bytes copied"
 
 
 def measure(
-    engines: Mapping[str, Path], batches: Sequence[int], prefill: int, repeats: int, kv_cache: str
+    engines: Mapping[str, Path],
+    batches: Sequence[int],
+    prefill: int,
+    repeats: int,
+    kv_cache: str,
+    *,
+    one_core: bool = False,
 ) -> dict[str, Any]:
     """What a record holds: the limits, and a row for each engine and point with its shares of them.
 
-    `batches` are numbers of sequences in flight, `prefill` the tokens of a prompt that is computed alone.
+    `batches` are numbers of sequences in flight, `prefill` the tokens of a prompt that is computed alone. With
+    `one_core` everything is the processor time of one thread, which other programs on the machine hardly change.
     """
     work = {name: engine_work(folder) for name, folder in engines.items()}
-    loaded = {name: Engine(folder, kv_cache) for name, folder in engines.items()}
+    loaded = {name: Engine(folder, kv_cache, one_core) for name, folder in engines.items()}
     random = np.random.default_rng(0)
     instructions: dict[str, str] = {}
     turns: list[dict[str, float]] = []
@@ -39,7 +46,7 @@ def measure(
     for name in engines:  # kernels are made for shapes that they meet
         loaded[name].run(random.integers(1000, 20_000, (1, PROMPT)).tolist(), 4)
     for _ in range(repeats):
-        limits, instructions = machine_limits()
+        limits, instructions = machine_limits(one_core)
         turns.append(limits)
         for batch in (*batches, 0):
             count, length = (batch, PROMPT) if batch else (1, prefill)
@@ -59,12 +66,14 @@ def measure(
     }
 
 
-def machine_limits() -> tuple[dict[str, float], dict[str, str]]:
+def machine_limits(one_core: bool) -> tuple[dict[str, float], dict[str, str]]:
     """Bytes and operations per second by the limit's name, and the instructions of those in registers."""
-    peaks = register_peaks(cores())
-    limits = {READ: read_bandwidth(cores()), COPIED: copy_bandwidth(cores())}
+    peaks = register_peaks(1 if one_core else cores())
+    limits = {READ: read_by_one_core() if one_core else read_bandwidth(cores())}
     limits.update({f"{kind} in registers": rate for kind, (_, rate) in peaks.items()})
-    limits.update({f"{kind} product": rate for kind, rate in product_rates().items()})
+    if not one_core:
+        limits[COPIED] = copy_bandwidth(cores())
+        limits.update({f"{kind} product": rate for kind, rate in product_rates().items()})
     return limits, {kind: names for kind, (names, _) in peaks.items()}
 
 

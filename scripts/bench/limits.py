@@ -24,6 +24,17 @@ _GEMM = (512, 2048, 8192)  # rows, inputs, outputs: a chunk of prefill against a
 _GEMM_REPEATS = 7
 
 
+def read_by_one_core() -> float:
+    """Bytes per second of processor time that one core reads, the best of a few passes over memory."""
+    array = np.ones(_ARRAY_BYTES // 4, dtype=np.float32)
+    best: float = 0.0
+    for _ in range(_READS):
+        began = time.thread_time()
+        np.dot(array, array)
+        best = max(best, array.nbytes / (time.thread_time() - began))
+    return best
+
+
 def read_bandwidth(threads: int) -> float:
     """Bytes per second that all cores read together, the best of a few passes over memory."""
     share = _ARRAY_BYTES // threads // 4

@@ -49,7 +49,7 @@ static void pairs_256(void) { LOOP(SIX(PAIRS_256)); }
 
 static double now(void) {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t); /* what other programs take does not count */
     return t.tv_sec + 1e-9 * t.tv_nsec;
 }
 

@@ -62,7 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bare.add_argument("--in-flight", type=types.counts, default="1,16,64", metavar="N,N", help="default: %(default)s")
     bare.add_argument("--prefill", type=types.count, default=512, metavar="N", help="tokens (default: %(default)s)")
     bare.add_argument("--kv-cache", choices=KV_CACHES, default="u8", help="its precision (default: %(default)s)")
+    bare.add_argument("--one-core", action="store_true", help="processor time of one thread, on a machine in use")
     options = parser.parse_args(arguments)
+    if options.one_core and not options.engine:
+        parser.error("--one-core is for bare engines: name one with --engine")
     if options.engine:
         return of_bare_engines(parser, options)
     return at_batch_1(options)
@@ -78,7 +81,14 @@ def of_bare_engines(parser: Parser, options: Any) -> int:
     if options.prefill > MOST_IN_A_STEP:
         parser.error(f"--prefill: a step takes at most {MOST_IN_A_STEP:,} tokens here, and a prompt is one step")
     options.engine = list(engines)  # their folders are of this machine only
-    found = bare_roofline.measure(engines, options.in_flight, options.prefill, options.repeats, options.kv_cache)
+    found = bare_roofline.measure(
+        engines,
+        options.in_flight,
+        options.prefill,
+        options.repeats,
+        options.kv_cache,
+        one_core=options.one_core,
+    )
     for row in found["rows"]:
         told = (f"{figure[9:]} {row[figure]['median']:.0%}" for figure in row if figure.startswith("share of "))
         print(f"{row['engine']}, {row['what']}: {row['ms']['median']:.1f} ms; {', '.join(told)}")

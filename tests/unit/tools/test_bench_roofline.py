@@ -94,6 +94,7 @@ def test_without_a_compiler_it_says_what_is_missing(monkeypatch: pytest.MonkeyPa
         (["--engine", "{engine}"], "is not NAME=DIR"),
         (["--engine", "a={engine}", "--prefill", "5000"], "--prefill: a step takes at most 4,096 tokens"),
         (["--engine", "a={engine}", "--in-flight", "1,65"], "--in-flight: an engine is loaded for at most 64"),
+        (["--one-core"], "--one-core is for bare engines"),
         (["--engine", "a={engine}", "--in-flight", "0"], "has to be whole numbers from 1 on"),
     ],
 )
