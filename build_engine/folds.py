@@ -1,4 +1,4 @@
-"""Where SmoothQuant's scales can be folded into, for each family of models. No heavy imports: also used for planning."""
+"""Where SmoothQuant's scales can be folded into, by family of models. No heavy imports: also used for planning."""
 
 from __future__ import annotations
 
