@@ -11,15 +11,14 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
-from bench.measured import spread
 from bench.results import write_results
 from bench.steps import KV_CACHES, named
 from build_engine.arguments import Parser
@@ -34,21 +33,28 @@ _WARM_UP = 2
 class Step:
     """A compiled engine whose kernels are counted."""
 
-    def __init__(self, folder: Path, kv_cache: str) -> None:
+    def __init__(self, folder: Path, kv_cache: str, one_core: bool) -> None:
         import openvino as ov
         from openvino._offline_transformations import paged_attention_transformation
 
         core = ov.Core()
         model = core.read_model(folder / "openvino_model.xml")
         paged_attention_transformation(model)
-        served = {"KV_CACHE_PRECISION": kv_cache, "KEY_CACHE_QUANT_MODE": "BY_TOKEN", "PERF_COUNT": True}
-        self.compiled = core.compile_model(model, "CPU", served)
+        served: dict[str, Any] = {"KV_CACHE_PRECISION": kv_cache, "KEY_CACHE_QUANT_MODE": "BY_TOKEN"}
+        if one_core:
+            served["INFERENCE_NUM_THREADS"] = 1
+        self.compile: Callable[[], Any] = lambda: core.compile_model(model, "CPU", {**served, "PERF_COUNT": True})
 
-    def run(self, count: int, context: int, repeats: int) -> tuple[list[float], list[list[Any]]]:
-        """Milliseconds of each step of `count` sequences after `context` tokens, and the counters of each."""
+    def run(self, count: int, context: int, repeats: int) -> tuple[list[float], dict[str, tuple[int, float]]]:
+        """Milliseconds of each step of `count` sequences after `context` tokens, and each kernel's count and mean.
+
+        The plugin's counters are means over all that a compiled model has done: it is compiled for each point, and what
+        the steps before the first measured one took is taken off.
+        """
         import openvino as ov
 
-        request = self.compiled.create_infer_request()
+        compiled = self.compile()
+        request = compiled.create_infer_request()
         blocks = context // _BLOCK + 1
         values = {
             "input_ids": np.random.default_rng(0).integers(1000, 20_000, count),
@@ -59,21 +65,22 @@ class Step:
             "block_indices_begins": np.arange(0, (count + 1) * blocks, blocks, dtype=np.int32),
             "max_context_len": np.array(context + 1, np.int32),
         }
-        for port in self.compiled.inputs:
+        for port in compiled.inputs:
             name = port.get_any_name()
             if name in values:
                 request.set_tensor(name, ov.Tensor(values[name]))
             else:  # keys or values of a layer
                 rest = [size.get_length() for size in list(port.get_partial_shape())[1:]]
                 request.set_tensor(name, ov.Tensor(port.get_element_type(), ov.Shape([count * blocks, *rest])))
-        times, counters = [], []
-        for repeat in range(-_WARM_UP, repeats):
+        for _ in range(_WARM_UP):
+            request.infer()
+        before = by_kernel(request.get_profiling_info())
+        times = []
+        for _ in range(repeats):
             began = time.perf_counter()
             request.infer()
-            if repeat >= 0:
-                times.append(1000 * (time.perf_counter() - began))
-                counters.append(request.get_profiling_info())
-        return times, counters
+            times.append(1000 * (time.perf_counter() - began))
+        return times, since(before, by_kernel(request.get_profiling_info()), _WARM_UP, repeats)
 
 
 def kernel(node_type: str, exec_type: str, name: str) -> str:
@@ -98,21 +105,30 @@ def by_kernel(counters: Iterable[Any]) -> dict[str, tuple[int, float]]:
     return {name: (count[name], value) for name, value in ms.most_common()}
 
 
-def summary(times: Sequence[float], steps: Sequence[dict[str, tuple[int, float]]]) -> dict[str, Any]:
-    """The step, what lies between its kernels, and the kernels, largest first (medians of all steps)."""
-    ms: dict[str, list[float]] = defaultdict(list)
-    for step in steps:
-        for name, (_, value) in step.items():
-            ms[name].append(value)
-    total = statistics.median(times)
-    between = [whole - sum(value for _, value in step.values()) for whole, step in zip(times, steps, strict=True)]
+def since(
+    before: dict[str, tuple[int, float]], after: dict[str, tuple[int, float]], earlier: int, steps: int
+) -> dict[str, tuple[int, float]]:
+    """Means over the last `steps`, out of means over all steps when there were `earlier` ones, and now."""
+    return {
+        name: (count, (mean * (earlier + steps) - before.get(name, (0, 0.0))[1] * earlier) / steps)
+        for name, (count, mean) in after.items()
+    }
+
+
+def summary(times: Sequence[float], kernels: dict[str, tuple[int, float]]) -> dict[str, Any]:
+    """The step, what lies between its kernels, and the kernels, largest first; all are means of the same steps."""
+    whole = statistics.mean(times)
     rows = [
-        {"kernel": name, "count": steps[0][name][0], "ms": spread(values, 3)}
-        for name, values in sorted(ms.items(), key=lambda item: -statistics.median(item[1]))
+        {"kernel": name, "count": count, "ms": round(ms, 3), "share": round(ms / whole, 4)}
+        for name, (count, ms) in sorted(kernels.items(), key=lambda item: -item[1][1])
     ]
-    for row in rows:
-        row["share"] = round(row["ms"]["median"] / total, 4)
-    return {"step_ms": spread(times, 3), "between_ms": spread(between, 3), "kernels": rows}
+    between = whole - sum(ms for _, ms in kernels.values())
+    return {
+        "step_ms": round(whole, 3),
+        "all_ms": [round(each, 3) for each in times],
+        "between_ms": round(between, 3),
+        "kernels": rows,
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -123,6 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     option("--in-flight", type=types.counts, default="1,16,64", metavar="N,N", help="default: %(default)s")
     option("--context", type=types.count, default=48, metavar="N", help="tokens of each so far (default: %(default)s)")
     option("--kv-cache", choices=KV_CACHES, default="u8", help="its precision (default: %(default)s)")
+    option("--one-core", action="store_true", help="a single thread")
     option("--repeats", type=types.count, default=9, metavar="N", help="steps (default: %(default)s)")
     option("--output", type=types.output_file, default=REPOSITORY / "docs" / "benchmarks" / "kernels.json")
     options = parser.parse_args(arguments)
@@ -130,13 +147,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("two engines have the same name, and could not be told apart")
     found: dict[str, dict[str, Any]] = {}
     for name, folder in options.engines:
-        step = Step(folder, options.kv_cache)
+        step = Step(folder, options.kv_cache, options.one_core)
         for count in options.in_flight:
-            times, counters = step.run(count, options.context, options.repeats)
-            point = found.setdefault(name, {})[str(count)] = summary(times, [by_kernel(each) for each in counters])
-            print(f"{name}, {count} in flight: {point['step_ms']['median']:.1f} ms")
+            point = summary(*step.run(count, options.context, options.repeats))
+            found.setdefault(name, {})[str(count)] = point
+            print(f"{name}, {count} in flight: {point['step_ms']:.1f} ms, between kernels {point['between_ms']:.1f}")
             for row in point["kernels"][:6]:
-                print(f"  {row['share']:6.1%} {row['ms']['median']:8.2f} ms, {row['count']:3} × {row['kernel']}")
+                print(f"  {row['share']:6.1%} {row['ms']:8.2f} ms, {row['count']:3} × {row['kernel']}")
     options.engines = list(found)  # their folders are of this machine only
     what = "milliseconds of every kind of kernel in a step, by the plugin's counters"
     write_results(options.output, what, "python scripts/bench/kernels.py", options, engines=found)
