@@ -43,3 +43,22 @@ def test_most_of_the_engine_reaches_the_client(tmp_path: Path) -> None:
     options = ("--concurrency", "8", "--repeats", "1", "--quiet", "1", "--max-tokens", "48")
     (row,) = results("bench/overhead.py", tmp_path / "overhead.json", *options)["comparison"]
     assert row["ratio"] > 0.6
+
+
+@pytest.mark.full
+def test_the_guard_measures_six_ratios_and_fails_beyond_a_bound(tmp_path: Path) -> None:
+    """Of a real server, whatever else runs here: bounds of its own, and then one that nothing can keep."""
+    bounds = tmp_path / "guard.json"
+    command = [sys.executable, str(REPOSITORY / "scripts" / "bench" / "guard.py"), "--bounds", str(bounds)]
+    command += ["--repeats", "1", "--quiet", "1", "--patience", "0"]
+    learnt = subprocess.run([*command, "--learn"], capture_output=True, text=True, timeout=600)
+    assert learnt.returncode == 0, learnt.stderr
+    content = json.loads(bounds.read_text(encoding="utf-8"))
+    assert len(content["ratios"]) == 6
+    assert all(each["runs"][0] > 0 for each in content["ratios"].values())
+    (served,) = (each for name, each in content["ratios"].items() if "over the bare engine" in name)
+    served["runs"] = [1000.0]
+    bounds.write_text(json.dumps(content), encoding="utf-8")
+    done = subprocess.run([*command, "--only", "served"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "| REGRESSION |" in done.stdout

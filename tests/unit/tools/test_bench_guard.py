@@ -137,6 +137,15 @@ def test_other_files_are_no_bounds(content: str, tmp_path: Path) -> None:
         guard_bounds.read(file)
 
 
+def test_without_runs_it_says_what_to_do(engine: Path) -> None:
+    """The committed file, as long as nobody has measured: no verdict, and nothing is started."""
+    if guard_bounds.read(guard.BOUNDS):
+        assert len(guard_bounds.read(guard.BOUNDS)) == 6
+        return
+    with pytest.raises(Failure, match="make it again with --learn"):
+        guard.main(["--engine", str(engine)])
+
+
 def test_what_we_and_our_children_use_is_ours() -> None:
     """Else every benchmark would seem to be disturbed by its own servers."""
     before = measured.tree_cpu_s(os.getpid())
