@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import time
@@ -135,6 +136,23 @@ def inputs_of(arm: str, streams: int, tokens: int, seed: str) -> list[dict[str, 
     return [{"text_input": [next(texts) + end], **shared} for _ in range(WAVES * streams)]
 
 
+def in_turn(repeat: int) -> tuple[str, ...]:
+    """The arms of one repeat: each begins as often as any other, for a machine slows down in the course of one."""
+    first = repeat % len(ARMS)
+    turned = ARMS[first:] + ARMS[:first]
+    return turned if repeat // len(ARMS) % 2 == 0 else turned[::-1]
+
+
+def likely_median(values: Sequence[float]) -> tuple[float, float]:
+    """Where the median of what `values` (sorted) were drawn from lies, with 95 %: two of them, by the sign test. Of
+    fewer than six the least and the most, which is less.
+    """
+    count, outside, below = len(values), 0, 0.0
+    while (below := below + math.comb(count, outside) / 2**count) <= 0.025:
+        outside += 1
+    return values[max(outside - 1, 0)], values[min(count - outside, count - 1)]
+
+
 def through_the_server(options: argparse.Namespace) -> None:
     """tokens/s of every arm in turns, on one server; each against the run without a parser of its own repeat."""
     from bench.simulated_model import serving
@@ -150,7 +168,7 @@ def through_the_server(options: argparse.Namespace) -> None:
     with serving(options.engine, engine, model) as server:
         (stub,) = server.stub_pids()
         for repeat in range(options.repeats):
-            for arm in ARMS:
+            for arm in in_turn(repeat):
                 inputs = inputs_of(arm, streams, options.tokens, f"chat {repeat} {arm}")
                 load = Load(concurrency=streams)
                 before = cpu_s(stub)
@@ -160,13 +178,14 @@ def through_the_server(options: argparse.Namespace) -> None:
                 spent[arm].append(1e6 * (cpu_s(stub) - before) / sum(request.tokens for request in requests))
                 print(f"repeat {repeat}, {arm}: {found[arm][-1]:,.0f} tokens/s, {spent[arm][-1]:.2f} µs", flush=True)
     print(
-        f"| {streams} streams, {options.tool_format} | tokens/s: median, best | of without: median (least to most) "
+        f"| {streams} streams, {options.tool_format} | tokens/s: median, best | of without: median (95 %) "
         "| of the best | µs of the backend's CPU a token: median, least |"
     )
     print("|---|---|---|---|---|")
     for arm, speeds in found.items():
         shares = sorted(speed / without for speed, without in zip(speeds, found[ARMS[0]], strict=True))
-        between = f"{statistics.median(shares):.3f} ({shares[0]:.3f} to {shares[-1]:.3f})"
+        low, high = likely_median(shares)
+        between = f"{statistics.median(shares):.3f} ({low:.3f} to {high:.3f})"
         of_best = max(speeds) / max(found[ARMS[0]])
         cpu = f"{statistics.median(spent[arm]):.2f}, {min(spent[arm]):.2f}"
         print(f"| {arm} | {statistics.median(speeds):,.0f}, {max(speeds):,.0f} | {between} | {of_best:.3f} | {cpu} |")
