@@ -17,9 +17,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python_backend"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from inflight.model.parameters import model_parameters
-from inflight.request.contract import INPUTS, JSON_ALIASES, JSON_ONLY, OUTPUTS, RANKS, VLLM_DEFAULTS, declared_inputs
+from inflight.request.contract import INPUTS, JSON_ALIASES, JSON_ONLY, OUTPUTS, RANKS, VLLM_DEFAULTS
 from inflight.request.limits import limits
 from inflight.serving.metrics import FAMILIES
+from inflight.triton.config import tensors
 from inflight_tools.common.layout import REPOSITORY
 from inflight_tools.server.moving import tables
 from maintain.dashboard import dashboard_text
@@ -27,8 +28,6 @@ from maintain.gateway_clients import gateway_text
 from maintain.peer_suites import FROM_TRTLLM, FROM_VLLM, Difference, tried
 
 ROOT = REPOSITORY
-_TYPES = {"STRING": "TYPE_STRING", "INT32": "TYPE_INT32", "INT64": "TYPE_INT64", "FP32": "TYPE_FP32"}
-_TYPES |= {"BOOL": "TYPE_BOOL", "UINT64": "TYPE_UINT64", "UINT32": "TYPE_UINT32"}
 
 _FLAT_HEAD = """\
 # Inflight in vLLM's shape: every tensor is [1] or [-1] on the wire.
@@ -127,15 +126,7 @@ its own, and `traceparent` ([operating.md](operating.md#finding-a-request)).
 def config_text(batch: int, engine_dir: str) -> str:
     """One complete config.pbtxt."""
     lines = [_FLAT_HEAD if batch == 0 else _BATCHED_HEAD, _BODY.format(batch=batch, engine_dir=engine_dir)]
-    lines += [
-        f'input {{ name: "{name}" data_type: {_TYPES[kind]} dims: [ {dims} ] optional: true }}\n'
-        for name, kind, dims in declared_inputs()
-    ]
-    lines += [
-        f'output {{ name: "{output.name}" data_type: {_TYPES[output.type]} dims: [ {output.dims} ] }}\n'
-        for output in OUTPUTS
-    ]
-    return "".join(lines)
+    return "".join([*lines, tensors()])
 
 
 def requests_text() -> str:

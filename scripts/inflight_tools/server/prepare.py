@@ -33,6 +33,7 @@ from inflight.engines.factory import resolve_engine
 from inflight.engines.prequantized import method_of
 from inflight.engines.python import ask, find_packages
 from inflight.errors import LoadError
+from inflight.triton import config as triton_config
 from inflight_tools.common.layout import CACHE
 from inflight_tools.common.report import Failure
 from inflight_tools.server.engine_cache import make_room
@@ -175,7 +176,7 @@ def write_repository(folder: Path, name: str, parameters: Mapping[str, str]) -> 
         f"parameters {{ key: {json.dumps(key)} value {{ string_value: {json.dumps(value, ensure_ascii=False)} }} }}\n"
         for key, value in parameters.items()
     ]
-    text = _CONFIG.format(parameters="".join(lines))
+    text = _CONFIG.format(parameters="".join(lines)) + triton_config.tensors()
     repository = folder / hashlib.sha256(f"{name}\0{text}".encode()).hexdigest()[:12]
     model = repository / name
     try:

@@ -9,7 +9,7 @@ import pytest
 
 from inflight.model.parameters import model_parameters
 from inflight.request.contract import INPUTS, JSON_ALIASES, JSON_ONLY, OUTPUTS, RANKS, VLLM_DEFAULTS, declared_inputs
-from inflight.triton.config import auto_complete, instance_count
+from inflight.triton.config import auto_complete, instance_count, is_whole, tensors
 from inflight_tools.common.layout import REPOSITORY
 
 pytestmark = pytest.mark.fast
@@ -180,3 +180,15 @@ def test_the_shipped_configurations_name_a_kind_that_every_client_knows() -> Non
 
 def test_every_engine_says_which_ranks_it_tells() -> None:
     assert {*RANKS, "auto"} == set(model_parameters()["engine"].choices)
+
+
+def test_a_whole_configuration_is_known_as_one() -> None:
+    """The shipped ones are, what `inflight serve` writes is, and one that leaves anything to Triton is not."""
+    for name in ("llm", "llm_batched"):
+        assert is_whole((REPOSITORY / "model_repository" / name / "config.pbtxt").read_text(encoding="utf-8"))
+    head = 'backend: "inflight"\nmodel_transaction_policy { decoupled: true }\n'
+    assert is_whole(head + tensors())
+    assert not is_whole(head)
+    assert not is_whole(tensors())
+    last = tensors().splitlines()[-1]
+    assert not is_whole(head + tensors().replace(last, f"# {last}"))

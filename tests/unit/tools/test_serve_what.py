@@ -29,6 +29,7 @@ from inflight_tools.common.tiny_models import write_config
 from inflight_tools.server import prepare, serve
 from inflight_tools.server.engine_cache import in_use, make_room
 from inflight_tools.server.prepare import Wish, build_once, choose_engine, engine_key, write_repository
+from inflight_tools.server.serve import as_they_are
 from inflight_tools.server.server import Ports, Server, ServerConfig
 from inflight_tools.server.what import Kind, What, recognise
 
@@ -299,6 +300,17 @@ def test_an_engine_directory_is_linked_to_and_left_alone(tmp_path: Path) -> None
 def test_a_name_that_no_folder_may_have(name: str, tmp_path: Path) -> None:
     with pytest.raises(Failure, match="--name is"):
         prepare.prepare(What(Kind.ENGINE, str(tmp_path)), Wish(name=name), Console())
+
+
+def test_what_is_written_here_needs_nothing_from_triton(tmp_path: Path) -> None:
+    """Triton then starts the backend once instead of twice; a single model that leaves something open needs both."""
+    repository = write_repository(tmp_path, "llm", {"engine_dir": "/x"})
+    assert as_they_are(repository) == ("--disable-auto-complete-config",)
+    (repository / "other").mkdir()
+    assert as_they_are(repository) == (), "without a config.pbtxt Triton has to make one"
+    (repository / "other" / "config.pbtxt").write_text('backend: "inflight"\n', encoding="utf-8")
+    assert as_they_are(repository) == ()
+    assert as_they_are(tmp_path / "nothing") == (), "what is wrong is said by who loads it"
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
