@@ -3,7 +3,7 @@
 `api_descriptions.py openai openapi.json`, and LICENSE beside it.
 
     openai  openapi.json of github.com/openai/openai-openapi, MIT
-    tgi     docs/openapi.json of github.com/huggingface/text-generation-inference, Apache 2.0
+    tgi     openapi.json in the folder docs of github.com/huggingface/text-generation-inference, Apache 2.0
 
 What they write as in OpenAPI 3.0 (`nullable`) becomes the null of 3.1. Anthropic publishes no such file: tests make its
 description of the types in its Python client.
