@@ -73,11 +73,15 @@ def register_peaks(threads: int, seconds: float = _PEAK_S) -> dict[str, tuple[st
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "peak"
         command = [compiler, "-O2", "-pthread", str(_SOURCE), "-o", str(program)]
-        built = subprocess.run(command, capture_output=True, text=True, check=False)
+        built = subprocess.run(command, capture_output=True, encoding="utf-8", check=False, timeout=60)
         if built.returncode:
             raise Failure(f"{_SOURCE.name} could not be compiled: {last_line(built.stderr)}.")
         done = subprocess.run(
-            [program, str(threads), str(seconds)], capture_output=True, text=True, check=False, timeout=60 + 3 * seconds
+            [program, str(threads), str(seconds)],
+            capture_output=True,
+            encoding="utf-8",
+            check=False,
+            timeout=60 + 3 * seconds,
         )
     if done.returncode:
         raise Failure(f"the arithmetic limit could not be measured: {last_line(done.stderr)}.")

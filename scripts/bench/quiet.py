@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import fcntl
 import os
-import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from inflight_tools.common.report import Failure
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _SAMPLE_S = 0.5
-_LEAST_PATIENCE_S = 0.01  # 0 would be no alarm at all
+_LEAST_PATIENCE_S = 0.01  # a free lock comes in less, though by another thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,23 +56,44 @@ def wait_until_quiet(limit: float, patience_s: float) -> bool:
 def holding(locks: Sequence[Path], patience_s: float) -> Iterator[None]:
     """Hold these files locked (flock), for several measurements that share a machine and take turns by them.
 
-    They are taken in the order given. Raises `Failure` when that takes longer than `patience_s` seconds. For the main
-    thread alone, because of the alarm that ends the wait.
+    They are taken in the order given. Raises `Failure` when that takes longer than `patience_s` seconds.
+    """
+    give_up = time.monotonic() + patience_s
+    with ExitStack() as stack:
+        for lock in locks:
+            turn = _Turn(lock)
+            stack.callback(turn.leave)
+            if not turn.came(max(give_up - time.monotonic(), _LEAST_PATIENCE_S)):
+                raise Failure(f"--lock: somebody else has held {lock} for {patience_s:g} s.")
+        yield
+
+
+class _Turn:
+    """A place in the kernel's queue for a lock, where nobody who came later is first. A thread of its own waits there,
+    since that wait has no end; who has left meanwhile gives the lock back as soon as it comes.
     """
 
-    def too_long(_number: int, _frame: FrameType | None) -> None:
-        raise TimeoutError
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+        self._guard = threading.Lock()
+        self._ours = threading.Event()
+        self._left = False
+        threading.Thread(target=self._wait, name="lock", daemon=True).start()
 
-    with ExitStack() as stack:
-        before = signal.signal(signal.SIGALRM, too_long)
-        signal.setitimer(signal.ITIMER_REAL, max(patience_s, _LEAST_PATIENCE_S))
-        try:
-            for lock in locks:
-                file = stack.enter_context(lock.open("a", encoding="utf-8"))
-                fcntl.flock(file, fcntl.LOCK_EX)  # in the kernel's queue, so that nobody who came later is first
-        except TimeoutError:
-            raise Failure(f"--lock: somebody else has held {lock} for {patience_s:g} s.") from None
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0.0)
-            signal.signal(signal.SIGALRM, before)
-        yield
+    def came(self, patience_s: float) -> bool:
+        """Whether the lock is ours; waits so long for it."""
+        return self._ours.wait(patience_s)
+
+    def leave(self) -> None:
+        """Give the lock back, or the place in the queue."""
+        with self._guard:
+            self._left = True
+            if self._ours.is_set():
+                self._file.close()
+
+    def _wait(self) -> None:
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        with self._guard:
+            self._ours.set()
+            if self._left:
+                self._file.close()

@@ -200,7 +200,7 @@ def test_an_engine_that_does_not_load_is_one_sentence(start: Start, tmp_path: Pa
 def test_no_network_is_one_sentence(start: Start, tmp_path: Path) -> None:
     """In a copy of this folder, as after a fresh clone, with an index that refuses connections."""
     copy = tmp_path / "clone"
-    for name in ("scripts", "requirements", "python_backend", "build_engine", "model_repository"):
+    for name in ("scripts", "requirements", "python_backend", "build_engine", "gateway", "model_repository"):
         ignored = shutil.ignore_patterns("engine", "__pycache__", ".*")
         shutil.copytree(REPOSITORY / name, copy / name, ignore=ignored, symlinks=True)
     shutil.copy(REPOSITORY / "pyproject.toml", copy)

@@ -173,9 +173,9 @@ def test_smoothed_int8_on_openvino() -> None:
     odd = compression_for(RECIPES["int8-sq"], hf_config.parse({**BASE, **sizes, "intermediate_size": 1552}), 0.7)
     assert odd is not None
     assert (odd.alpha, odd.activation_group) == (0.7, None)
-    gemma = hf_config.parse({**BASE, **sizes, "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2"})
-    with pytest.raises(UserMistake, match=r"int8-sq is built for llama, .* and this model is gemma2: use int8"):
-        compression_for(RECIPES["int8-sq"], gemma)
+    olmo = hf_config.parse({**BASE, **sizes, "architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2"})
+    with pytest.raises(UserMistake, match=r"int8-sq is built for llama, .* and this model is olmo2: use int8"):
+        compression_for(RECIPES["int8-sq"], olmo)
 
 
 LONG = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
