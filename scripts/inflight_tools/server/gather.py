@@ -21,9 +21,8 @@ from pathlib import Path
 log = logging.getLogger("inflight.server")
 
 LOOK_S = 0.25
-CROWDED = (
-    0.45  # of what they may use: then they get twice as much; with an engine beside them they get no more than half
-)
+# Of what they may use: then they get twice as much. With an engine beside them they get no more than half.
+CROWDED = 0.45
 SPARSE = 0.3  # of half of what they may use: then that half is enough
 PATIENT_LOOKS = 12  # that have to say so, one after another
 NEW_PROCESSES_LOOKS = 8  # how often to look for processes that were not there before
