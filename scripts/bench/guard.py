@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A regression guard: in five minutes the six ratios that matter, against committed bounds that know their noise.
+"""A regression guard: the six ratios that matter, against committed bounds that know their noise.
 
 Ratios, because a machine's speed is in both sides. By hand, or in the full tier of the tests; never in CI. What was
 measured while other programs used the machine is measured once more, and then not judged. `--learn` adds a run to
