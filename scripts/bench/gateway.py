@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import hashlib
 import json
 import os
 import statistics
@@ -42,8 +43,11 @@ def cpu_s(pid: int) -> float:
 
 
 def messages(run: str, number: int) -> list[dict[str, str]]:
-    """A chat that was not asked before."""
-    return [{"role": "user", "content": f"{run}.{number}: tell me a story of the sea."}]
+    """A chat that was not asked before. All are as long and differ from the same token on, whatever the run is called:
+    else the prefix cache would save one side more than another.
+    """
+    digits = int.from_bytes(hashlib.sha256(f"{run}.{number}".encode()).digest()[:4], "big") % 10**8
+    return [{"role": "user", "content": f"{digits:08}: tell me a story of the sea."}]
 
 
 async def one_http(port: int, path: bytes, body: bytes, end: bytes) -> float:

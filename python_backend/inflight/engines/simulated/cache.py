@@ -8,6 +8,7 @@ beginning. That the held ones alone fit is the admission's promise (`SimulatedEn
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
 
@@ -47,7 +48,8 @@ class BlockPool:
         self.total = total
         self._private = 0
         self._shared: dict[int, int] = {}  # key → sequences that hold it
-        self._idle: dict[int, None] = {}  # keys in the order in which they fell idle
+        # Keys in the order in which they fell idle. A plain dict takes longer for its first key the more were removed.
+        self._idle: OrderedDict[int, None] = OrderedDict()
 
     @property
     def used(self) -> int:
@@ -74,8 +76,7 @@ class BlockPool:
         """Hold that many more."""
         lease.private += blocks
         self._private += blocks
-        while self._idle and self.used + len(self._idle) > self.total:
-            del self._idle[next(iter(self._idle))]
+        self._make_room()
 
     def publish(self, lease: Lease) -> None:
         """The blocks of all its keys are computed: others may share them. None is kept twice."""
@@ -94,8 +95,11 @@ class BlockPool:
                 del self._shared[key]
                 self._idle[key] = None
         lease.held = lease.private = 0
+        self._make_room()
+
+    def _make_room(self) -> None:
         while self._idle and self.used + len(self._idle) > self.total:
-            del self._idle[next(iter(self._idle))]
+            self._idle.popitem(last=False)
 
     def _hold(self, key: int) -> None:
         self._idle.pop(key, None)
