@@ -151,8 +151,7 @@ class FleetServer:
 
     def kill(self) -> None:
         """SIGKILL to the tritonserver and to everything that watches it."""
-        (triton,) = _children(self.processes[0].pid)
-        os.kill(triton, signal.SIGKILL)
+        _tritonserver(self.processes[0].pid).kill()
         self.stop()
 
     def stop(self) -> None:
@@ -169,16 +168,16 @@ class FleetServer:
         self.processes.clear()
 
 
-def _children(pid: int) -> list[int]:
-    """The tritonserver among the processes that `inflight serve` has started."""
-    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
-    return [int(child) for child in listed if "tritonserver" in _command(int(child))]
+def _tritonserver(pid: int) -> psutil.Process:
+    """What `inflight serve` of that process watches. Raises `Failure`.
 
-
-def _command(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"\0")[0].decode(errors="replace")
-    return ""
+    By every process's parent: the kernel's own list of children may lack one while another ends.
+    """
+    for process in psutil.Process(pid).children():
+        with contextlib.suppress(psutil.Error):
+            if process.name() == "tritonserver":
+                return process
+    raise Failure("the server has no tritonserver now.")
 
 
 def _status(port: int, path: str) -> int:
