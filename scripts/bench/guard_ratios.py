@@ -89,7 +89,7 @@ def delivered(engine: Path, repeats: int, progress: Progress) -> Values:
 
 def through_gateway(engine: Path, repeats: int, progress: Progress) -> Values:
     """As gateway.py."""
-    options = gateway.parse(["--engine", str(engine), "--requests", "4", "--tokens", "48", "--repeats", str(repeats)])
+    options = gateway.parse(["--engine", str(engine), "--requests", "2", "--tokens", "48", "--repeats", str(repeats)])
     progress.show("gateway")
     with gateway.both(engine) as (targets, pid):
         gateway.turn("http", targets["http"], "warm", 4, options)
