@@ -60,14 +60,10 @@ class TritonPythonModel:
 
     def _load(self, args: dict[str, str]) -> None:
         """Raises `LoadError`, and whatever nobody thought of."""
-        from inflight.backend import Backend
-        from inflight.control import open_control
+        from inflight.backend.starting import Starting
         from inflight.model.files import path_of
         from inflight.model.parameters import parse_model_config
-        from inflight.triton import io as triton_io
-        from inflight.triton import metrics as triton_metrics
 
-        self._io = triton_io
         self._in_use = InUse()
 
         sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -83,7 +79,16 @@ class TritonPythonModel:
         warmups = triton_config.warmup_requests(model_config)
         config = parse_model_config(parameters)
         self._empty_final = config.empty_final_response
-        backend = Backend(config, folder, warmups, args["model_name"])
+        self._starting = Starting(config, folder)
+        self._starting.supervisor.launch()  # it loads while the rest is imported and read
+
+        from inflight.backend.model import Backend
+        from inflight.control import open_control
+        from inflight.triton import io as triton_io
+        from inflight.triton import metrics as triton_metrics
+
+        self._io = triton_io
+        backend = Backend(config, folder, warmups, args["model_name"], self._starting)
         backend.start()
         self._backend = backend
         self._control = open_control(args["model_name"], self._backend)
@@ -121,8 +126,11 @@ class TritonPythonModel:
         if control is not None:
             control.stop(timeout_s=2.0)
         backend = getattr(self, "_backend", None)
+        starting = getattr(self, "_starting", None)
         if backend is not None:
             backend.stop()
+        elif starting is not None:
+            starting.stop()
         in_use = getattr(self, "_in_use", None)
         if in_use is not None:
             in_use.close()

@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -219,9 +219,10 @@ def steady(
     every_s: float = 0.15,
     tokens: int = 6,
     long_tokens: int = 400,
+    models: Sequence[str] = ("llm",),
 ) -> Traffic:
-    """Steady load over all protocols; once a fifth of it has been sent, `event` happens. The load goes on until the
-    event is over and `requests` have been sent. Beside it four long streams of each protocol.
+    """Steady load over all protocols, of `models` in turns; once a fifth of it has been sent, `event` happens. The load
+    goes on until the event is over and `requests` have been sent. Beside it four long streams of each protocol.
 
     The event runs in the caller's thread: what it starts may be told to end with the thread that started it.
     """
@@ -231,7 +232,8 @@ def steady(
         async with Clients(balancer) as clients:
 
             async def send(protocol: str, length: int) -> None:
-                request = Request(protocol, f"request {len(traffic.requests)}", length)
+                number = len(traffic.requests)
+                request = Request(protocol, f"request {number}", length, model=models[number % len(models)])
                 traffic.requests.append(request)
                 if len(traffic.requests) >= requests / 5:
                     enough.set()

@@ -103,9 +103,9 @@ class FleetServer:
         found = [json.loads(line) for line in done.stdout.splitlines()]
         return {_PROCESS.sub("", answer["model"]): answer for answer in found}
 
-    def engine_pid(self) -> int:
-        """Of the process of the first model's engine."""
-        return int(self.command("status")["engine_pid"])
+    def engine_pid(self, model: str = "") -> int:
+        """Of the process of a model's engine, the first model's unless told; 0 while it has none."""
+        return int(self.answers("status")[model or self.models[0]]["engine_pid"])
 
     def gateway_pid(self) -> int:
         """Of the gateway that the server has started. Raises `Failure`."""
@@ -189,3 +189,12 @@ def _status(port: int, path: str) -> int:
         return 0
     finally:
         connection.close()
+
+
+def wait_answers(port: int, path: str) -> None:
+    """Until that port of this machine answers 200. Raises `Failure`."""
+    give_up = time.monotonic() + READY_S
+    while _status(port, path) != 200:
+        if time.monotonic() > give_up:
+            raise Failure(f"nothing answers 200 at port {port}, {path}.")
+        time.sleep(0.05)

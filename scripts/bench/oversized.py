@@ -27,7 +27,7 @@ from bench.results import write_results
 from bench.simulated_model import serving
 from build_engine.arguments import Parser
 from inflight.answer.stream import Reply, Stream
-from inflight.backend import Backend
+from inflight.backend.model import Backend
 from inflight.errors import RequestError
 from inflight.model.parameters import ModelConfig
 from inflight.request.parse import RawRequest

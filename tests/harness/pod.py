@@ -263,7 +263,8 @@ def lay_out(root: Path, file: Path, model: str) -> Image:
     return image
 
 
-def copy_repository(root: Path, place: str) -> None:
-    """What a storage initializer would have brought: the image's model, as a repository at `place`."""
+def copy_repository(root: Path, place: str, second: str) -> None:
+    """What a storage initializer would have brought: a repository at `place` with the image's model under two names."""
     shutil.copytree(root / "models", Path(f"{root}{place}"), symlinks=True)
+    shutil.copytree(root / "models" / "llm", Path(f"{root}{place}/{second}"), symlinks=True)
     os.sync()

@@ -13,7 +13,8 @@ from unittest.mock import MagicMock
 import pytest
 
 from inflight import manifest
-from inflight.backend import Backend
+from inflight.backend.model import Backend
+from inflight.backend.starting import Starting
 from inflight.engines.factory import create_engine
 from inflight.engines.openvino.engine import OpenVinoEngine
 from inflight.engines.spec import WorkerSpec
@@ -76,10 +77,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def load(folder: Path, monkeypatch: pytest.MonkeyPatch, **parameters: str) -> None:
     """What a load does before OpenVINO reads the weights: here, and in the engine process. Raises `LoadError`."""
     config = parse_model_config(parameters)
-    backend = Backend(config, folder.parent)
+    starting = Starting(config, folder.parent)
+    Backend(config, folder.parent, starting=starting)
     with monkeypatch.context() as without_weights:
         without_weights.setattr(OpenVinoEngine, "_load", lambda *_: MagicMock())
-        for engine in {backend._engine, "simulated"} & {"openvino", "simulated"}:
+        for engine in {starting.engine, "simulated"} & {"openvino", "simulated"}:
             create_engine(WorkerSpec(engine, str(folder), {}, 0))
 
 

@@ -19,19 +19,16 @@ from inflight.backend.forms import model_forms
 from inflight.backend.leaving import LEFTOVER_S, Leaving
 from inflight.backend.listeners import listeners
 from inflight.backend.reader import Reader
-from inflight.backend.served import ServedEngine, built_from
+from inflight.backend.served import built_from
+from inflight.backend.starting import Starting
 from inflight.backend.state import State
 from inflight.engine_process import frames
 from inflight.engine_process.link import EngineLink
-from inflight.engine_process.supervisor import Supervisor
 from inflight.engines.base import EngineInfo
-from inflight.engines.factory import resolve_engine
-from inflight.engines.python import ask, choose_python, python_executable
-from inflight.engines.spec import WorkerSpec
-from inflight.errors import ErrorCode, LoadError, RequestError, quoted, unavailable
+from inflight.errors import ErrorCode, LoadError, RequestError, unavailable
 from inflight.guides.service import GuideLimits, GuideService
 from inflight.identity import Identity
-from inflight.model.files import is_folder, path_of, text_of
+from inflight.model.files import path_of, text_of
 from inflight.model.parameters import ModelConfig
 from inflight.request.defaults import read_generation_defaults
 from inflight.request.parse import RawRequest, early_deadline_ms
@@ -58,26 +55,22 @@ class Backend:
     """One loaded model. `submit` may be called from any thread; everything else from Triton's."""
 
     def __init__(
-        self, config: ModelConfig, version_folder: Path, warmup_requests: int = 0, name: str = "model"
+        self,
+        config: ModelConfig,
+        version_folder: Path,
+        warmup_requests: int = 0,
+        name: str = "model",
+        starting: Starting | None = None,
     ) -> None:
         """Read what can be read without the engine; raises `LoadError`.
 
         `warmup_requests` is how many requests Triton itself sends before it opens the model to clients; `name` is the
-        model's.
+        model's; `starting` is its engine where that may load meanwhile: who made it stops it when this raises.
         """
         self._config = config
-        folder = version_folder / path_of(config.engine_dir)
-        if not is_folder(folder):
-            raise LoadError(
-                f"there is no engine directory {quoted(config.engine_dir)} in the model's version folder; build one "
-                "with python -m build_engine build MODEL --target openvino --quantization int8 --output DIR."
-            )
-        folder = folder.resolve()
-        self._served = ServedEngine(folder)
-        python = choose_python(version_folder, config.engine_python)
-        self._engine = resolve_engine(
-            config.engine, folder, lambda names: ask(python or python_executable(), names).packages
-        )
+        engine = starting or Starting(config, version_folder)
+        self._served, self._supervisor = engine.served, engine.supervisor
+        folder = engine.folder
         tokenizer = TextTokenizer(folder)
         override = version_folder / path_of(config.chat_template) if config.chat_template else None
         templates = load_chat_templates(folder, override, tokenizer.special_tokens)
@@ -98,7 +91,7 @@ class Backend:
         self._pool = ParsePool()
         # What the engine compiles inside a step must not look like a stall to the watchdog.
         limits = GuideLimits(most_compile_s=config.stall_timeout_ms / 2000)
-        self._guides = GuideService(self._engine, text_of(folder), limits, python, self._served.change)
+        self._guides = GuideService(engine.engine, text_of(folder), limits, engine.python, self._served.change)
         self._delivery = Delivery(config.sender_threads, metrics, self._live)
         self._dispatcher = Dispatcher(self._delivery, self._make_queue, config.restart_hold_ms / 1000)
         self._reader = Reader(
@@ -116,18 +109,10 @@ class Backend:
             self._closed,
         )
         self._poller = CancellationPoller(self._open_requests, self._poll_cancelled)
-        self._supervisor = Supervisor(
-            WorkerSpec(self._engine, text_of(folder), dict(config.engine_options), config.max_running, python),
-            self,
-            load_timeout_s=config.load_timeout_s,
-            stall_timeout_s=config.stall_timeout_ms / 1000,
-            max_restarts=config.max_restarts,
-            changed=self._served.change,
-        )
         drain = Drain()
         self._state = State(
             config,
-            self._engine,
+            engine.engine,
             built_from(folder),
             pool=self._pool,
             arrivals=self._reader.arrivals,
@@ -152,7 +137,7 @@ class Backend:
         self._dispatcher.start()
         self._pool.start()
         try:
-            self._supervisor.start()
+            self._supervisor.start(self)
         except LoadError:
             self.stop()
             raise

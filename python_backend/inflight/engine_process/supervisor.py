@@ -1,7 +1,8 @@
 """Keeps one engine process alive: starts it, watches it, and starts it again when it dies or stalls.
 
 Thread `inflight-supervisor` lives as long as the model; it alone spawns engines, because the kernel's death signal to
-the child fires when the thread that spawned it ends.
+the child fires when the thread that spawned it ends. The first engine may load while its observer is still being made
+(`launch`); it comes into service in `start`.
 """
 
 from __future__ import annotations
@@ -77,7 +78,6 @@ class Supervisor:
     def __init__(
         self,
         spec: WorkerSpec,
-        observer: Observer,
         *,
         load_timeout_s: float,
         stall_timeout_s: float,
@@ -86,13 +86,15 @@ class Supervisor:
     ) -> None:
         """`changed` says why what lies in the engine directory is not what the model was loaded with; empty: it is."""
         self._spec = spec
-        self._observer = observer
         self._load_timeout = load_timeout_s
         self._stall_timeout = stall_timeout_s
         self._max_restarts = max_restarts
         self._changed = changed
         self._stop = threading.Event()
         self._first = threading.Event()
+        self.loaded = threading.Event()  # the first engine could take requests
+        self._observed = threading.Event()
+        self._observer: Observer  # there once `_observed` is set
         self._parent = os.getppid()
         self._error: LoadError | None = None
         self.health = Health.STARTING
@@ -104,9 +106,18 @@ class Supervisor:
         self._ready_at = math.inf  # when this life's engine was ready
         self._thread = threading.Thread(target=self._run, name="inflight-supervisor", daemon=True)
 
-    def start(self) -> None:
-        """Start the engine and wait until it is ready. Raises `LoadError` when the first load fails."""
+    def launch(self) -> None:
+        """Let the first engine load from now on; nobody hears of it before `start`. `stop` ends it."""
         self._thread.start()
+
+    def start(self, observer: Observer) -> None:
+        """Bring the first engine into service, launched or not, and wait until it is ready. Raises `LoadError` when its
+        load fails.
+        """
+        self._observer = observer
+        self._observed.set()
+        if self._thread.ident is None:
+            self.launch()
         self._first.wait(self._load_timeout + 30.0)
         if self._error is not None:
             raise self._error
@@ -117,7 +128,8 @@ class Supervisor:
     def stop(self) -> None:
         """End the engine and the thread."""
         self._stop.set()
-        self._thread.join(SHUTDOWN_GRACE_S + 15.0)
+        if self._thread.ident is not None:
+            self._thread.join(SHUTDOWN_GRACE_S + 15.0)
 
     def _run(self) -> None:
         failures = 0
@@ -174,6 +186,7 @@ class Supervisor:
         try:
             info = process.start(self._load_timeout, lambda: self._given_up(process))
             self._check_unchanged()  # else it may have loaded the one or the other
+            self._wait_for_observer(process)
             assert process.connection is not None
             link = EngineLink(process.connection, process.buffer, self._observer)
             link.start()
@@ -198,6 +211,13 @@ class Supervisor:
             process.kill(grace)
             if link is not None:
                 link.close()
+
+    def _wait_for_observer(self, process: EngineProcess) -> None:
+        """Until `start` has brought one; it is there from the second life on. Raises `LoadError`."""
+        self.loaded.set()
+        while not self._observed.wait(WATCH_INTERVAL_S):
+            if process.exit_code() is not None or self._given_up(process):
+                raise LoadError("the engine process ended before the model was ready for it; its log says why.")
 
     def _check_unchanged(self) -> None:
         changed = self._changed()

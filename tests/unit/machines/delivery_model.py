@@ -19,7 +19,7 @@ from typing import Any
 from unittest import mock
 
 from inflight.answer.stream import Stream
-from inflight.backend import Backend
+from inflight.backend.model import Backend
 from inflight.engine_process import frames
 from inflight.engine_process.supervisor import Health
 from inflight.identity import Identity

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from inflight.backend import Backend
+from inflight.backend.model import Backend
 from inflight.errors import ErrorCode
 from tests.unit.serving.test_oversized import Client, ask, serving
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inflight.backend import Backend
+from inflight.backend.model import Backend
 from inflight.engine_process import frames
 from inflight.engines.base import Capability, EngineInfo, EngineStats
 from inflight.model.parameters import ModelConfig

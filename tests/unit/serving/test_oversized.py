@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from inflight.answer.stream import Reply, Stream
-from inflight.backend import Backend
+from inflight.backend.model import Backend
 from inflight.errors import ErrorCode, RequestError
 from inflight.model.parameters import ModelConfig
 from inflight.request.parse import RawRequest
