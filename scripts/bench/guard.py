@@ -3,7 +3,7 @@
 
 Ratios, because a machine's speed is in both sides. By hand, or in the full tier of the tests; never in CI. What was
 measured while other programs used the machine is measured once more, and then not judged. `--learn` adds a run to
-those that the bounds are made of: a tenth beside their median, or twice what they spread.
+those that the bounds of this kind of processor are made of: a tenth beside their median, or twice what they spread.
 
 Exit status: 0 all hold; 1 one got worse, or an error (one sentence); 2 the machine was too disturbed to say, or the
 options are wrong; 130 Ctrl-C.
@@ -21,7 +21,7 @@ from bench import guard_bounds as bounds
 from bench.guard_bounds import Measured
 from bench.guard_ratios import SOURCES, Source, measure
 from bench.quiet import wait_until_quiet
-from bench.results import write_results
+from bench.results import processor_key, write_results
 from build_engine.arguments import Parser
 from inflight_tools.common import option_types as types
 from inflight_tools.common.layout import ENGINE, REPOSITORY
@@ -79,7 +79,7 @@ def learn(options: argparse.Namespace) -> int:
     disturbed = next((name for name, each in found.items() if each.others > options.quiet), None)
     if disturbed is not None:
         raise Failure(f"others used the machine while {disturbed!r} was measured: nothing is written.")
-    content = bounds.with_run(earlier, found, better)
+    content = bounds.with_run(earlier, processor_key(), found, better)
     what = "the six ratios of the regression guard: runs, and the bounds that they give"
     write_results(options.bounds, what, "python scripts/bench/guard.py --learn", options, **content)
     return 0
@@ -90,11 +90,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     if options.learn:
         return learn(options)
-    committed = bounds.read(options.bounds)
+    committed = bounds.read(options.bounds, processor_key())
     wanted = [name for source in SOURCES if source.name in options.only for name in source.ratios]
     missing = next((name for name in wanted if name not in committed), None)
     if missing is not None:
-        raise Failure(f"--bounds: {options.bounds} knows nothing of {missing!r}: make it again with --learn.")
+        raise Failure(
+            f"--bounds: {options.bounds} knows nothing of {missing!r} on this processor ({processor_key()}): measure "
+            "it with --learn."
+        )
     found = run(options)
     print(bounds.table(found, committed, options.quiet))
     return bounds.status([bounds.verdict(each, committed[name], options.quiet) for name, each in found.items()])

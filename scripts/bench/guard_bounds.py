@@ -14,7 +14,7 @@ from inflight_tools.common.report import Failure
 
 LEAST_MARGIN = 0.1  # of the median: less than that is no regression that anybody would notice
 NOISE_MARGIN = 2.0  # times the largest distance of a run from the median
-FORMAT = 1
+FORMAT = 2
 
 
 class Better(Enum):
@@ -83,13 +83,18 @@ def status(verdicts: Sequence[Verdict]) -> int:
     return 2 if Verdict.DISTURBED in verdicts else 0
 
 
-def runs_of(file: Path) -> dict[str, Any]:
-    """What `with_run` has written, by the ratio's name. Raises `Failure`."""
+Runs = dict[str, dict[str, Any]]
+"""By the processor (`results.processor_key`) and the ratio's name: what `with_run` has written."""
+
+
+def runs_of(file: Path) -> Runs:
+    """What a file holds. Raises `Failure`."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        found: dict[str, Any] = content["ratios"]
-        for each in found.values():
-            Bound(Better(each["better"]), [float(run) for run in each["runs"]]).limit  # noqa: B018
+        found: Runs = content["processors"]
+        for ratios in found.values():
+            for each in ratios.values():
+                Bound(Better(each["better"]), [float(run) for run in each["runs"]]).limit  # noqa: B018
         if content["format"] != FORMAT:
             raise ValueError(content["format"])
     except OSError as error:
@@ -99,16 +104,21 @@ def runs_of(file: Path) -> dict[str, Any]:
     return found
 
 
-def read(file: Path) -> dict[str, Bound]:
-    """The committed bounds by the ratio's name. Raises `Failure`."""
-    return {name: Bound(Better(each["better"]), list(each["runs"])) for name, each in runs_of(file).items()}
+def read(file: Path, processor: str) -> dict[str, Bound]:
+    """The committed bounds of this processor by the ratio's name; none where nobody has measured on one. Raises
+    `Failure`.
+    """
+    found = runs_of(file).get(processor, {})
+    return {name: Bound(Better(each["better"]), list(each["runs"])) for name, each in found.items()}
 
 
-def with_run(earlier: Mapping[str, Any], run: Mapping[str, Measured], better: Mapping[str, Better]) -> dict[str, Any]:
+def with_run(
+    earlier: Runs, processor: str, run: Mapping[str, Measured], better: Mapping[str, Better]
+) -> dict[str, Any]:
     """What `runs_of` reads: earlier runs and one more, with every single figure and the bounds that they give."""
-    ratios = dict(earlier)
+    ratios = dict(earlier.get(processor, {}))
     for name, each in run.items():
-        before = earlier.get(name, {})
+        before = ratios.get(name, {})
         bound = Bound(better[name], [*before.get("runs", []), round(each.median, 4)])
         ratios[name] = {
             "better": bound.better.value,
@@ -118,7 +128,7 @@ def with_run(earlier: Mapping[str, Any], run: Mapping[str, Measured], better: Ma
             "values": [*before.get("values", []), [round(value, 4) for value in each.values]],
             "cpu_share_of_others": [*before.get("cpu_share_of_others", []), round(each.others, 4)],
         }
-    return {"format": FORMAT, "ratios": ratios}
+    return {"format": FORMAT, "processors": {**earlier, processor: ratios}}
 
 
 def table(measured: Mapping[str, Measured], bounds: Mapping[str, Bound], quiet: float) -> str:

@@ -26,6 +26,14 @@ def processor(cpuinfo: str) -> dict[str, Any]:
     return {"processor": name, "instructions": sorted(set(_TELLING).intersection(about["flags"].split()))}
 
 
+def processor_key() -> str:
+    """The same in one line, by which figures of one kind of machine are kept apart from those of another."""
+    about = machine()
+    return (
+        f"{about['cpus']} × {about.get('processor', about['architecture'])}, {' '.join(about.get('instructions', ()))}"
+    )
+
+
 def machine() -> dict[str, Any]:
     """What a figure depends on of the machine that it was measured on."""
     about = {"cpus": os.cpu_count(), "architecture": platform.machine(), "system": platform.system()}

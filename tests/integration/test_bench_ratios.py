@@ -54,9 +54,10 @@ def test_the_guard_measures_six_ratios_and_fails_beyond_a_bound(tmp_path: Path) 
     learnt = subprocess.run([*command, "--learn"], capture_output=True, text=True, timeout=600)
     assert learnt.returncode == 0, learnt.stderr
     content = json.loads(bounds.read_text(encoding="utf-8"))
-    assert len(content["ratios"]) == 6
-    assert all(each["runs"][0] > 0 for each in content["ratios"].values())
-    (served,) = (each for name, each in content["ratios"].items() if "over the bare engine" in name)
+    (ratios,) = content["processors"].values()
+    assert len(ratios) == 6
+    assert all(each["runs"][0] > 0 for each in ratios.values())
+    (served,) = (each for name, each in ratios.items() if "over the bare engine" in name)
     served["runs"] = [1000.0]
     bounds.write_text(json.dumps(content), encoding="utf-8")
     done = subprocess.run([*command, "--only", "served"], capture_output=True, text=True, timeout=300)

@@ -100,8 +100,9 @@ def test_it_fails_when_preparing_a_request_gets_slower(
     for _ in range(2):
         assert guard.main([*options, "--learn"]) == 0
     content = json.loads(bounds.read_text(encoding="utf-8"))
-    assert len(content["ratios"][guard_ratios.CHAT]["runs"]) == 2
-    content["ratios"][guard_ratios.CHAT]["runs"] = [2 * max(content["ratios"][guard_ratios.CHAT]["runs"])]
+    (ratios,) = content["processors"].values()
+    assert len(ratios[guard_ratios.CHAT]["runs"]) == 2
+    ratios[guard_ratios.CHAT]["runs"] = [2 * max(ratios[guard_ratios.CHAT]["runs"])]
     bounds.write_text(json.dumps(content), encoding="utf-8")  # wide: a test's machine does not stand still
     assert guard.main(options) == 0
     monkeypatch.setattr(TextTokenizer, "encode", slowed(20))  # against twice the worst
@@ -127,22 +128,24 @@ def test_bounds_of_a_disturbed_machine_are_not_written(
     assert not bounds.exists()
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"format": 9, "ratios": {}}', '{"ratios": {"x": {"runs": []}}}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"format": 9, "processors": {}}', '{"processors": {"a": {"x": {"runs": []}}}}']
+)
 def test_other_files_are_no_bounds(content: str, tmp_path: Path) -> None:
     file = tmp_path / "bounds.json"
     with pytest.raises(Failure, match="cannot be read"):
-        guard_bounds.read(file)
+        guard_bounds.read(file, "any")
     file.write_text(content, encoding="utf-8")
     with pytest.raises(Failure, match="no bounds of this script"):
-        guard_bounds.read(file)
+        guard_bounds.read(file, "any")
 
 
-def test_without_runs_it_says_what_to_do(engine: Path) -> None:
-    """The committed file, as long as nobody has measured: no verdict, and nothing is started."""
-    if guard_bounds.read(guard.BOUNDS):
-        assert len(guard_bounds.read(guard.BOUNDS)) == 6
-        return
-    with pytest.raises(Failure, match="make it again with --learn"):
+def test_runs_of_another_processor_bound_nothing_here(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The committed file: six ratios of each processor that was measured; on another one no verdict, and nothing starts."""
+    for processor, ratios in guard_bounds.runs_of(guard.BOUNDS).items():
+        assert len(ratios) == len(guard_bounds.read(guard.BOUNDS, processor)) == 6
+    monkeypatch.setattr(guard, "processor_key", lambda: "one that nobody has")
+    with pytest.raises(Failure, match=r"on this processor \(one that nobody has\): measure it with --learn"):
         guard.main(["--engine", str(engine)])
 
 
