@@ -141,7 +141,7 @@ def test_other_files_are_no_bounds(content: str, tmp_path: Path) -> None:
 
 
 def test_runs_of_another_processor_bound_nothing_here(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The committed file: six ratios of each processor that was measured; on another one no verdict, and nothing starts."""
+    """The committed file: six ratios of each processor that was measured; elsewhere no verdict, and nothing starts."""
     for processor, ratios in guard_bounds.runs_of(guard.BOUNDS).items():
         assert len(ratios) == len(guard_bounds.read(guard.BOUNDS, processor)) == 6
     monkeypatch.setattr(guard, "processor_key", lambda: "one that nobody has")
