@@ -54,10 +54,12 @@ async def one_http(port: int, path: bytes, body: bytes, end: bytes) -> float:
     """One stream, read until `end`; seconds until its first event."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     began = time.perf_counter()
-    writer.write(b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % (path, len(body)) + body)
+    about = b"host: x\r\ncontent-type: application/json\r\ncontent-length: %d" % len(body)
+    writer.write(b"POST %s HTTP/1.1\r\n%s\r\n\r\n" % (path, about) + body)
     head = await reader.readuntil(b"\r\n\r\n")
     if b" 200 " not in head.partition(b"\r\n")[0]:
-        raise Failure(f"{path.decode()} answers {head.partition(b'?')[0]!r}.")
+        said = await reader.read(500)
+        raise Failure(f"{path.decode()} answers {head.splitlines()[0].decode()}: {said.decode(errors='replace')}")
     first, tail = 0.0, b""
     while end not in tail:
         part = await reader.read(65536)
