@@ -84,15 +84,27 @@ def test_what_nobody_has_foreseen_is_one_sentence_and_the_log_has_the_rest(
 
 
 def test_a_package_that_is_missing_is_said(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "inflight.backend", None)
+    monkeypatch.setitem(sys.modules, "inflight.backend.starting", None)
     assert "install requirements/serve.txt" in refusal(model, args(tmp_path))
+
+
+def test_a_package_that_is_missing_while_the_engine_loads_ends_the_engine(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starting = MagicMock()
+    monkeypatch.setattr("inflight.backend.starting.Starting", lambda *_: starting)
+    monkeypatch.setitem(sys.modules, "inflight.backend.model", None)
+    assert "install requirements/serve.txt" in refusal(model, args(tmp_path))
+    starting.supervisor.launch.assert_called_once_with()
+    starting.stop.assert_called_once_with()
 
 
 def test_a_model_that_cannot_be_operated_is_not_served(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = MagicMock()
-    monkeypatch.setattr("inflight.backend.Backend", lambda *_: backend)
+    monkeypatch.setattr("inflight.backend.starting.Starting", MagicMock())
+    monkeypatch.setattr("inflight.backend.model.Backend", lambda *_: backend)
 
     def taken(*_: object) -> None:
         raise LoadError("its control socket is another user's.")
@@ -107,7 +119,8 @@ def test_what_cannot_be_left_in_order_does_not_hide_the_reason(
 ) -> None:
     backend = MagicMock()
     backend.stop.side_effect = RuntimeError("cannot join thread")
-    monkeypatch.setattr("inflight.backend.Backend", lambda *_: backend)
+    monkeypatch.setattr("inflight.backend.starting.Starting", MagicMock())
+    monkeypatch.setattr("inflight.backend.model.Backend", lambda *_: backend)
     monkeypatch.setattr("inflight.control.open_control", MagicMock(side_effect=LoadError("the reason.")))
     assert refusal(model, args(tmp_path)) == "the reason."
 
