@@ -121,8 +121,10 @@ class EngineProcess:
 
     def _accept(self, deadline: float, stopping: Callable[[], bool]) -> socket.socket:
         """The engine's connection, proven by the token; strangers are turned away."""
+        code = None
         while True:
-            self._check(deadline, stopping)
+            self._check(code, deadline, stopping)
+            code = self.exit_code()  # asked before the socket: why it ended may still be there to be read
             try:
                 connection, _ = self._listener.accept()
             except TimeoutError:
@@ -137,17 +139,19 @@ class EngineProcess:
 
     def _receive(self, deadline: float, stopping: Callable[[], bool]) -> frames.FromEngine:
         assert self.connection is not None
+        code = None
         while not self._received:
+            self._check(code, deadline, stopping)
+            code = self.exit_code()  # as in `_accept`
             try:
                 data = self.connection.recv(1 << 16)
             except TimeoutError:
-                self._check(deadline, stopping)
                 continue
             except OSError:
                 data = b""
             self._received.extend(self.buffer.feed(data))
             if not data and not self._received:
-                self._check(deadline, stopping)
+                self._check(self.exit_code(), deadline, stopping)
                 raise LoadError("the engine process closed its connection while it loaded; its log says why.")
         try:
             return frames.decode_from_engine(self._received.popleft())
@@ -156,8 +160,7 @@ class EngineProcess:
                 "the engine process does not speak this version's protocol; install Inflight again."
             ) from None
 
-    def _check(self, deadline: float, stopping: Callable[[], bool]) -> None:
-        code = self.exit_code()
+    def _check(self, code: int | None, deadline: float, stopping: Callable[[], bool]) -> None:
         if code is not None:
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
             raise LoadError(f"the engine process {how} while it loaded; its log above says why (too little memory?).")

@@ -6,11 +6,13 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from inflight.backend.model import Backend
 from inflight.backend.starting import Starting
+from inflight.engine_process.launch import EngineProcess
 from inflight.engine_process.supervisor import Health
 from inflight.errors import LoadError
 from inflight.model.parameters import ModelConfig
@@ -105,3 +107,19 @@ def test_an_engine_that_is_lost_before_its_model_is_there_is_told(version: Path)
     with pytest.raises(LoadError, match="ended"):
         Backend(config, version, starting=starting).start()
     assert children() == []
+
+
+def test_an_engine_that_ended_before_anybody_listened_has_still_said_why(
+    version: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that listens may come late: others of this process import packages meanwhile."""
+    accept = EngineProcess._accept
+
+    def late(self: EngineProcess, *arguments: Any) -> Any:
+        wait_for(lambda: self.exit_code() is not None)
+        return accept(self, *arguments)
+
+    monkeypatch.setattr(EngineProcess, "_accept", late)
+    config = ModelConfig(engine="simulated", engine_options={"no_such_option": "1"})
+    with pytest.raises(LoadError, match="no_such_option"):
+        Backend(config, version).start()
