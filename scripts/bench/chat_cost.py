@@ -32,7 +32,8 @@ SMALL = (
 REPEATS = 5
 WAVES = 3
 THOUSAND = (4, 85)  # turns, and words of each, that make a thousand tokens of a chat
-ARMS = ("neither", "calls", "thoughts", "calls and thoughts")
+NEITHER, OUTPUTS, BOTH = "neither", "neither, two outputs more", "calls and thoughts"
+ARMS = (NEITHER, OUTPUTS, "calls", "thoughts", BOTH)
 TOOLS = json.dumps([{"type": "function", "function": {"name": name}} for name in ("get_weather", "search")])
 
 
@@ -120,7 +121,11 @@ def reading(text: str, pieces: int) -> dict[str, float]:
 
 
 def inputs_of(arm: str, streams: int, tokens: int, seed: str) -> list[dict[str, list[Any]]]:
-    """Some requests a stream. Behind the open tag of a thought all that comes is thought."""
+    """Some requests a stream. Behind the open tag of a thought all that comes is thought.
+
+    Calls and thoughts have an output each in every response, which costs server and client something as well: the arm
+    `OUTPUTS` asks for as many that no parser fills.
+    """
     from inflight_tools.load.prompts import prompts
 
     texts = prompts(seed, 16)
@@ -129,8 +134,9 @@ def inputs_of(arm: str, streams: int, tokens: int, seed: str) -> list[dict[str, 
         "stream": [True],
         "ignore_eos": [True],
         "return_num_output_tokens": [True],
-        **({"tools": [TOOLS]} if arm in ("calls", "calls and thoughts") else {}),
-        **({"reasoning": [True]} if arm in ("thoughts", "calls and thoughts") else {}),
+        **({"return_finish_reason": [True]} if arm == OUTPUTS else {}),
+        **({"tools": [TOOLS]} if arm in ("calls", BOTH) else {}),
+        **({"reasoning": [True]} if arm in ("thoughts", BOTH) else {}),
     }
     end = " <think>" if arm == "thoughts" else ""
     return [{"text_input": [next(texts) + end], **shared} for _ in range(WAVES * streams)]
@@ -183,12 +189,19 @@ def through_the_server(options: argparse.Namespace) -> None:
     )
     print("|---|---|---|---|---|")
     for arm, speeds in found.items():
-        shares = sorted(speed / without for speed, without in zip(speeds, found[ARMS[0]], strict=True))
-        low, high = likely_median(shares)
-        between = f"{statistics.median(shares):.3f} ({low:.3f} to {high:.3f})"
-        of_best = max(speeds) / max(found[ARMS[0]])
+        between = shares(speeds, found[NEITHER])
+        of_best = max(speeds) / max(found[NEITHER])
         cpu = f"{statistics.median(spent[arm]):.2f}, {min(spent[arm]):.2f}"
         print(f"| {arm} | {statistics.median(speeds):,.0f}, {max(speeds):,.0f} | {between} | {of_best:.3f} | {cpu} |")
+    for what, values in (("tokens/s", found), ("the backend's CPU", spent)):
+        print(f"reading both, of as many outputs that no parser fills, {what}: {shares(values[BOTH], values[OUTPUTS])}")
+
+
+def shares(speeds: Sequence[float], without: Sequence[float]) -> str:
+    """What a run has of the speed of its own repeat's other run: the median, and where that lies with 95 %."""
+    each = sorted(speed / other for speed, other in zip(speeds, without, strict=True))
+    low, high = likely_median(each)
+    return f"{statistics.median(each):.3f} ({low:.3f} to {high:.3f})"
 
 
 def main(given: Sequence[str] | None = None) -> int:
