@@ -189,12 +189,3 @@ def _status(port: int, path: str) -> int:
         return 0
     finally:
         connection.close()
-
-
-def wait_answers(port: int, path: str) -> None:
-    """Until that port of this machine answers 200. Raises `Failure`."""
-    give_up = time.monotonic() + READY_S
-    while _status(port, path) != 200:
-        if time.monotonic() > give_up:
-            raise Failure(f"nothing answers 200 at port {port}, {path}.")
-        time.sleep(0.05)

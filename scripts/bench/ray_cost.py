@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import os
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from bench.arms import cpu_seconds
 from bench.fleet_load import Clients, Request
-from bench.fleet_servers import wait_answers
+from bench.gateway_cpu import gateway
 from bench.ray_serve import RayServe, serving
 from bench.recipes import Balancer
 from bench.results import write_results
@@ -33,23 +32,6 @@ from build_engine.arguments import Parser
 from inflight_tools.common import option_types as types
 from inflight_tools.common.layout import ENGINE, REPOSITORY
 from inflight_tools.common.report import Failure, run_main
-from inflight_tools.server.server import Ports
-
-STOP_S = 20.0
-
-
-@contextlib.contextmanager
-def gateway(triton: str) -> Iterator[tuple[int, int]]:
-    """One before `triton`: its port and process id. Raises `Failure`."""
-    port = Ports.free().http
-    command = [sys.executable, "-m", "inflight_gateway", "--triton", triton, "--port", str(port), "--drain-notice", "0"]
-    process = subprocess.Popen(command, cwd=REPOSITORY / "gateway", stderr=subprocess.DEVNULL)
-    try:
-        wait_answers(port, "/ready")
-        yield port, process.pid
-    finally:
-        process.terminate()
-        process.wait(STOP_S)
 
 
 def grpc_of(ray: RayServe) -> str:
@@ -67,12 +49,6 @@ def rays_own() -> list[int]:
     return [pid for pid, title in titles if title.startswith(("ray::ProxyActor", "ray::ServeReplica"))]
 
 
-def cpu_s(pids: Sequence[int]) -> float:
-    """What these processes have used, without their children."""
-    times = [psutil.Process(pid).cpu_times() for pid in pids]
-    return float(sum(each.user + each.system for each in times))
-
-
 def turn(port: int, pids: Sequence[int], streams: int, options: argparse.Namespace, name: str) -> dict[str, float]:
     """`streams` at once, each some requests one after another. Raises `Failure`."""
 
@@ -85,9 +61,9 @@ def turn(port: int, pids: Sequence[int], streams: int, options: argparse.Namespa
             found = await asyncio.gather(*(one(clients, number) for number in range(streams)))
             return [request for requests in found for request in requests]
 
-    before = cpu_s(pids)
+    before = sum(map(cpu_seconds, pids))
     requests = asyncio.run(work())
-    used = cpu_s(pids) - before
+    used = sum(map(cpu_seconds, pids)) - before
     lost = [request for request in requests if not request.whole]
     if lost:
         raise Failure(f"{len(lost)} of {len(requests)} requests failed: {lost[0].error}")
@@ -130,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_model(folder / "repository", ENGINE, {"step_ms": 20, "max_running": 64}, {})
         with (
             serving(folder, Path(python), folder / "repository", {"max_replicas: 4": "max_replicas: 1"}, 1) as ray,
-            gateway(grpc_of(ray)) as (port, pid),
+            gateway(grpc_of(ray), REPOSITORY / "gateway") as (pid, port),
         ):
             ways = {"Ray Serve": (ray.port, rays_own()), "gateway": (port, [pid])}
             for streams in options.streams:
