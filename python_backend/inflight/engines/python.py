@@ -155,5 +155,12 @@ def foreign_environment(python: Path, packages: Path | None) -> dict[str, str]:
     return environment
 
 
-_OURS = {"PYTHONUTF8": "1"}  # files and their names are UTF-8, whatever the locale, for libraries too
+_OURS = {
+    "PYTHONUTF8": "1",  # files and their names are UTF-8, whatever the locale, for libraries too
+    # Engines report their use to their makers unless they are told not to; OpenVINO's has no variable (its package).
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TRTLLM_NO_USAGE_STATS": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+}
 _OF_THE_SERVERS = frozenset({"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"})

@@ -35,6 +35,8 @@ SEND_SHARE = 0.05  # of all cores, spent on sending while tokens could wait for 
 EVEN_GAP_S = 0.11  # for the sake of that share tokens wait no longer: beyond it one sees them come in lumps
 MOST_SHARE = 0.1  # of all cores: what sending may take at that gap, before tokens wait longer all the same
 MAX_GAP_S = 0.3
+OVERLOAD_SHARE = 0.3  # of all cores: more than that is taken from the engine, which then makes fewer tokens
+LONGEST_GAP_S = 1.2
 BACKLOG_STREAMS = 8  # waiting for a sender before the reader lets the senders catch up
 PACE_S = 0.02  # the longest it does so after one frame of the engine
 PACE_LOOK_S = 0.0005
@@ -119,7 +121,11 @@ class LiveStream:
 def gap_s(streams: int, cost_s: float, cores: int) -> float:
     """The time between two responses of one stream, of so many, where one takes `cost_s` of a core."""
     share = streams * cost_s / cores  # of all cores, with one response each a second
-    return min(MAX_GAP_S, max(min(EVEN_GAP_S, share / SEND_SHARE), share / MOST_SHARE))
+    return max(
+        min(EVEN_GAP_S, share / SEND_SHARE),
+        min(MAX_GAP_S, share / MOST_SHARE),
+        min(LONGEST_GAP_S, share / OVERLOAD_SHARE),
+    )
 
 
 def _nothing(_: LiveStream) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,22 @@ _CODES = {
     ErrorCode.CANCELLED: pb_utils.TritonError.CANCELLED,
     ErrorCode.INTERNAL: pb_utils.TritonError.INTERNAL,
 }
+
+
+_KEPT_TEXTS = ("", "[]")  # no end yet, no thought, no call: what most responses say
+_KEPT_COUNTS = range(1, 64)
+
+
+class _Kept(threading.local):
+    """Tensors that thousands of responses have alike, by name, rank and value. Triton's stub serialises each and writes
+    it into shared memory once, and counts who reads it there. It does so without a lock: each thread has its own.
+    """
+
+    def __init__(self) -> None:
+        self.tensors: dict[tuple[str, int, str | int], Any] = {}
+
+
+_kept = _Kept()
 
 
 def parameters_of(request: Any) -> dict[str, Any]:
@@ -78,12 +95,13 @@ class TritonResponder:
     the end comes in a response of its own, which has no outputs.
     """
 
-    __slots__ = ("_empty_final", "_rank", "_sender")
+    __slots__ = ("_empty_final", "_last", "_rank", "_sender")
 
     def __init__(self, sender: Any, batched: bool, empty_final: bool) -> None:
         self._sender = sender
         self._rank = 2 if batched else 1
         self._empty_final = empty_final
+        self._last: dict[str, tuple[int, Any]] = {}  # what stays from one response to the next: value and tensor
 
     def send(self, stream: Stream, reply: Reply, final: bool) -> None:
         """One response; with `final`, the last."""
@@ -129,13 +147,13 @@ class TritonResponder:
         if request.return_logprobs_json:
             tensors.append(self._strings("logprobs", reply.top_logprobs))
         if request.return_num_input_tokens:
-            tensors.append(self._array("num_input_tokens", [stream.num_input_tokens], np.uint32))
+            tensors.append(self._same("num_input_tokens", stream.num_input_tokens))
             if reply.timing is not None and reply.timing.reused_blocks is not None and stream.block_size:
                 cached = min(reply.timing.reused_blocks * stream.block_size, stream.num_input_tokens)
                 tensors.append(self._array("num_cached_tokens", [cached], np.uint32))
         has_borders = len(reply.texts) > 1 and (request.return_token_ids or request.return_log_probs)
         if request.return_num_output_tokens or has_borders:
-            tensors.append(self._array("num_output_tokens", reply.num_output_tokens, np.uint32))
+            tensors.append(self._counts("num_output_tokens", reply.num_output_tokens))
         if request.return_model_info and reply.timing is not None:
             tensors.append(self._strings("model_info", [stream.model_info]))
         if request.return_perf_metrics and reply.timing is not None:
@@ -156,4 +174,24 @@ class TritonResponder:
         return pb_utils.Tensor(name, array.reshape(1, -1) if self._rank == 2 else array)
 
     def _strings(self, name: str, values: Sequence[str]) -> Any:
+        if len(values) == 1 and values[0] in _KEPT_TEXTS:
+            return self._common(name, values[0], values[0].encode(), np.object_)
         return self._array(name, [value.encode() for value in values], np.object_)
+
+    def _counts(self, name: str, values: Sequence[int]) -> Any:
+        if len(values) == 1 and values[0] in _KEPT_COUNTS:
+            return self._common(name, values[0], values[0], np.uint32)
+        return self._array(name, values, np.uint32)
+
+    def _same(self, name: str, value: int) -> Any:
+        last = self._last.get(name)
+        if last is None or last[0] != value:
+            last = self._last[name] = value, self._array(name, [value], np.uint32)
+        return last[1]
+
+    def _common(self, name: str, key: str | int, value: Any, dtype: Any) -> Any:
+        tensors, place = _kept.tensors, (name, self._rank, key)
+        found = tensors.get(place)
+        if found is None:
+            found = tensors[place] = self._array(name, [value], dtype)
+        return found
