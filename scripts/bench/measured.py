@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import statistics
 import time
@@ -11,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.quiet import CpuTime
-from inflight_tools.server.processes import living_pids
 
+_LIBC = ctypes.CDLL(None)
+_PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37  # <linux/prctl.h>
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -34,19 +36,35 @@ def watched(cpu_of_peer: Any) -> Iterator[Others]:
 
 @contextmanager
 def watched_tree() -> Iterator[Others]:
-    """The same where what is measured starts and ends inside: all that descends from this process is ours."""
+    """The same where what is measured starts and ends inside: all that descends from this process is ours, orphans too.
+
+    Those that have ended stay zombies until this process ends, or their time would be lost.
+    """
     others = Others()
-    before, ours = CpuTime.now(), tree_cpu_s(os.getpid())
-    yield others
-    used = tree_cpu_s(os.getpid()) - ours
-    others.share = round(CpuTime.now().share_of_others(before, used), 4)
+    with _adopting():
+        before, ours = CpuTime.now(), tree_cpu_s(os.getpid())
+        yield others
+        used = tree_cpu_s(os.getpid()) - ours
+        others.share = round(CpuTime.now().share_of_others(before, used), 4)
+
+
+@contextmanager
+def _adopting() -> Iterator[None]:
+    """Descendants whose parent ends become children of this process. A killed server leaves stub and engine so."""
+    before = ctypes.c_int()
+    _LIBC.prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(before), 0, 0, 0)
+    _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, before.value, 0, 0, 0)
 
 
 def tree_cpu_s(root: int) -> float:
-    """CPU seconds of a process, of all that descend from it, and of those of theirs that have ended."""
+    """CPU seconds of a process, of all that descend from it, zombies among them, and of those that were waited for."""
     parents: dict[int, int] = {}
     seconds: dict[int, float] = {}
-    for pid in living_pids():
+    for pid in [int(name) for name in os.listdir("/proc") if name.isdigit()]:
         try:
             fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         except OSError:  # it has just ended

@@ -38,6 +38,7 @@ def test_merging_delivers_several_times_what_one_response_per_token_does(tmp_pat
     assert merged["tokens_per_s"] > 4 * alone["tokens_per_s"]
 
 
+@pytest.mark.full
 def test_most_of_the_engine_reaches_the_client(tmp_path: Path) -> None:
     """The goal is 0.97 of the bare engine's tokens/s."""
     options = ("--concurrency", "8", "--repeats", "1", "--quiet", "1", "--max-tokens", "48")

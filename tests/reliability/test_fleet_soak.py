@@ -15,10 +15,10 @@ from tests.reliability.conftest import Report
 pytestmark = pytest.mark.server
 
 
-@pytest.mark.parametrize("seconds", [30, pytest.param(600, marks=pytest.mark.full)])
+@pytest.mark.parametrize("seconds", [120, pytest.param(600, marks=pytest.mark.full)])
 def test_every_request_ends_whatever_is_killed(seconds: int, tmp_path: Path, report: Report) -> None:
     require_installation()
-    every = 6 if seconds < 100 else 20
+    every = 10 if seconds < 200 else 20
     options = argparse.Namespace(seconds=seconds, every=every, seed=3, engine=ENGINE, openvino=False)
     seen = fleet_soak.soak(tmp_path, options)
     memory = fleet_soak.judge_growth(seen)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from bench.guard_bounds import Better, Bound, Measured, Verdict
 from inflight.request.tokenizer import TextTokenizer
 from inflight_tools.common.report import Failure
 from inflight_tools.common.tiny_models import write_tokenizer
+from inflight_tools.server.processes import is_alive
 
 
 @pytest.fixture
@@ -155,3 +157,18 @@ def test_what_we_and_our_children_use_is_ours() -> None:
     burn = "import time\nend = time.process_time() + 0.3\nwhile time.process_time() < end: pass"
     subprocess.run([sys.executable, "-c", burn], check=True, timeout=60)
     assert measured.tree_cpu_s(os.getpid()) - before >= 0.25
+
+
+def test_what_has_outlived_its_parent_is_ours_as_well() -> None:
+    """A server that is killed leaves its stub and engine to whoever takes orphans, with all that they have used."""
+    burn = "import time\nend = time.process_time() + 0.3\nwhile time.process_time() < end: pass"
+    with measured.watched_tree():
+        before = measured.tree_cpu_s(os.getpid())
+        orphan = subprocess.Popen(["sh", "-c", '"$0" -c "$1" & echo $!', sys.executable, burn], stdout=subprocess.PIPE)
+        assert orphan.stdout is not None
+        pid = int(orphan.stdout.readline())
+        orphan.wait(60)
+        give_up = time.monotonic() + 60
+        while is_alive(pid) and time.monotonic() < give_up:
+            time.sleep(0.01)
+        assert measured.tree_cpu_s(os.getpid()) - before >= 0.25
