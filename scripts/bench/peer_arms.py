@@ -10,7 +10,7 @@ from bench.peer_inflight import InflightPeer, built_engine
 from bench.peer_llamacpp import LlamaCppPeer
 from bench.peer_servers import Peer
 from bench.peer_transformers import TransformersPeer
-from bench.peer_vllm import KV_GIB, VllmPeer
+from bench.peer_vllm import KV_GIB, VllmPeer, name_of
 from inflight_tools.common.layout import CACHE
 from inflight_tools.common.report import Failure
 
@@ -53,10 +53,11 @@ def installed(options: argparse.Namespace, request_tokens: int, say: Callable[[s
         engine = dict(options.engine or ()).get("int8")
         tuned = {"engine_options": options.tuned}
         makers[TUNED] = lambda: InflightPeer(TUNED, "int8", engine or built_engine(checkpoint, "int8"), tuned)
-    makers["vllm"] = lambda: VllmPeer(python, checkpoint, most, preload)
+    dtype = options.vllm_dtype
+    makers[name_of(dtype)] = lambda: VllmPeer(python, checkpoint, most, preload, dtype=dtype)
     for name, folder in options.vllm or ():
         makers[f"vllm {name}"] = lambda name=name, folder=folder: VllmPeer(  # type: ignore[misc]
-            python, folder.absolute(), most, preload, name
+            python, folder.absolute(), most, preload, name, dtype
         )
     makers[ON_VLLM] = lambda: vllm_behind_inflight(python, checkpoint, most)
     makers["transformers"] = lambda: TransformersPeer(checkpoint)

@@ -17,6 +17,12 @@ INSTALL = (
 )
 _READY_S = 400.0
 KV_GIB = 2
+BF16 = "bfloat16"
+
+
+def name_of(dtype: str) -> str:
+    """What a plain checkpoint in it is called: a CPU without AVX-512 computes faster in float32 than in bfloat16."""
+    return "vllm" if dtype == BF16 else f"vllm {dtype}"
 
 
 class VllmPeer(ProcessPeer):
@@ -29,13 +35,16 @@ class VllmPeer(ProcessPeer):
         most_sequences: int,
         preload: Sequence[Path] = (),
         weights: str | None = None,
+        dtype: str = BF16,
     ) -> None:
         """`preload`: the allocator and the OpenMP library that its documentation recommends for a CPU.
-        `weights`: what a quantized checkpoint is called; its activations are bfloat16 as those of others.
+        `weights`: what a quantized checkpoint is called; its activations are `dtype` as those of others.
 
         Raises `Failure` with the command that installs it when it is not there.
         """
-        super().__init__(f"vllm {weights}" if weights else "vllm", weights or "bf16", _READY_S)
+        plain = "bf16" if dtype == BF16 else dtype
+        super().__init__(f"vllm {weights}" if weights else name_of(dtype), weights or plain, _READY_S)
+        self._dtype = dtype
         self._preload = [str(path.absolute()) for path in preload]
         self._python = python
         self._checkpoint = checkpoint
@@ -52,7 +61,7 @@ class VllmPeer(ProcessPeer):
     def options(self) -> list[str]:
         """Its command line, less the paths."""
         return [
-            *("--dtype", "bfloat16", "--max-model-len", "8192", "--max-num-seqs", str(self._most)),
+            *("--dtype", self._dtype, "--max-model-len", "8192", "--max-num-seqs", str(self._most)),
             *("--disable-log-stats", "--disable-uvicorn-access-log"),
         ]
 

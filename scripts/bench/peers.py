@@ -29,6 +29,7 @@ from bench.peer_figures import Record, compact, figures, ratios, rows
 from bench.peer_plan import Round, rounds, takes_part, unfinished, workload
 from bench.peer_report import charts, tables
 from bench.peer_servers import Peer
+from bench.peer_vllm import BF16
 from bench.quiet import CpuTime, holding, wait_until_quiet
 from bench.results import machine
 from build_engine.arguments import Parser
@@ -69,6 +70,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     option("--only", action="append", metavar="NAME", help="measure this peer, by its whole name; repeatable")
     option("--tuned", type=types.json_object, metavar="JSON", help="one more Inflight, int8 with these engine_options")
     option("--vllm-python", type=Path, default=CACHE / "vllm" / "bin" / "python", help="of an environment with vLLM")
+    option("--vllm-dtype", choices=(BF16, "float32"), default=BF16, help="what vLLM computes in (default: %(default)s)")
     option("--vllm-preload", type=Path, action="append", metavar="FILE", help="libtcmalloc, libiomp5; repeatable")
     option("--llama-server", type=Path, default=CACHE / "llama.cpp" / "llama-server", help="llama.cpp's server")
     option("--gguf", type=Path, action="append", metavar="FILE", help="weights for it, named …-q8_0.gguf; repeatable")
