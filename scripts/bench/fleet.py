@@ -113,7 +113,8 @@ def conversation_row(
     times = sorted(request.ttft_ms for request in requests)
     return {
         "spread": [int(each[0]) for each in moved],
-        "hits": sum(each[2] for each in moved) / sum(each[1] for each in moved),
+        # OpenVINO's pipeline does not say how much of a prompt it had already.
+        "hits": None if options.openvino else sum(each[2] for each in moved) / sum(each[1] for each in moved),
         "ttft_p50_ms": statistics.median(times),
         "ttft_p99_ms": times[int(0.99 * (len(times) - 1))],
     }
@@ -145,13 +146,16 @@ def policy_table(rows: Sequence[dict[str, Any]]) -> str:
     lines = ["| balancer | policy | requests of each server | prefix hits | of the possible | TTFT p50, p99, ms |"]
     lines.append("|---|---|---|---|---|---|")
     middle = statistics.median
-    possible = middle(row["hits"] for row in rows if row["balancer"] == "none")
+    possible = [row["hits"] for row in rows if row["balancer"] == "none" and row["hits"] is not None]
     for key in dict.fromkeys((row["balancer"], row["policy"]) for row in rows):
         these = [row for row in rows if (row["balancer"], row["policy"]) == key]
         spread = " / ".join(f"{middle(row['spread'][at] for row in these):.0f}" for at in range(SERVERS))
-        hits = middle(row["hits"] for row in these)
+        told = "not told | not told"
+        if possible:
+            hits = middle(row["hits"] for row in these)
+            told = f"{100 * hits:.1f} % | {hits / middle(possible):.2f}"
         times = f"{middle(row['ttft_p50_ms'] for row in these):.0f}, {middle(row['ttft_p99_ms'] for row in these):.0f}"
-        lines.append(f"| {key[0]} | {key[1]} | {spread} | {100 * hits:.1f} % | {hits / possible:.2f} | {times} |")
+        lines.append(f"| {key[0]} | {key[1]} | {spread} | {told} | {times} |")
     return "\n".join(lines)
 
 
@@ -159,7 +163,7 @@ def policy_chart(rows: Sequence[dict[str, Any]]) -> str:
     """Hits against the time to the first token, a series for each policy."""
     made: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        if row["balancer"] != "none":
+        if row["balancer"] != "none" and row["hits"] is not None:
             made.setdefault(row["policy"], []).append((100 * row["hits"], row["ttft_p50_ms"]))
     series = [svg.Series(policy, sorted(points)) for policy, points in made.items()]
     axes = svg.Axis("prompt tokens that no server computed again, %"), svg.Axis("time to the first token, p50, ms")
@@ -288,7 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = (policies if options.what == "policies" else events)(Path(name), options)
     about = "three servers behind a balancer of deploy/"
     write_results(options.output / f"{options.what}.json", about, command, options, rows=rows)
-    if options.what == "policies":
+    if options.what == "policies" and not options.openvino:
         (options.output / "policies.svg").write_text(policy_chart(rows), encoding="utf-8")
     print((policy_table if options.what == "policies" else event_table)(rows))
     return 0
