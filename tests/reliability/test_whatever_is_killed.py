@@ -16,8 +16,11 @@ pytestmark = pytest.mark.server
 
 
 @pytest.mark.parametrize("seconds", [120, pytest.param(600, marks=pytest.mark.full)])
-def test_every_request_ends_whatever_is_killed(seconds: int, tmp_path: Path, report: Report) -> None:
+def test_every_request_ends_whatever_is_killed(
+    seconds: int, tmp_path: Path, report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
     require_installation()
+    monkeypatch.setattr(fleet_soak, "EVERY_S", 2 * fleet_soak.EVERY_S)  # other tests run beside it
     every = 10 if seconds < 200 else 20
     options = argparse.Namespace(seconds=seconds, every=every, seed=3, engine=ENGINE, openvino=False)
     seen = fleet_soak.soak(tmp_path, options)
@@ -25,5 +28,5 @@ def test_every_request_ends_whatever_is_killed(seconds: int, tmp_path: Path, rep
     assert not seen.problems, seen.problems
     assert sum(seen.kills.values()) >= 2
     assert seen.canaries > seconds / 6
-    assert seen.ends["whole"] > 20 * seconds
+    assert seen.ends["whole"] > 10 * seconds
     report(f"{dict(seen.ends)}; killed {dict(seen.kills)}; {seen.canaries} canaries alike; {memory}")
