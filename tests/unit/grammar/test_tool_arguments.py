@@ -187,7 +187,7 @@ def test_fifty_tools_of_twelve_distinct_parameters_compile(form: str) -> None:
         function = {"name": f"t{number}", "parameters": {"type": "object", "properties": properties}}
         tools.append({"type": "function", "function": function})
     took = []
-    while not took or (min(took) >= 2.0 and len(took) < 3):  # what shares the caches with it costs processor time as well
+    while not took or (min(took) >= 2.0 and len(took) < 3):  # whoever shares the caches costs processor time as well
         began = time.process_time()
         assert prepare("tools", guide(form, *tools, parallel=True))
         took.append(time.process_time() - began)
