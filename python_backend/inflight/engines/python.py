@@ -20,6 +20,13 @@ from inflight.model.files import path_of
 
 ASK_TIMEOUT_S = 60.0
 LEAST_VERSION = (3, 10)
+# Engines report their use to their makers unless they are told not to. OpenVINO has no variable for it (its package).
+UNTOLD = {
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TRTLLM_NO_USAGE_STATS": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -155,12 +162,5 @@ def foreign_environment(python: Path, packages: Path | None) -> dict[str, str]:
     return environment
 
 
-_OURS = {
-    "PYTHONUTF8": "1",  # files and their names are UTF-8, whatever the locale, for libraries too
-    # Engines report their use to their makers unless they are told not to; OpenVINO's has no variable (its package).
-    "DO_NOT_TRACK": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TRTLLM_NO_USAGE_STATS": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-}
+_OURS = {"PYTHONUTF8": "1", **UNTOLD}  # files and their names are UTF-8, whatever the locale, for libraries too
 _OF_THE_SERVERS = frozenset({"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"})

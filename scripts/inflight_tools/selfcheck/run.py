@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from inflight.engines.python import UNTOLD
 from inflight_tools.common.layout import SCRIPTS
 
 
 def child_environment() -> dict[str, str]:
     """Of a child that runs a module of this package with this Python."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(SCRIPTS), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    paths = [str(SCRIPTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, **UNTOLD, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def run(command: Sequence[str], limit_s: float, environment: Mapping[str, str] | None = None) -> str:

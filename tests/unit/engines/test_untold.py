@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from inflight.engines.python import foreign_environment, own_environment
+from inflight_tools.selfcheck.run import child_environment
 
 # OpenVINO's package sends one with every import, from a process that it forks for it.
 IMPORTED = """
@@ -36,5 +37,5 @@ def test_importing_openvino_sends_nothing(module: str) -> None:
 )
 def test_an_engine_is_told_to_report_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(name, raising=False)  # this machine may be told already
-    for environment in (own_environment(), foreign_environment(Path("/usr/bin/python3"), None)):
+    for environment in (own_environment(), foreign_environment(Path("/usr/bin/python3"), None), child_environment()):
         assert environment[name] == "1"
