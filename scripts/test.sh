@@ -11,9 +11,9 @@ usage() {
   cat << 'TEXT'
 Usage: scripts/test.sh [fast|ci|full] [arguments of pytest]
 
-  fast   no server, no model: within two minutes
-  ci     the default: all but the long ones, against a real tritonserver and a real model; within 15 minutes on two
-         cores from nothing, within 8 where everything is installed
+  fast   no server, no model: some five minutes on two cores from nothing
+  ci     the default: all but the long ones, against a real tritonserver and a real model; some twenty minutes on two
+         cores from nothing, of which installing takes two or three
   full   everything
 
 With arguments of pytest (a file, -k, -m …) the linters are left out. $INFLIGHT_PYTHON names the Python to use.
