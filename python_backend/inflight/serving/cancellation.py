@@ -18,7 +18,8 @@ log = logging.getLogger("inflight.cancellation")
 QUESTIONS_PER_CORE = 25  # a second: one costs some 200 µs over stub and server, so all take half a percent of the cores
 MOST_QUESTIONS = 1000
 LONGEST_ROUND_S = 8.0  # more questions than that where there are so many requests that a round would take longer
-ROUND_S = 0.05  # the least time between two questions about the same request
+ROUND_S = 0.1  # the least time between two questions about the same request
+GROUP_S = 0.1  # what may be asked in such a time is asked at once: to wake up costs as much as several questions
 IDLE_S = 0.1  # how often to look whether there are requests at all
 
 Asked = TypeVar("Asked")
@@ -30,7 +31,7 @@ def questions_per_second(requests: int, cores: int) -> float:
 
 
 class CancellationPoller(Generic[Asked]):
-    """Goes round all requests; n of them on two cores are asked every max(50 ms, n × 20 ms), at most 8 s."""
+    """Goes round all requests; n of them on two cores are asked every max(100 ms, n × 20 ms), at most 8 s."""
 
     def __init__(self, requests: Callable[[], Iterable[Asked]], ask: Callable[[Asked], bool]) -> None:
         """`ask` ends a request whose client has left, and says whether it did."""
@@ -68,6 +69,7 @@ class CancellationPoller(Generic[Asked]):
                     in_vain += 1
                     log.exception("asking whether a client has left failed")
                 ahead = in_vain / per_second - (time.monotonic() - began)
-                if ahead > 0.002 and self._stop.wait(ahead):
+                if ahead > GROUP_S and self._stop.wait(ahead):
                     return
-            self._stop.wait(max(ROUND_S - (time.monotonic() - began), 0.001) if requests else IDLE_S)
+            rest = max(ROUND_S, in_vain / per_second) - (time.monotonic() - began)
+            self._stop.wait(max(rest, 0.001) if requests else IDLE_S)

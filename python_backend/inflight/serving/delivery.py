@@ -4,10 +4,11 @@ A `send` to Triton is a blocking round trip, so tokens are merged: engine output
 sender takes the whole inbox into one response. At low load a sender is always free and every token leaves at once;
 under load a response carries several. A gap per stream, which grows with the number of streams and with what a response
 costs now, keeps sending inside a small share of the CPU (`gap_s`). It is the arriving token that looks whether the gap
-is over, so nothing wakes for a token that has to wait; first tokens and ends never wait.
+is over, so nothing wakes for a token that has to wait; first tokens and ends never wait. Only for tokens that wait and
+are followed by no other in time (a long prefill, say) a thread looks, while there are any that wait.
 
-Threads: `inflight-send-N`, started and joined by `Delivery`. One lock per stream spans every use of Triton's response
-sender, because to ask for cancellation after FINAL is a use-after-free in the server.
+Threads: `inflight-send-N` and `inflight-look`, started and joined by `Delivery`. One lock per stream spans every use of
+Triton's response sender, because to ask for cancellation after FINAL is a use-after-free in the server.
 """
 
 from __future__ import annotations
@@ -143,20 +144,25 @@ class Delivery:
         self._cores = len(processors.there())
         self.refusals = Refusals()
         self._ready: queue.SimpleQueue[LiveStream | None] = queue.SimpleQueue()
-        self._looked_ns = 0  # when somebody last looked for overdue tokens
+        self._waiting = threading.Event()  # tokens may lie in an inbox whose stream is not queued
+        self._ended = threading.Event()
+        self._looker = threading.Thread(target=self._look, name="inflight-look", daemon=True)
         self._threads = [
-            threading.Thread(target=self._run, args=(number == 0,), name=f"inflight-send-{number}", daemon=True)
-            for number in range(threads)
+            threading.Thread(target=self._run, name=f"inflight-send-{number}", daemon=True) for number in range(threads)
         ]
 
     def start(self) -> None:
-        """Start the sender threads."""
+        """Start the threads."""
         self.refusals.start()
+        self._looker.start()
         for thread in self._threads:
             thread.start()
 
     def stop(self, timeout_s: float) -> None:
-        """End the sender threads; what is queued is still sent."""
+        """End the threads; what is queued is still sent."""
+        self._ended.set()
+        self._waiting.set()
+        self._looker.join(timeout_s)
         for _ in self._threads:
             self._ready.put(None)
         for thread in self._threads:
@@ -180,9 +186,8 @@ class Delivery:
         live.last_ns = now_ns
         if not live.first_ns:
             live.first_ns = now_ns
-        if not waits and live.eager and not live.queued:
-            live.queued = True
-            self._ready.put(live)
+        if live.eager and not live.queued:
+            self._queue_or_note(live, waits)
 
     def push(self, live: LiveStream, output: EngineOutput, now_ns: int) -> None:
         """Put an engine output into a stream's inbox. Called by the one reader thread; never blocks."""
@@ -193,9 +198,15 @@ class Delivery:
             if not live.first_ns:
                 live.first_ns = now_ns
         ends = output.finish is not None or output.error is not None  # an end never waits
-        if ends or (not waits and live.eager and not live.queued):
+        if ends or (live.eager and not live.queued):
+            self._queue_or_note(live, waits and not ends)
+
+    def _queue_or_note(self, live: LiveStream, waits: bool) -> None:
+        if not waits:
             live.queued = True
             self._ready.put(live)
+        elif not self._waiting.is_set():
+            self._waiting.set()
 
     def fail(self, live: LiveStream, error: RequestError) -> None:
         """End a stream with an error, from any thread, now."""
@@ -230,30 +241,37 @@ class Delivery:
         self._after(live)
         return True
 
-    def _run(self, looks: bool) -> None:
-        """One of them wakes up by itself to look for overdue tokens; all look when they have something to do."""
+    def _run(self) -> None:
         while True:
             live: LiveStream | None
             try:
-                live = self._ready.get(timeout=LOOK_S if looks and self._live else IDLE_S)
+                live = self._ready.get(timeout=IDLE_S)
             except queue.Empty:
-                pass
-            else:
-                if live is None:
-                    return
-                self._serve(live)
+                continue
+            if live is None:
+                return
+            self._serve(live)
             live = None  # while this thread waits it keeps no stream alive
-            self._queue_overdue(time.monotonic_ns())
 
-    def _queue_overdue(self, now_ns: int) -> None:
-        """Queue the streams whose tokens came within the gap and were followed by no other (a long prefill, say)."""
-        if now_ns - self._looked_ns < LOOK_S * 1e9:
-            return
-        self._looked_ns = now_ns
+    def _look(self) -> None:
+        while not self._ended.is_set():
+            if not self._waiting.wait(IDLE_S) or self._ended.wait(LOOK_S):
+                continue
+            self._waiting.clear()
+            if self._queue_overdue(time.monotonic_ns()):
+                self._waiting.set()
+
+    def _queue_overdue(self, now_ns: int) -> bool:
+        """Queue the streams whose tokens came within the gap and were followed by no other. Whether more wait."""
+        more = False
         for live in list(self._live.values()):
-            if live.inbox and now_ns >= live.next_ns and live.eager and not live.queued:
-                live.queued = True
-                self._ready.put(live)
+            if live.inbox and live.eager and not live.queued:
+                if now_ns >= live.next_ns:
+                    live.queued = True
+                    self._ready.put(live)
+                else:
+                    more = True
+        return more
 
     def _serve(self, live: LiveStream) -> None:
         """One turn of one stream; its trouble must not end this thread, nor leave its client without an end."""

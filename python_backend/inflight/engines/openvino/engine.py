@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +33,7 @@ from inflight.engines.base import (
     FinishReason,
 )
 from inflight.engines.faults import concerns_one_request
+from inflight.engines.openvino import chunk
 from inflight.engines.openvino.guides import CompiledGrammars, can_be_guided
 from inflight.engines.openvino.lookup import Payoff, ask_for_guesses, can_be_guessed_at, load_lookup
 from inflight.engines.openvino.rope import switching_length
@@ -77,8 +79,8 @@ _CAPABILITIES = frozenset(
 class OpenVinoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`kv_cache_gb` sizes the KV pool in GiB (0: as much as `max_running` full contexts need, at most 2 GiB).
 
-    `max_batched_tokens` is the most tokens of one step (prefill is cut into chunks of it); `max_seq_len` lowers the
-    context; `threads` limits the CPU threads (0: all); `kv_precision` overrides the
+    `max_batched_tokens` is the most tokens of one step (prefill is cut into chunks of it; 0: as `chunk.py` says);
+    `max_seq_len` lowers the context; `threads` limits the CPU threads (0: all); `kv_precision` overrides the
     manifest's (u8, bf16, f16 or f32). `activation_group` is how many activations share one scale where they meet 8-bit
     weights in a batch (0: as the engine was built, else OpenVINO's default, 32); it should divide the model's widths.
 
@@ -87,7 +89,7 @@ class OpenVinoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     kv_cache_gb: float = 0.0
-    max_batched_tokens: int = 512
+    max_batched_tokens: int = 0
     max_seq_len: int = 0
     threads: int = 0
     kv_precision: str = ""
@@ -110,6 +112,11 @@ class OpenVinoEngine:
         config = read_json_object(folder, "config.json")
         self._precision = self._options.kv_precision or _kv_precision(manifest.quantization.kv_cache)
         self.info = self._plan(folder, manifest, config, max_running or DEFAULT_MAX_RUNNING)
+        cores = self._options.threads or len(os.sched_getaffinity(0))
+        self._chunk = self._options.max_batched_tokens or chunk.tokens_per_step(
+            config, cores, chunk.multiplies_integers(), self.info.max_running
+        )
+        log.info("a step takes at most %d tokens", self._chunk)
         self._sequences: dict[int, Sequence] = {}  # by OpenVINO's request id
         self._of_request: dict[int, list[int]] = {}  # request id → OpenVINO's ids
         self._next_id = 0
@@ -155,7 +162,7 @@ class OpenVinoEngine:
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.num_kv_blocks = self.info.blocks_total
         scheduler.max_num_seqs = self.info.max_running
-        scheduler.max_num_batched_tokens = self._options.max_batched_tokens
+        scheduler.max_num_batched_tokens = self._chunk
         scheduler.dynamic_split_fuse = True
         scheduler.enable_prefix_caching = self._options.prefix_caching
         properties: dict[str, Any] = {"KV_CACHE_PRECISION": self._precision, **_EXACT_REUSE}
@@ -171,7 +178,7 @@ class OpenVinoEngine:
                     self.info.max_seq_len,
                     self._options.num_draft_tokens,
                     BLOCK_SIZE,
-                    self._options.max_batched_tokens,
+                    self._chunk,
                 )
             return openvino_genai.ContinuousBatchingPipeline(str(folder), scheduler, "CPU", properties)
         except RuntimeError as error:
@@ -370,7 +377,7 @@ class OpenVinoEngine:
         del self._pipeline, self._lookup
 
 
-_LEAST = {"kv_cache_gb": 0, "max_batched_tokens": 1, "max_seq_len": 0, "threads": 0, "activation_group": 0}
+_LEAST = {"kv_cache_gb": 0, "max_batched_tokens": 0, "max_seq_len": 0, "threads": 0, "activation_group": 0}
 
 
 def read_options(values: Mapping[str, Any]) -> OpenVinoOptions:

@@ -1,0 +1,54 @@
+"""How many tokens one step takes where `max_batched_tokens` does not say.
+
+Prompts are computed in chunks, and whoever is being answered gets no token before the chunk is done: on two cores
+without VNNI 512 tokens of a model of 1.17 billion parameters take eight seconds. Larger chunks are hardly any faster
+(docs/benchmarks/README.md, "The chunk of a prompt"), so a chunk is what takes about `STEP_S`, within bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from inflight.model.files import count_of
+
+STEP_S = 0.3
+LEAST, MOST = 128, 512  # tokens: below, products of matrices lose a tenth; beyond, nothing is gained
+ROUND = 32  # tokens of a KV block
+PROMPT_ROOM = 64  # tokens for prompts in a step in which `max_running` answers get theirs
+# Operations a second and core in prompts, measured: 32-bit numbers with AVX2 (Zen 3), 8-bit ones with VNNI (Zen 5).
+WIDE, NARROW = 75e9, 270e9
+CPUINFO = Path("/proc/cpuinfo")
+_NARROW = frozenset({"avx_vnni", "avx512_vnni", "amx_int8", "i8mm"})  # multiply 8-bit numbers as such
+
+
+def multiplies_integers(cpuinfo: Path = CPUINFO) -> bool:
+    """Whether the processor multiplies 8-bit numbers as such; where nobody says, it does not."""
+    try:
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return not _NARROW.isdisjoint(text.partition("\n\n")[0].split())
+
+
+def operations_per_token(config: Mapping[str, Any]) -> int:
+    """Of a prompt, about: two for each weight of the layers that a token meets; attention and logits do not count.
+
+    `config` is a checkpoint's config.json. Raises `LoadError` for counts that are none.
+    """
+    hidden = count_of(config, "hidden_size")
+    heads = count_of(config, "num_attention_heads")
+    kv_heads = count_of(config, "num_key_value_heads", heads)
+    head_size = count_of(config, "head_dim", max(hidden // heads, 1))
+    attention = 2 * hidden * head_size * (heads + kv_heads)
+    inner = count_of(config, "moe_intermediate_size", count_of(config, "intermediate_size", 4 * hidden))
+    experts = count_of(config, "num_experts_per_tok", 1)
+    return 2 * count_of(config, "num_hidden_layers") * (attention + 3 * hidden * inner * experts)
+
+
+def tokens_per_step(config: Mapping[str, Any], cores: int, integers: bool, max_running: int) -> int:
+    """The most tokens of one step on so many cores, `integers` as `multiplies_integers` says."""
+    rate = cores * (NARROW if integers else WIDE) / operations_per_token(config)
+    tokens = min(max(rate * STEP_S, LEAST), MOST)
+    return -(-int(max(tokens, max_running + PROMPT_ROOM)) // ROUND) * ROUND
