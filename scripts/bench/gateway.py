@@ -237,16 +237,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     options = parse(given)
     found: dict[str, Figures] = {}
-    with both(options.engine) as (targets, pid):
-        print("| at once | gateway over gRPC | generate_stream over it | first token, added ms | CPU a token, µs |")
-        print("|---|---|---|---|---|", flush=True)
-        turn("http", targets["http"], "warm", 4, options)
-        for streams in options.streams:
-            found[str(streams)] = measured(targets, streams, pid, options)
-            print(f"| {streams} | {cells(found[str(streams)])} |", flush=True)
-    if options.output is not None:
-        what = "a chat through the gateway and over generate_stream against plain gRPC, by the streams at once"
-        write_results(options.output, what, "python scripts/bench/gateway.py", options, streams=found)
+    try:
+        with both(options.engine) as (targets, pid):
+            print("| at once | gateway over gRPC | generate_stream over it | first token, added ms | CPU a token, µs |")
+            print("|---|---|---|---|---|", flush=True)
+            turn("http", targets["http"], "warm", 4, options)
+            for streams in options.streams:
+                found[str(streams)] = measured(targets, streams, pid, options)
+                print(f"| {streams} | {cells(found[str(streams)])} |", flush=True)
+    finally:  # what was measured before it was stopped, or before the server was lost, is measured
+        if options.output is not None and found:
+            what = "a chat through the gateway and over generate_stream against plain gRPC, by the streams at once"
+            write_results(options.output, what, "python scripts/bench/gateway.py", options, streams=found)
     return 0
 
 

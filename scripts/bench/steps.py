@@ -30,18 +30,24 @@ _PROMPT, _STEPS, _PREFILL = 32, 40, 1000
 _BATCHES = (1, 4, 16, 64)
 MOST_IN_FLIGHT = max(_BATCHES)
 MOST_IN_A_STEP = 4096
+_KV_BLOCKS = 1024
+KV_TOKENS = 32 * _KV_BLOCKS
 
 
 class Engine:
     """One engine directory in a pipeline with paged attention, as the backend loads it."""
 
-    def __init__(self, directory: Path, kv_cache: str, one_core: bool = False) -> None:
-        """`one_core`: a single thread, whose processor time is told instead of the time that passes."""
+    def __init__(
+        self, directory: Path, kv_cache: str, one_core: bool = False, step_tokens: int = MOST_IN_A_STEP
+    ) -> None:
+        """`one_core`: a single thread, whose processor time is told instead of the time that passes. `step_tokens`:
+        the most tokens of one step.
+        """
         import openvino_genai as genai
 
         scheduler = genai.SchedulerConfig()
-        scheduler.num_kv_blocks = 1024
-        scheduler.max_num_batched_tokens = MOST_IN_A_STEP
+        scheduler.num_kv_blocks = _KV_BLOCKS
+        scheduler.max_num_batched_tokens = step_tokens
         scheduler.max_num_seqs = MOST_IN_FLIGHT
         scheduler.enable_prefix_caching = False
         properties: dict[str, Any] = {"KV_CACHE_PRECISION": kv_cache, "KEY_CACHE_QUANT_MODE": "BY_TOKEN"}
@@ -51,18 +57,19 @@ class Engine:
         self.pipeline = genai.ContinuousBatchingPipeline(str(directory), scheduler, "CPU", properties)
         self.number = 0
 
-    def run(self, prompts: Sequence[Sequence[int]], tokens: int) -> tuple[list[float], list[list[int]]]:
-        """Milliseconds of every step, and what was generated greedily for each prompt."""
+    def send(self, prompt: Sequence[int], tokens: int) -> Any:
+        """OpenVINO's handle of one request: so many tokens, greedy."""
         import openvino as ov
         import openvino_genai as genai
 
         options = genai.GenerationConfig()
         options.max_new_tokens, options.ignore_eos = tokens, True
-        handles = []
-        for prompt in prompts:
-            self.number += 1
-            ids = ov.Tensor(np.array([prompt], dtype=np.int64))
-            handles.append(self.pipeline.add_request(self.number, ids, options))
+        self.number += 1
+        return self.pipeline.add_request(self.number, ov.Tensor(np.array([prompt], dtype=np.int64)), options)
+
+    def run(self, prompts: Sequence[Sequence[int]], tokens: int) -> tuple[list[float], list[list[int]]]:
+        """Milliseconds of every step, and what was generated greedily for each prompt."""
+        handles = [self.send(prompt, tokens) for prompt in prompts]
         times = []
         made: list[list[int]] = [[] for _ in prompts]
         while self.pipeline.has_non_finished_requests():

@@ -1,8 +1,8 @@
 """How many tokens one step takes where `max_batched_tokens` does not say.
 
 Prompts are computed in chunks, and whoever is being answered gets no token before the chunk is done: on two cores
-without VNNI 512 tokens of a model of 1.17 billion parameters take eight seconds. Larger chunks are hardly any faster
-(docs/benchmarks/README.md, "The chunk of a prompt"), so a chunk is what takes about `STEP_S`, within bounds.
+without VNNI 512 tokens of a model of 1.17 billion parameters take seven seconds. Larger chunks are a tenth faster at
+most (docs/benchmarks/README.md, "The chunk of a prompt"), so a chunk is what takes about `STEP_S`, within bounds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from inflight.model.files import count_of
 
 STEP_S = 0.3
-LEAST, MOST = 128, 512  # tokens: below, products of matrices lose a tenth; beyond, nothing is gained
+LEAST, MOST = 128, 512  # tokens: with fewer, products of matrices lose a seventh; more gain nothing
 ROUND = 32  # tokens of a KV block
 PROMPT_ROOM = 64  # tokens for prompts in a step in which `max_running` answers get theirs
 # Operations a second and core in prompts, measured: 32-bit numbers with AVX2 (Zen 3), 8-bit ones with VNNI (Zen 5).

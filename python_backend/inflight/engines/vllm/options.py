@@ -12,6 +12,7 @@ import msgspec
 
 from inflight.engines.base import Capability
 from inflight.engines.options import check_numbers
+from inflight.engines.python import UNTOLD
 from inflight.errors import LoadError, did_you_mean
 
 DEFAULT_MAX_RUNNING = 256
@@ -20,12 +21,9 @@ DEFAULT_KV_CACHE_BYTES_CPU = 2 << 30  # vLLM's own default is nearly all memory 
 
 # Before vLLM is imported: its core runs in this process, nothing is fetched and nothing is reported to anybody.
 ENVIRONMENT = {
+    **UNTOLD,
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_DO_NOT_TRACK": "1",
-    "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "VLLM_USE_MODELSCOPE": "0",
 }
