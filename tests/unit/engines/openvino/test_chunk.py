@@ -59,9 +59,20 @@ def test_a_model_without_an_inner_size_has_four_times_its_width() -> None:
     assert operations_per_token(config) == operations_per_token({**config, "intermediate_size": 256})
 
 
-def test_a_count_that_is_none_is_refused_by_name() -> None:
-    with pytest.raises(LoadError, match="num_experts_per_tok"):
-        operations_per_token({**SMOLLM2, "num_experts_per_tok": "all"})
+def test_a_count_that_every_engine_needs_is_refused_by_name() -> None:
+    with pytest.raises(LoadError, match="num_hidden_layers"):
+        operations_per_token({**SMOLLM2, "num_hidden_layers": "all"})
+
+
+@pytest.mark.parametrize("odd", [0, None, "8", True, [], ["x"], {"a": 1}, -3, 1.5])
+@pytest.mark.parametrize("name", ["num_experts_per_tok", "moe_intermediate_size", "head_dim"])
+def test_what_only_the_estimate_needs_never_keeps_a_model_from_loading(name: str, odd: object) -> None:
+    """Configurations without experts say 0, or null."""
+    assert operations_per_token({**SMOLLM2, name: odd}) == operations_per_token(SMOLLM2)
+
+
+def test_a_size_for_each_layer_counts_as_the_largest() -> None:
+    assert operations_per_token({**SMOLLM2, "intermediate_size": [768, 1536]}) == operations_per_token(SMOLLM2)
 
 
 def test_a_large_model_on_few_cores_has_the_least_and_a_small_one_on_many_the_most() -> None:
