@@ -6,6 +6,8 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$ROOT/scripts/lib/common.sh"
 # shellcheck source=scripts/lib/install.sh
 source "$ROOT/scripts/lib/install.sh"
+# shellcheck source=scripts/lib/beside.sh
+source "$ROOT/scripts/lib/beside.sh"
 
 usage() {
   cat << 'TEXT'
@@ -15,6 +17,8 @@ Usage: scripts/test.sh [fast|ci|full] [arguments of pytest]
   ci     the default: all but the long ones, against a real tritonserver and a real model; some twenty minutes on two
          cores from nothing, of which installing takes two or three
   full   everything
+
+Three files of tests run at a time. A test that fails then runs once more by itself, and the summary names it.
 
 With arguments of pytest (a file, -k, -m …) the linters are left out. $INFLIGHT_PYTHON names the Python to use.
 TEXT
@@ -34,16 +38,16 @@ check() { # check NAME COMMAND...: run it and note how it went
   local name=$1 begin outcome=ok
   shift
   begin=$(now_ms)
-  run "$@" || { outcome=FAILED && failed+=("$name"); }
+  "$@" || { outcome=FAILED && failed+=("$name"); }
   summary+=("$(printf '%-12s %-7s %7s s' "$name" "$outcome" "$(seconds_since "$begin")")")
 }
 
 
 lint() {
-  check ruff "$VENV/bin/ruff" check .
-  check format "$VENV/bin/ruff" format --check .
-  check mypy "$VENV/bin/mypy" --strict python_backend/inflight build_engine scripts gateway/inflight_gateway
-  check imports "$VENV/bin/lint-imports"
+  check ruff run "$VENV/bin/ruff" check .
+  check format run "$VENV/bin/ruff" format --check .
+  check mypy run "$VENV/bin/mypy" --strict python_backend/inflight build_engine scripts gateway/inflight_gateway
+  check imports run "$VENV/bin/lint-imports"
 }
 
 began=$(now_ms)
@@ -67,11 +71,13 @@ summary+=("$(printf '%-12s %-7s %7s s' install ok "$(seconds_since "$began")")")
 
 (($#)) || lint
 
-tests() { # tests NAME MARKS ARGUMENTS...: pytest on what is marked so; nothing found is no failure
-  local name=$1 marks=$2
-  shift 2
+tests() { # tests NAME HOW MARKS ARGUMENTS...: pytest on what is marked so, started by HOW; nothing found is no failure
+  local name=$1 how=$2 marks=$3
+  shift 3
   # PATH: what the tests start (cmake, perf_analyzer aside) finds the same Python as they have.
-  check "$name" env PATH="$VENV/bin:$PATH" PYTHONNOUSERSITE=1 "$VENV/bin/python" -m pytest --durations=10 -m "$marks" "$@"
+  # shellcheck disable=SC2086 # HOW is a command and its arguments
+  check "$name" $how env PATH="$VENV/bin:$PATH" PYTHONNOUSERSITE=1 "$VENV/bin/python" -m pytest --durations=10 \
+    -m "$marks" "$@"
 }
 
 case $tier in
@@ -80,11 +86,12 @@ case $tier in
   full) marks='' ;;
 esac
 if (($#)); then # what somebody asks for by hand runs in one process
-  tests tests "$marks" "$@"
+  tests tests run "$marks" "$@"
 else # most of the time is spent waiting for servers: three files at a time, in the order of their names, so that the
   # many short files of tests/unit come last
-  tests tests "${marks:+$marks and }not alone" -n 3 --dist loadfile --no-loadscope-reorder
-  [[ $tier == fast ]] || tests alone "${marks:+$marks and }alone"
+  tests tests "beside .pytest_cache/beside" "${marks:+$marks and }not alone"
+  summary+=("${SECOND_CHANCE[@]/#/  by itself: }")
+  [[ $tier == fast ]] || tests alone run "${marks:+$marks and }alone"
 fi
 
 printf '\n%s\n' "--- tier $tier ---"

@@ -35,3 +35,21 @@ def test_a_prompt_takes_as_many_steps_as_it_has_chunks(option: int) -> None:
     cores = len(os.sched_getaffinity(0))
     tokens = option or chunk.tokens_per_step(config, cores, chunk.multiplies_integers(), RUNNING)
     assert steps == -(-len(PROMPT) // tokens)
+
+
+def test_prompts_are_computed_in_the_order_in_which_they_came() -> None:
+    """Those of whole blocks as well: that their blocks are computed beforehand took them their place."""
+    options: dict[str, Any] = {"max_seq_len": 1024, "kv_cache_gb": 0.25, "max_batched_tokens": 128}
+    engine = OpenVinoEngine(ENGINE, options, 8)
+    first: dict[int, int] = {}  # the step in which it had its first token
+    try:
+        for number in range(6):
+            engine.add(request(number, list(range(1000 * number + 1000, 1000 * number + 1128)), max_tokens=32))
+        for step in range(100):
+            for output in engine.step(0.0):
+                first.setdefault(output.request_id, step)
+    finally:
+        engine.close()
+    assert list(first) == list(range(6))
+    assert first[0] <= 2, first
+    assert first[5] >= first[0] + 4, first

@@ -12,6 +12,8 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -150,17 +152,40 @@ def served(tmp_path: Path) -> Iterator[Served]:
             process.wait(60.0)
 
 
+def health(served: Served) -> dict[str, Any]:
+    """What the server says of its model, ready or not."""
+    try:
+        with urllib.request.urlopen(served.addresses["health"], timeout=10) as answer:
+            said = json.load(answer)
+    except urllib.error.HTTPError as refused:
+        said = json.load(refused)
+    model: dict[str, Any] = said["models"]["llm"]
+    return model
+
+
+def until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
+    give_up = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < give_up, f"not within {timeout_s} s"
+        time.sleep(0.02)
+
+
 def test_serve_py_drains_on_sigterm(served: Served, report: Report) -> None:
     pids = descendants(served.process.pid)
     assert len(pids) >= 4, "serve.py, tritonserver, the stub and the engine"
     regions, folders = regions_of(pids), run_folders_of(pids)
     assert len(regions) == len(folders) == 1
     began = time.monotonic()
+
+    def arrived() -> None:
+        time.sleep(0.4)
+        until(lambda: health(served)["under_way"] >= LONG)
+
     drained = drain_under_load(
         served.addresses["grpc"],
         lambda: os.kill(served.process.pid, signal.SIGTERM),
-        lambda: time.monotonic() - began > 0.9,
-        lambda: time.sleep(0.4),
+        lambda: health(served)["health"] == "draining",
+        arrived,
     )
     seen = check(drained)
     status = served.process.wait(30.0)

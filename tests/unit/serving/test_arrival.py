@@ -25,7 +25,7 @@ from tests.unit.machines.delivery_model import Core
 pytestmark = pytest.mark.fast
 
 CHECK_S = 1.5  # what one check of a guide takes here
-SOON_S = 0.6  # what an answer to a deadline of 100 ms may take on a busy machine
+SOON_S = 1.2  # what an answer to a deadline of 100 ms may take on a busy machine
 
 
 class SlowProcess:

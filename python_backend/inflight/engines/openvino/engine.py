@@ -41,9 +41,9 @@ from inflight.engines.openvino.sequence import (
     LEAST_TOKENS,
     Sequence,
     generation_config,
+    owed_by,
     primer,
     second_token,
-    with_followers,
 )
 from inflight.engines.options import check_numbers
 from inflight.engines.refusals import in_our_words
@@ -62,6 +62,8 @@ MOST_DRAFTED = 64
 # channel (OpenVINO's default) that re-quantizes the whole block, and every repetition moves it a little; by token it
 # changes nothing.
 _EXACT_REUSE = {"KEY_CACHE_QUANT_MODE": "BY_TOKEN"}
+
+_NOT_COMPUTED = "a part of it could not be computed"
 
 _CAPABILITIES = frozenset(
     {
@@ -119,6 +121,7 @@ class OpenVinoEngine:
         log.info("a step takes at most %d tokens", self._chunk)
         self._sequences: dict[int, Sequence] = {}  # by OpenVINO's request id
         self._of_request: dict[int, list[int]] = {}  # request id → OpenVINO's ids
+        self._held: list[Sequence] = []  # came while a primer ran; submitted behind what it is for, in their order
         self._next_id = 0
         self._lookup: Any = None
         self._payoff = Payoff()
@@ -200,13 +203,16 @@ class OpenVinoEngine:
         if self._lookup and not self._sequences and can_be_guessed_at(request) and self._payoff.is_due():
             first.is_guessed = True
             ask_for_guesses(first.config, self._options.num_draft_tokens, self._options.ngram_max)
-        elif self._needs_primer(len(request.token_ids)):
+        elif self._is_idle() and self._needs_primer(len(request.token_ids)):
             first = primer(first)
         self._of_request[request.request_id] = []
         try:
             for sequence in sequences:  # all of them now: followers are submitted in a step
                 sequence.config.validate()
-            self._submit(first)
+            if self._is_priming():
+                self._held.append(first)
+            else:
+                self._submit(first)
         except Exception as error:
             del self._of_request[request.request_id]
             if isinstance(error, (RuntimeError, ValueError, TypeError)):  # OpenVINO's ways to refuse a value
@@ -219,8 +225,17 @@ class OpenVinoEngine:
         With at most one token beyond whole cached blocks, a repeated prompt computes just its last token, by the kernel
         for single tokens, whose sums differ a little from the one for prompts. A primer puts those blocks into the
         cache first, so that the request itself always takes the same way, and the same seed gives the same tokens.
+        Beside others, where sums differ anyway, it would only cost the request its place: OpenVINO computes prompts in
+        the order in which it got them.
         """
         return self._options.prefix_caching and length >= BLOCK_SIZE and length % BLOCK_SIZE <= 1
+
+    def _is_idle(self) -> bool:
+        """Whether nobody is being answered; what is on its way out does not count."""
+        return all(sequence.cancelled or sequence.ending is not None for sequence in self._sequences.values())
+
+    def _is_priming(self) -> bool:
+        return any(sequence.primer for sequence in self._sequences.values())
 
     def _submit(self, sequence: Sequence) -> None:
         own_id = self._next_id
@@ -234,6 +249,9 @@ class OpenVinoEngine:
     def cancel(self, request_id: int) -> None:
         for own_id in self._of_request.get(request_id, ()):
             self._leave(self._sequences[own_id], FinishReason.CANCELLED)
+        for sequence in self._held:
+            if sequence.request_id == request_id:
+                sequence.leaving = FinishReason.CANCELLED
 
     @staticmethod
     def _leave(sequence: Sequence, finish: FinishReason) -> None:
@@ -261,13 +279,27 @@ class OpenVinoEngine:
             except Exception as error:  # noqa: BLE001 — another request to OpenVINO that it does not take, for one
                 concerns_one_request(error, sequence.request_id)
                 self._fail(own_id, sequence, outputs)
+        if self._held and not self._is_priming():
+            self._submit_held(outputs)
         return outputs
+
+    def _submit_held(self, outputs: list[EngineOutput]) -> None:
+        held, self._held = self._held, []
+        for sequence in held:
+            if sequence.leaving:
+                outputs += owed_by(sequence, sequence.leaving)
+                del self._of_request[sequence.request_id]
+                continue
+            try:
+                self._submit(sequence)
+            except Exception as error:  # noqa: BLE001 — OpenVINO does not take it
+                concerns_one_request(error, sequence.request_id)
+                outputs += owed_by(sequence, error=_NOT_COMPUTED)
+                del self._of_request[sequence.request_id]
 
     def _fail(self, own_id: int, sequence: Sequence, outputs: list[EngineOutput]) -> None:
         """End a sequence, and those that wait for it, with an error."""
-        for owing in with_followers(sequence):
-            for index in range(owing.index, owing.index + owing.count):
-                outputs.append(EngineOutput(owing.request_id, index, [], error="a part of it could not be computed"))
+        outputs += owed_by(sequence, error=_NOT_COMPUTED)
         if own_id in self._sequences:
             self._end(own_id, sequence)
             with contextlib.suppress(RuntimeError):
@@ -275,9 +307,7 @@ class OpenVinoEngine:
 
     def _collect(self, own_id: int, sequence: Sequence, outputs: list[EngineOutput]) -> None:
         if sequence.cancelled:
-            for owing in with_followers(sequence):
-                for index in range(owing.index, owing.index + owing.count):
-                    outputs.append(EngineOutput(owing.request_id, index, [], sequence.leaving))
+            outputs += owed_by(sequence, sequence.leaving)
             self._end(own_id, sequence)
         elif not sequence.handle.can_read():
             if sequence.handle.get_status() == _STATUS.IGNORED:
@@ -374,6 +404,7 @@ class OpenVinoEngine:
 
     def close(self) -> None:
         self._sequences.clear()
+        self._held.clear()
         del self._pipeline, self._lookup
 
 

@@ -111,6 +111,15 @@ def with_followers(sequence: Sequence) -> Iterator[Sequence]:
         yield from with_followers(follower)
 
 
+def owed_by(sequence: Sequence, finish: FinishReason | None = None, error: str | None = None) -> list[EngineOutput]:
+    """The ends of a sequence and of all that wait for it."""
+    return [
+        EngineOutput(owing.request_id, index, [], finish, error=error)
+        for owing in with_followers(sequence)
+        for index in range(owing.index, owing.index + owing.count)
+    ]
+
+
 def generation_config(request: EngineRequest, index: int, own_stops: frozenset[int]) -> tuple[Any, frozenset[int]]:
     """OpenVINO's form of the sampling parameters, and the stop tokens that it will not look for itself."""
     sampling = request.sampling

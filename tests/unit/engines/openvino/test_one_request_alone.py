@@ -10,7 +10,7 @@ from typing import Any
 import openvino_genai
 import pytest
 
-from inflight.engines.base import EngineBroken, EngineRefusal, Guide
+from inflight.engines.base import EngineBroken, EngineRefusal, FinishReason, Guide
 from inflight.engines.openvino.engine import OpenVinoEngine, OpenVinoOptions
 from inflight.engines.openvino.guides import CompiledGrammars
 from inflight.engines.openvino.lookup import Payoff
@@ -51,12 +51,14 @@ class Pipeline:
 
     def __init__(self, takes: int, error: Exception) -> None:
         self.handles: list[Handle] = []
+        self.prompts: list[list[int]] = []
         self._takes = takes
         self._error = error
 
-    def add_request(self, *_: object) -> Handle:
+    def add_request(self, _: int, prompt: Any, __: object) -> Handle:
         if len(self.handles) == self._takes:
             raise self._error
+        self.prompts.append(prompt.data[0].tolist())
         self.handles.append(Handle())
         return self.handles[-1]
 
@@ -69,6 +71,7 @@ def engine_on(pipeline: Pipeline) -> Any:
     engine: Any = object.__new__(OpenVinoEngine)
     engine._pipeline, engine._lookup, engine._options = pipeline, None, OpenVinoOptions()
     engine._sequences, engine._of_request, engine._next_id, engine._payoff = {}, {}, 0, Payoff()
+    engine._held = []
     engine.info = info()
     return engine
 
@@ -105,6 +108,74 @@ def test_a_pool_that_ran_dry_is_a_broken_engine() -> None:
     pipeline.handles[0].status = STATUS.IGNORED
     with pytest.raises(EngineBroken):
         engine.step(0.0)
+
+
+BLOCK = 32  # a prompt of whole blocks needs a primer: its tokens, and the last one twice more
+
+
+def with_a_primer(takes: int = 99) -> tuple[Any, Pipeline]:
+    """An engine whose one request, 1, has its primer in the pipeline."""
+    pipeline = Pipeline(takes, RuntimeError("no more"))
+    engine = engine_on(pipeline)
+    engine.add(engine_request(1, token_ids=[1] * BLOCK))
+    assert pipeline.prompts == [[1] * (BLOCK + 2)]
+    return engine, pipeline
+
+
+def test_who_comes_while_a_primer_runs_stays_behind_whom_it_is_for() -> None:
+    """The primer's own request was the last in the pipeline, and had its first token after everybody else."""
+    engine, pipeline = with_a_primer()
+    engine.add(engine_request(2, token_ids=[2] * 5))
+    engine.add(engine_request(3, token_ids=[3] * BLOCK))
+    assert len(pipeline.prompts) == 1
+    assert engine.step(0.0) == []
+    assert pipeline.prompts[1:] == [[1] * BLOCK, [2] * 5, [3] * BLOCK]
+    assert [output.request_id for output in engine.step(0.0)] == [1, 2, 3]
+
+
+def test_beside_others_no_prompt_needs_a_primer() -> None:
+    pipeline = Pipeline(99, RuntimeError())
+    engine = engine_on(pipeline)
+    engine.add(engine_request(1, token_ids=[1] * 4))
+    engine.add(engine_request(2, token_ids=[2] * BLOCK))
+    assert pipeline.prompts == [[1] * 4, [2] * BLOCK]
+
+
+def test_who_has_left_is_nobody_beside_whom_sums_differ() -> None:
+    pipeline = Pipeline(99, RuntimeError())
+    engine = engine_on(pipeline)
+    engine.add(engine_request(1, token_ids=[1] * 4))
+    engine.cancel(1)
+    engine.add(engine_request(2, token_ids=[2] * BLOCK))
+    assert pipeline.prompts[1:] == [[2] * (BLOCK + 2)]
+
+
+def test_a_cancel_while_a_primer_runs_ends_the_request_it_names() -> None:
+    engine, pipeline = with_a_primer()
+    engine.add(engine_request(2, token_ids=[2] * 5, num_sequences=2, temperature=1.0))
+    engine.add(engine_request(3, token_ids=[3] * 5))
+    engine.cancel(2)
+    ends = [(output.request_id, output.sequence_index, output.finish) for output in engine.step(0.0)]
+    assert ends == [(2, 0, FinishReason.CANCELLED), (2, 1, FinishReason.CANCELLED)]
+    assert pipeline.prompts[1:] == [[1] * BLOCK, [3] * 5]
+    assert set(engine._of_request) == {1, 3}
+
+
+def test_the_primer_may_be_cancelled_and_nobody_waits_for_it_further() -> None:
+    engine, pipeline = with_a_primer()
+    engine.add(engine_request(2, token_ids=[2] * 5))
+    engine.cancel(1)
+    assert [(output.request_id, output.finish) for output in engine.step(0.0)] == [(1, FinishReason.CANCELLED)]
+    assert pipeline.prompts[1:] == [[2] * 5]
+    assert set(engine._of_request) == {2}
+
+
+def test_who_waited_for_a_primer_and_is_not_taken_ends_alone() -> None:
+    engine, _ = with_a_primer(takes=3)
+    engine.add(engine_request(2, token_ids=[2] * 5))
+    engine.add(engine_request(3, token_ids=[3] * 5))
+    assert [(output.request_id, output.error is not None) for output in engine.step(0.0)] == [(3, True)]
+    assert set(engine._of_request) == {1, 2}
 
 
 def test_a_disk_that_is_full_is_the_trouble_of_one_guide_at_a_time(
