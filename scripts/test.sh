@@ -18,7 +18,8 @@ Usage: scripts/test.sh [fast|ci|full] [arguments of pytest]
          cores from nothing, of which installing takes two or three
   full   everything
 
-Three files of tests run at a time. A test that fails then runs once more by itself, and the summary names it.
+Three files of tests run at a time. Up to five tests that fail then run once more by themselves, and the summary names
+those that pass.
 
 With arguments of pytest (a file, -k, -m …) the linters are left out. $INFLIGHT_PYTHON names the Python to use.
 TEXT
