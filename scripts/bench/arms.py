@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from inflight.engines.openvino.pages import large_pages
 from inflight_tools.clients.grpc import Connection
 from inflight_tools.common.layout import REPOSITORY
 from inflight_tools.common.report import Failure
@@ -181,7 +182,7 @@ class BareWorker:
         self._process = start_child(
             lambda bind: subprocess.Popen(
                 [sys.executable, "-m", "bench.bare_worker", json.dumps(self._spec)],
-                env={**os.environ, "PYTHONPATH": scripts},
+                env={**os.environ, **large_pages(os.environ), "PYTHONPATH": scripts},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 encoding="utf-8",

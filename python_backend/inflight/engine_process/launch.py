@@ -20,6 +20,7 @@ from inflight.engine_process import frames, unix_path
 from inflight.engine_process.framing import FrameBuffer, FrameError
 from inflight.engine_process.watchdog import StatePage
 from inflight.engines.base import EngineInfo
+from inflight.engines.openvino.pages import large_pages
 from inflight.engines.python import foreign_environment, lend_package, own_environment, python_executable
 from inflight.engines.run_folder import RunFolder
 from inflight.engines.spec import WorkerSpec
@@ -100,8 +101,10 @@ class EngineProcess:
     def _environment(self) -> dict[str, str]:
         """The engine process finds this package; an interpreter of its own finds nothing else of the server's."""
         if self._spec.python:
-            return foreign_environment(Path(self._spec.python), lend_package(self._folder))
-        return own_environment()
+            environment = foreign_environment(Path(self._spec.python), lend_package(self._folder))
+        else:
+            environment = own_environment()
+        return {**environment, **large_pages(environment)} if self._spec.engine == "openvino" else environment
 
     def _command(self, environment: dict[str, str]) -> list[str]:
         """The command of the engine process; `environment` gets what it needs. Raises `LoadError`."""

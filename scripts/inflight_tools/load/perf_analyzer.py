@@ -59,8 +59,8 @@ def find_perf_analyzer(program: Path | None = None) -> Path:
     on_path = shutil.which("perf_analyzer")
     if on_path is None:
         raise Failure(
-            "there is no perf_analyzer here: run scripts/quickstart.sh, which fetches it, or name one with "
-            "--perf-analyzer."
+            "there is no perf_analyzer here: fetch it with `.venv/bin/python scripts/fetch_triton.py --perf-analyzer` "
+            "in a checkout of Inflight, or put one on PATH (NVIDIA's SDK image has it)."
         )
     return Path(on_path)
 

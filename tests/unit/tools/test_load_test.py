@@ -7,6 +7,7 @@ import json
 import re
 import stat
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from xml.etree import ElementTree
 import pytest
 
 from build_engine import svg
+from inflight_tools.common.layout import REPOSITORY
 from inflight_tools.common.report import Failure
 from inflight_tools.load import load_test
 from inflight_tools.load.compare import compare, ratio_of, read_levels
@@ -140,6 +142,21 @@ def test_nothing_is_left_running_after_a_timeout(program: Callable[[str], Path],
 def test_a_program_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(Failure, match="is not a program"):
         find_perf_analyzer(tmp_path / "nothing")
+
+
+def test_where_there_is_none_the_command_that_fetches_one_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inflight_tools.load.perf_analyzer.PROGRAM", tmp_path / "nothing")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(Failure) as refused:
+        find_perf_analyzer()
+    command = str(refused.value).split("`")[1].split()
+    assert command[0] == ".venv/bin/python"
+    done = subprocess.run(
+        [sys.executable, *command[1:], "--check"], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_prompts_are_seeded_and_do_not_begin_alike() -> None:
