@@ -15,6 +15,7 @@ from build_engine.quantization import Recipe
 from build_engine.source import Source
 from build_engine.verification import corpus
 from build_engine.verification.verify import Artifact, prove
+from inflight.engines.openvino.chunk import multiplies_integers
 
 DEFAULT_CALIBRATION_TOKENS = 4096
 EXPORT_BASE_S, EXPORT_S_PER_GB = 9.0, 60.0
@@ -76,6 +77,7 @@ def build(job: Job, compression: Compression | None) -> Outcome:
             "compression": compression.arguments if compression else None,
             "smoothquant_alpha": compression.alpha if compression else None,
             "activation_group": compression.activation_group if compression else None,
+            "narrow": not multiplies_integers(),  # of the machine that builds: it is the one that serves, as a rule
             "graph": GRAPH,
             **calibration(job, compression),
         },
@@ -110,5 +112,6 @@ def build(job: Job, compression: Compression | None) -> Outcome:
             **result["packages"],
             "peak_memory_bytes": result["peak_bytes"],
             **{f"merged {name}": count for name, count in result["merged"].items()},
+            **({"wide products cut": result["cut"]} if result["cut"] else {}),
         },
     )
