@@ -1,7 +1,7 @@
 """Cut products of wide matrices into sums of narrower ones, for processors that make 32-bit numbers of stored integers.
 
 On a Zen 3 a product of 2 to 64 rows of activations with more than 2048 columns of weights takes up to twice as long as
-its operations would: 64 rows of the matrix, as 32-bit numbers, are then more than the second-level cache holds. The
+its operations would; likely because 64 rows of the matrix, as 32-bit numbers, no longer fit its second-level cache. The
 columns are cut, not the rows: every part keeps its integers with the scale and zero point of their row (or group), and
 the parts' products are added. It is done after compression and merging, on what they made.
 """

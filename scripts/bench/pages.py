@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import re
+import select
 import statistics
 import subprocess
 import sys
@@ -33,13 +34,15 @@ from inflight_tools.server.children import start_child
 
 SIDES = ("plain", "plain again", "large pages")
 _PROMPT, _ANSWER, _STEPS = 32, 400, 6
+_ANSWER_S = 600.0  # loading, or prompts and steps
+SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 class Side:
     """A process with the engine, which computes steps when it is asked for them."""
 
     def __init__(self, engine: Path, batch: int, environment: Mapping[str, str]) -> None:
-        """It is being started; `ready` waits for it."""
+        """It is being started; its first answer comes when it has loaded."""
         self.process = start_child(
             lambda bind: subprocess.Popen(
                 [sys.executable, __file__, "--steps-of", str(engine), "--batches", str(batch)],
@@ -58,6 +61,8 @@ class Side:
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(f"{steps}\n")
             self.process.stdin.flush()
+        if not select.select([self.process.stdout], [], [], _ANSWER_S)[0]:
+            raise Failure(f"an engine's process gave no answer within {_ANSWER_S:.0f} s.")
         line = self.process.stdout.readline()
         if not line:
             raise Failure("an engine's process ended; what it said is above.")
@@ -151,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for batch, sides in found.items():
         for name, side in sides.items():
             print(f"{batch}, {name}: {side['ms']['median']} ms, {side['ratio']['median']} {side['middle half']}")
-    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text(encoding="ascii").strip()
+    setting = SETTING.read_text(encoding="ascii").strip() if SETTING.exists() else "none"
     del options.steps_of
     what = f"steps of an engine with and without large pages; the kernel's setting: {setting}"
     write_results(options.output, what, "python scripts/bench/pages.py", options, batches=found)
