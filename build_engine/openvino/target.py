@@ -15,7 +15,7 @@ from build_engine.quantization import Recipe
 from build_engine.source import Source
 from build_engine.verification import corpus
 from build_engine.verification.verify import Artifact, prove
-from inflight.engines.openvino.chunk import multiplies_integers
+from inflight.processor import multiplies_integers
 
 DEFAULT_CALIBRATION_TOKENS = 4096
 EXPORT_BASE_S, EXPORT_S_PER_GB = 9.0, 60.0

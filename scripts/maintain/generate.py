@@ -247,7 +247,7 @@ The way of a request ([a picture](request.svg)):
 
 Rooms lie in layers: backend, triton, serving, guides and answer, request, engine_process, engines, model and grammar.
 A room imports what lies below it; engines know nothing of Triton, sockets or text; `build_engine` shares only
-`manifest.py` and `errors.py` with the serving side (import-linter checks it, in pyproject.toml).
+`manifest.py`, `errors.py` and `processor.py` with the serving side (import-linter checks it, in pyproject.toml).
 
 Not listed here: benchmarks (`scripts/bench`), what maintainers run (`scripts/maintain`) and tests:
 [changing.md](changing.md).

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from inflight import processor
 from inflight.engines.openvino import chunk
 from inflight.engines.openvino.engine import OpenVinoEngine
 from inflight_tools.common.layout import ENGINE
@@ -33,7 +34,7 @@ def test_a_prompt_takes_as_many_steps_as_it_has_chunks(option: int) -> None:
         engine.close()
     config = json.loads((ENGINE / "config.json").read_text(encoding="utf-8"))
     cores = len(os.sched_getaffinity(0))
-    tokens = option or chunk.tokens_per_step(config, cores, chunk.multiplies_integers(), RUNNING)
+    tokens = option or chunk.tokens_per_step(config, cores, processor.multiplies_integers(), RUNNING)
     assert steps == -(-len(PROMPT) // tokens)
 
 

@@ -8,7 +8,6 @@ most (docs/benchmarks/README.md, "The chunk of a prompt"), so a chunk is what ta
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from inflight.model.files import count_of
@@ -19,17 +18,6 @@ ROUND = 32  # tokens of a KV block
 PROMPT_ROOM = 64  # tokens for prompts in a step in which `max_running` answers get theirs
 # Operations a second and core in prompts, measured: 32-bit numbers with AVX2 (Zen 3), 8-bit ones with VNNI (Zen 5).
 WIDE, NARROW = 75e9, 270e9
-CPUINFO = Path("/proc/cpuinfo")
-_NARROW = frozenset({"avx_vnni", "avx512_vnni", "amx_int8", "i8mm"})  # multiply 8-bit numbers as such
-
-
-def multiplies_integers(cpuinfo: Path = CPUINFO) -> bool:
-    """Whether the processor multiplies 8-bit numbers as such; where nobody says, it does not."""
-    try:
-        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    return not _NARROW.isdisjoint(text.partition("\n\n")[0].split())
 
 
 def operations_per_token(config: Mapping[str, Any]) -> int:
@@ -57,7 +45,7 @@ def _said(config: Mapping[str, Any], name: str, default: int) -> int:
 
 
 def tokens_per_step(config: Mapping[str, Any], cores: int, integers: bool, max_running: int) -> int:
-    """The most tokens of one step on so many cores, `integers` as `multiplies_integers` says."""
+    """The most tokens of one step on so many cores, `integers` as `processor.multiplies_integers` says."""
     rate = cores * (NARROW if integers else WIDE) / operations_per_token(config)
     tokens = min(max(rate * STEP_S, LEAST), MOST)
     return -(-int(max(tokens, max_running + PROMPT_ROOM)) // ROUND) * ROUND

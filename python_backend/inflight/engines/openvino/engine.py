@@ -22,6 +22,7 @@ import numpy as np
 import openvino
 import openvino_genai
 
+from inflight import processor
 from inflight.engines.base import (
     GUIDED,
     Capability,
@@ -116,7 +117,7 @@ class OpenVinoEngine:
         self.info = self._plan(folder, manifest, config, max_running or DEFAULT_MAX_RUNNING)
         cores = self._options.threads or len(os.sched_getaffinity(0))
         self._chunk = self._options.max_batched_tokens or chunk.tokens_per_step(
-            config, cores, chunk.multiplies_integers(), self.info.max_running
+            config, cores, processor.multiplies_integers(), self.info.max_running
         )
         log.info("a step takes at most %d tokens", self._chunk)
         self._sequences: dict[int, Sequence] = {}  # by OpenVINO's request id

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +11,6 @@ from inflight.engines.openvino.chunk import (
     MOST,
     PROMPT_ROOM,
     ROUND,
-    multiplies_integers,
     operations_per_token,
     tokens_per_step,
 )
@@ -88,21 +85,3 @@ def test_bounds(cores: int, integers: bool, running: int) -> None:
         assert max(LEAST, running + PROMPT_ROOM) <= tokens < max(MOST, running + PROMPT_ROOM) + ROUND
         assert tokens <= tokens_per_step(config, cores + 1, integers, running)
         assert tokens <= tokens_per_step(config, cores, True, running)
-
-
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ("processor : 0\nflags : fpu avx2 fma\n\nprocessor : 1\nflags : avx_vnni\n", False),
-        ("processor : 0\nflags : fpu avx2 avx512_vnni\n", True),
-        ("processor : 0\nFeatures : fp asimd i8mm\n", True),
-        ("", False),
-    ],
-)
-def test_the_processor_says_what_it_multiplies(tmp_path: Path, text: str, found: bool) -> None:
-    (tmp_path / "cpuinfo").write_text(text, encoding="utf-8")
-    assert multiplies_integers(tmp_path / "cpuinfo") is found
-
-
-def test_where_nobody_says_it_does_not(tmp_path: Path) -> None:
-    assert not multiplies_integers(tmp_path / "none")
