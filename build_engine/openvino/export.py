@@ -17,6 +17,7 @@ from build_engine.folds import FOLDS
 from build_engine.loading import load_model
 from build_engine.openvino.merge import merge_projections
 from build_engine.openvino.narrow import narrow_products
+from build_engine.openvino.zero_points import fold_zero_points
 
 MODEL_XML = "openvino_model.xml"
 EXPORTED = "exported"
@@ -36,9 +37,9 @@ def run(spec: dict[str, Any], report: Report) -> dict[str, Any]:
 
     ``compression`` holds the arguments of ``nncf.compress_weights`` (or None), ``smoothquant_alpha`` how much is moved
     from activations to weights before (None: nothing), ``activation_group`` how many activations are to share a scale
-    (None: OpenVINO's default), ``narrow`` whether wide products are cut. Returns the package versions used, whether the
-    tokenizer models were written, which layers were merged (a count each) or left apart (a count for each reason), and
-    how many products were cut.
+    (None: OpenVINO's default), ``widens`` whether the processor that serves makes 32-bit numbers of stored integers.
+    Returns the package versions used, whether the tokenizer models were written, which layers were merged (a count
+    each) or left apart (a count for each reason), and what was done for such a processor (a count each).
     """
     warnings.simplefilter("ignore")
     staged, output, scratch = Path(spec["staged"]), Path(spec["output"]), Path(spec["scratch"])
@@ -47,8 +48,8 @@ def run(spec: dict[str, Any], report: Report) -> dict[str, Any]:
     alpha = spec["smoothquant_alpha"]
     exported = convert(staged, scratch / EXPORTED, report, rows, alpha)
     items = calibration_items(rows) if rows and alpha is None else None
-    group, narrow = spec["activation_group"], spec["narrow"]
-    merged = compress(exported, output / MODEL_XML, spec["compression"], report, items, group, narrow)
+    group, widens = spec["activation_group"], spec["widens"]
+    merged = compress(exported, output / MODEL_XML, spec["compression"], report, items, group, widens)
     report(0.97, "tokenizer")
     tokenizer_problem = write_tokenizers(staged, output)
     report(1.0)
@@ -121,12 +122,12 @@ def compress(
     report: Report,
     items: list[dict[str, Any]] | None = None,
     activation_group: int | None = None,
-    narrow: bool = False,
+    widens: bool = False,
 ) -> dict[str, Any]:
     """Compress the weights of the IR at ``source``, merge layers, save at ``destination``; ``items`` calibrate.
 
-    Returns what was ``merged`` and what was left ``apart``, and why, with how many there are of each, and how many
-    products were ``cut``.
+    Returns what was ``merged`` and what was left ``apart``, and why, with how many there are of each, and of how many
+    products zero points were ``folded`` and how many were ``cut``: that is for a processor that ``widens`` integers.
     """
     import nncf
     import openvino as ov
@@ -143,11 +144,12 @@ def compress(
         model = nncf.compress_weights(model, **options)
     report(0.93, "saving")
     merged = merge_projections(model)
-    cut = narrow_products(model) if narrow else 0
+    folded = fold_zero_points(model) if widens else 0
+    cut = narrow_products(model) if widens else 0
     if activation_group is not None:  # whoever loads the model gets it, unless they ask for another
         model.set_rt_info(str(activation_group), ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
     ov.save_model(model, destination, compress_to_fp16=False)
-    return {"merged": dict(merged.done), "apart": dict(merged.apart), "cut": cut}
+    return {"merged": dict(merged.done), "apart": dict(merged.apart), "folded": folded, "cut": cut}
 
 
 def hook_progress(report: Report) -> None:

@@ -21,8 +21,11 @@ DEFAULT_CALIBRATION_TOKENS = 4096
 EXPORT_BASE_S, EXPORT_S_PER_GB = 9.0, 60.0
 """Expected time of the export: a constant for imports and so much per GB of weights (2 cores, int8)."""
 
-GRAPH = "merged projections"
+GRAPH = "merged projections, folded zero points"
 """What is done to the graph beside compression: part of the stage's cache key, so no build takes an older graph."""
+
+FOR_WIDENING = {"folded": "zero points folded", "cut": "wide products cut"}
+"""What engine.json calls what the export does for a processor that makes 32-bit numbers of stored integers."""
 
 
 def prepare(options: BuildOptions, origin: Source, recipe: Recipe, kv_cache: str) -> Callable[[Job], Outcome]:
@@ -77,7 +80,7 @@ def build(job: Job, compression: Compression | None) -> Outcome:
             "compression": compression.arguments if compression else None,
             "smoothquant_alpha": compression.alpha if compression else None,
             "activation_group": compression.activation_group if compression else None,
-            "narrow": not multiplies_integers(),  # of the machine that builds: it is the one that serves, as a rule
+            "widens": not multiplies_integers(),  # of the machine that builds: it is the one that serves, as a rule
             "graph": GRAPH,
             **calibration(job, compression),
         },
@@ -112,6 +115,6 @@ def build(job: Job, compression: Compression | None) -> Outcome:
             **result["packages"],
             "peak_memory_bytes": result["peak_bytes"],
             **{f"merged {name}": count for name, count in result["merged"].items()},
-            **({"wide products cut": result["cut"]} if result["cut"] else {}),
+            **{done: result[key] for key, done in FOR_WIDENING.items() if result[key]},
         },
     )

@@ -26,9 +26,8 @@ from inflight_tools.common.layout import REPOSITORY
 from inflight_tools.common.report import run_main
 
 KV_CACHES = ("u8", "i8", "u4", "i4", "f16", "bf16", "f32")
-_PROMPT, _STEPS, _PREFILL = 32, 40, 1000
-_BATCHES = (1, 4, 16, 64)
-MOST_IN_FLIGHT = max(_BATCHES)
+_PROMPT, _LEAST_STEPS = 32, 4  # of the steps the first two and the last one do not count
+MOST_IN_FLIGHT = 64
 MOST_IN_A_STEP = 4096
 _KV_BLOCKS = 1024
 KV_TOKENS = 32 * _KV_BLOCKS
@@ -99,24 +98,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--kv-cache", choices=KV_CACHES, default="u8", help="OpenVINO's name of its precision (default: %(default)s)"
     )
     option("--repeats", type=types.count, default=5, metavar="N", help="default: %(default)s")
+    option(
+        "--batches",
+        type=types.counts,
+        default=[1, 4, 16, MOST_IN_FLIGHT],
+        metavar="N,N",
+        help=f"requests in flight, at most {MOST_IN_FLIGHT} (default: 1,4,16,{MOST_IN_FLIGHT})",
+    )
+    option("--steps", type=types.at_least(_LEAST_STEPS), default=40, metavar="N", help="of each batch (default: 40)")
+    option("--prefill", type=types.at_least(0), default=1000, metavar="TOKENS", help="default: 1000; 0: none")
     option("--output", type=types.output_file, default=REPOSITORY / "docs" / "benchmarks" / "steps.json")
     options = parser.parse_args(arguments)
     if len({name for name, _ in options.engines}) < len(options.engines):
         parser.error("two engines have the same name, and could not be told apart")
+    if max(options.batches) > MOST_IN_FLIGHT or options.prefill > MOST_IN_A_STEP:
+        parser.error(f"at most {MOST_IN_FLIGHT} requests in flight, and prompts of {MOST_IN_A_STEP} tokens")
     engines = {name: Engine(folder, options.kv_cache) for name, folder in options.engines}
     options.engines = list(engines)  # their folders are of this machine only
     random = np.random.default_rng(0)
     points: dict[str, dict[str, list[float]]] = {}
     same: dict[str, list[float]] = {}
     for repeat in range(-1, options.repeats):  # the first turn only warms up
-        for batch in (*_BATCHES, 0):
-            count, length = (batch, _PROMPT) if batch else (1, _PREFILL)
+        for batch in (*options.batches, *([0] if options.prefill else [])):
+            count, length = (batch, _PROMPT) if batch else (1, options.prefill)
             prompts = random.integers(1000, 20_000, (count, length)).tolist()
             answers = {}
             for name in random.permutation(list(engines)).tolist():
-                times, answers[name] = engines[name].run(prompts, _STEPS if batch else 1)
+                times, answers[name] = engines[name].run(prompts, options.steps if batch else 1)
                 if repeat >= 0:
-                    point = f"step, batch {batch}, ms" if batch else f"prefill of {_PREFILL} tokens, ms"
+                    point = f"step, batch {batch}, ms" if batch else f"prefill of {options.prefill} tokens, ms"
                     value = statistics.median(times[2:-1]) if batch else max(times)
                     points.setdefault(point, {}).setdefault(name, []).append(value)
             if repeat >= 0 and batch:
@@ -129,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         told = (f"{name} {each['median']} ({row['ratios'][name]['median']})" for name, each in row["ms"].items())
         print(f"{point}: {', '.join(told)}")
     equal = {name: round(statistics.mean(each), 3) for name, each in same.items()}
-    print(f"greedy answers of {_STEPS} tokens to random prompts that equal the first's: {equal}")
+    print(f"greedy answers of {options.steps} tokens to random prompts that equal the first's: {equal}")
     command = "python scripts/bench/steps.py"
     what = "steps of engines in turns, one process, no server"
     write_results(options.output, what, command, options, points=result, equal_greedy_answers=equal)
