@@ -132,3 +132,17 @@ def test_only_the_stub_paused(rig: Rig, report: Report) -> None:
     ends = drive(rig.grpc, work, limit_s=limit_s)
     assert {(end.how, end.tokens) for end in ends} == {("length", 400)}, tally(ends)
     report(f"the stub alone paused for 3 s under 16 streams: {tally(ends)}, no alarm")
+
+
+def test_one_long_step_of_the_real_engine(open_rig: OpenRig, report: Report) -> None:
+    """2,000 tokens in one step, which hold its owner thread for many stall times."""
+    options = {"max_batched_tokens": 2048}
+    rig = open_rig({"llm": {"engine": "openvino", "engine_options": options, "stall_timeout_ms": 200}})
+    pid = rig.engine_pid()
+    began = time.monotonic()
+    prompt = [1000 + number for number in range(2000)]
+    (end,) = drive(rig.grpc, lambda load: load.all([make_request(input_ids=prompt, max_tokens=4, ignore_eos=True)]))
+    assert (end.how, end.tokens) == ("length", 4)
+    assert end.first_at - began > 3 * 0.2
+    assert (rig.engine_pid(), rig.status()["restarts"]) == (pid, 0)
+    report(f"a step of 2,000 tokens took {end.first_at - began:.1f} s at a stall time of 200 ms: no alarm")

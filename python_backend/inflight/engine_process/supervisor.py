@@ -196,7 +196,7 @@ class Supervisor:
             self.health, self.reason = Health.READY, ""
             log.info("engine %s %s is ready (process %d)", info.name, info.version, process.pid)
             self._first.set()
-            ended = self._watch(process, link)
+            ended = self._watch(process, link, info.longest_step_s)
             if self._stop.is_set():
                 grace = SHUTDOWN_GRACE_S
                 self._ask_to_leave(link)
@@ -224,7 +224,7 @@ class Supervisor:
         if changed:
             raise _Replaced(changed)
 
-    def _watch(self, process: EngineProcess, link: EngineLink) -> tuple[Loss, str]:
+    def _watch(self, process: EngineProcess, link: EngineLink, longest_step_s: float) -> tuple[Loss, str]:
         watchdog = Watchdog(self._stall_timeout, WATCH_INTERVAL_S, time.monotonic())
         while not self._stop.is_set():
             if link.lost.wait(WATCH_INTERVAL_S):
@@ -238,8 +238,10 @@ class Supervisor:
             if beat is None:
                 continue
             waits = cpu_waits(process.pid) if now - beat > LOOK_AFTER_S else None
-            if watchdog.tick(now, beat, patience_with(state), waits):
-                stalled = f"the engine process {process.pid} stalled (no progress for {self._stall_timeout:g} s)"
+            patience = patience_with(state, longest_step_s / self._stall_timeout)
+            if watchdog.tick(now, beat, patience, waits):
+                seconds = patience * self._stall_timeout
+                stalled = f"the engine process {process.pid} stalled (no progress for {seconds:.3g} s)"
                 return Loss.STALLED, stalled
         return Loss.LOST, "the server is stopping"
 

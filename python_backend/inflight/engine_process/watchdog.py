@@ -72,8 +72,10 @@ def beat_of(state: WorkerState, beat_s: float, waiting_since_s: float | None, no
     return beat_s
 
 
-def patience_with(state: WorkerState) -> float:
-    """How many stall times no progress may last in a state."""
+def patience_with(state: WorkerState, longest_step: float = 0.0) -> float:
+    """How many stall times no progress may last in a state, where a step may take `longest_step` of them."""
+    if state is WorkerState.STEPPING:
+        return max(1.0, longest_step)
     return ADD_PATIENCE if state is WorkerState.ADDING else 1.0
 
 

@@ -148,7 +148,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine is and what it can hold, told once when it is ready.
 
     `max_seq_len` is prompt plus output in tokens. `blocks_total` × `block_size` tokens is the KV pool; 0 blocks means
-    that the engine reserves by itself. `stop_token_ids` are the model's end-of-sequence tokens.
+    that the engine reserves by itself. `stop_token_ids` are the model's end-of-sequence tokens. `longest_step_s`: a
+    step may take so many seconds before it counts as a stall, where that is more than the model's `stall_timeout_ms`.
     """
 
     name: str
@@ -161,6 +162,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     stop_token_ids: tuple[int, ...]
     capabilities: frozenset[Capability]
     max_beam_width: int = 1
+    longest_step_s: float = 0.0
 
 
 class EngineRefusal(Exception):

@@ -74,7 +74,8 @@ class ModelConfig(Struct, frozen=True):
             100,
             3_600_000,
             "an engine that makes no progress for this long is started again; six times as long is allowed for taking "
-            "one request, which may read an adapter from a disk",
+            "one request, which may read an adapter from a disk, and longer for a step that a processor computes for "
+            "longer (its tokens times the model's operations, at a ninth of the speed measured on slow cores)",
         ),
     ] = 10_000
     load_timeout_s: Annotated[int, _whole(1, 86_400, "an engine that is not ready after this long has failed")] = 600

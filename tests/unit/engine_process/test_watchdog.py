@@ -203,6 +203,15 @@ def test_who_is_waited_for(state: WorkerState, waiting_since: float | None, beat
     assert beat_of(state, 0.0, waiting_since, 100.0) is None
 
 
+def test_a_step_may_take_as_long_as_its_engine_says() -> None:
+    """A step of many tokens of a large model on a slow processor takes longer than any hang should last."""
+    assert patience_with(WorkerState.STEPPING, 7.5) == 7.5
+    assert patience_with(WorkerState.STEPPING, 0.2) == 1, "never less than the stall time"
+    for state in (WorkerState.IDLE, WorkerState.SENDING):
+        assert patience_with(state, 7.5) == 1
+    assert patience_with(WorkerState.ADDING, 7.5) == patience_with(WorkerState.ADDING)
+
+
 def test_an_add_has_a_limit_of_its_own() -> None:
     """An adapter from a cold disk is no stall; an add that never returns is one."""
     patience = patience_with(WorkerState.ADDING)

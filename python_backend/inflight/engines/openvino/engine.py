@@ -51,6 +51,7 @@ from inflight.engines.refusals import in_our_words
 from inflight.errors import LoadError, last_line, quoted
 from inflight.manifest import Manifest, ManifestError, check
 from inflight.model.files import count_of, read_json_object, stop_token_ids
+from inflight.model.operations import longest_step_s
 
 log = logging.getLogger("inflight.engine_worker")
 
@@ -114,11 +115,13 @@ class OpenVinoEngine:
         self._options = read_options(options)
         config = read_json_object(folder, "config.json")
         self._precision = self._options.kv_precision or _kv_precision(manifest.quantization.kv_cache)
-        self.info = self._plan(folder, manifest, config, max_running or DEFAULT_MAX_RUNNING)
+        info = self._plan(folder, manifest, config, max_running or DEFAULT_MAX_RUNNING)
         cores = self._options.threads or len(os.sched_getaffinity(0))
         self._chunk = self._options.max_batched_tokens or chunk.tokens_per_step(
-            config, cores, processor.multiplies_integers(), self.info.max_running
+            config, cores, processor.multiplies_integers(), info.max_running
         )
+        longest = longest_step_s(config, self._chunk, cores)
+        self.info = msgspec.structs.replace(info, longest_step_s=longest)
         log.info("a step takes at most %d tokens", self._chunk)
         self._sequences: dict[int, Sequence] = {}  # by OpenVINO's request id
         self._of_request: dict[int, list[int]] = {}  # request id → OpenVINO's ids

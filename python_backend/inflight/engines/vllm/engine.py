@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,7 +49,8 @@ from inflight.engines.vllm.options import (
 )
 from inflight.engines.vllm.sampling import grammar_text, sampling_values, split_logprobs
 from inflight.errors import LoadError
-from inflight.model.files import is_folder, stop_token_ids
+from inflight.model.files import is_folder, read_json_object, stop_token_ids
+from inflight.model.operations import longest_step_s
 
 log = logging.getLogger("inflight.engine_worker")
 
@@ -120,7 +122,17 @@ class VllmEngine:
             blocks_total=blocks,
             stop_token_ids=stops,
             capabilities=able if stops else able - GUIDED,  # a grammar ends with the token that ends a text
+            longest_step_s=self._longest_step_s(folder) if self._vllm.facts.on_cpu else 0.0,
         )
+
+    def _longest_step_s(self, folder: Path) -> float:
+        """On a CPU, where a prompt is computed whole; 0 where config.json does not say how much a model computes."""
+        tokens = int(self._engine.vllm_config.scheduler_config.max_num_batched_tokens)
+        try:
+            config = read_json_object(folder, "config.json")
+            return longest_step_s(config, tokens, self._options.threads or len(os.sched_getaffinity(0)))
+        except LoadError:
+            return 0.0
 
     def _warm_up(self) -> None:
         """Take every way through vLLM's sampler once (`warm_up_requests`). Raises `LoadError` where one fails."""

@@ -11,10 +11,8 @@ from inflight.engines.openvino.chunk import (
     MOST,
     PROMPT_ROOM,
     ROUND,
-    operations_per_token,
     tokens_per_step,
 )
-from inflight.errors import LoadError
 
 pytestmark = pytest.mark.fast
 
@@ -42,34 +40,6 @@ QWEN3_30B_A3B = {
     "num_key_value_heads": 4,
     "head_dim": 128,
 }
-
-
-@pytest.mark.parametrize(
-    ("config", "weights"), [(LLAMA_8B, 6.98e9), (SMOLLM2, 106e6), (QWEN3_30B_A3B, 2.7e9)]
-)  # of the layers, as their cards and files have them; of experts those that a token meets
-def test_operations_are_those_of_known_models(config: dict[str, int], weights: float) -> None:
-    assert operations_per_token(config) == pytest.approx(2 * weights, rel=0.02)
-
-
-def test_a_model_without_an_inner_size_has_four_times_its_width() -> None:
-    config = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    assert operations_per_token(config) == operations_per_token({**config, "intermediate_size": 256})
-
-
-def test_a_count_that_every_engine_needs_is_refused_by_name() -> None:
-    with pytest.raises(LoadError, match="num_hidden_layers"):
-        operations_per_token({**SMOLLM2, "num_hidden_layers": "all"})
-
-
-@pytest.mark.parametrize("odd", [0, None, "8", True, [], ["x"], {"a": 1}, -3, 1.5])
-@pytest.mark.parametrize("name", ["num_experts_per_tok", "moe_intermediate_size", "head_dim"])
-def test_what_only_the_estimate_needs_never_keeps_a_model_from_loading(name: str, odd: object) -> None:
-    """Configurations without experts say 0, or null."""
-    assert operations_per_token({**SMOLLM2, name: odd}) == operations_per_token(SMOLLM2)
-
-
-def test_a_size_for_each_layer_counts_as_the_largest() -> None:
-    assert operations_per_token({**SMOLLM2, "intermediate_size": [768, 1536]}) == operations_per_token(SMOLLM2)
 
 
 def test_a_large_model_on_few_cores_has_the_least_and_a_small_one_on_many_the_most() -> None:
