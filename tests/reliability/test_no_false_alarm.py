@@ -135,14 +135,15 @@ def test_only_the_stub_paused(rig: Rig, report: Report) -> None:
 
 
 def test_one_long_step_of_the_real_engine(open_rig: OpenRig, report: Report) -> None:
-    """2,000 tokens in one step, which hold its owner thread for many stall times."""
-    options = {"max_batched_tokens": 2048}
+    """1,000 tokens in one step, which hold its owner thread for many stall times."""
+    options = {"max_batched_tokens": 1024, "threads": 1}
     rig = open_rig({"llm": {"engine": "openvino", "engine_options": options, "stall_timeout_ms": 200}})
     pid = rig.engine_pid()
     began = time.monotonic()
-    prompt = [1000 + number for number in range(2000)]
-    (end,) = drive(rig.grpc, lambda load: load.all([make_request(input_ids=prompt, max_tokens=4, ignore_eos=True)]))
+    prompt = [1000 + number for number in range(1000)]
+    request = make_request(input_ids=prompt, max_tokens=4, ignore_eos=True)
+    (end,) = drive(rig.grpc, lambda load: load.all([request]), limit_s=120.0)  # other tests run beside it
     assert (end.how, end.tokens) == ("length", 4)
-    assert end.first_at - began > 3 * 0.2
+    assert end.first_at - began > 1.5 * 0.2
     assert (rig.engine_pid(), rig.status()["restarts"]) == (pid, 0)
-    report(f"a step of 2,000 tokens took {end.first_at - began:.1f} s at a stall time of 200 ms: no alarm")
+    report(f"a step of 1,000 tokens took {end.first_at - began:.1f} s at a stall time of 200 ms: no alarm")
