@@ -13,33 +13,9 @@ from inflight.engines.openvino.chunk import (
     ROUND,
     tokens_per_step,
 )
+from tests.unit.model.test_operations import LLAMA_8B, QWEN3_30B_A3B, SMOLLM2
 
 pytestmark = pytest.mark.fast
-
-LLAMA_8B = {
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-}
-SMOLLM2 = {
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-}
-QWEN3_30B_A3B = {
-    "hidden_size": 2048,
-    "intermediate_size": 6144,
-    "moe_intermediate_size": 768,
-    "num_experts_per_tok": 8,
-    "num_hidden_layers": 48,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 4,
-    "head_dim": 128,
-}
 
 
 def test_a_large_model_on_few_cores_has_the_least_and_a_small_one_on_many_the_most() -> None:
