@@ -61,7 +61,7 @@ def fold(product: Any) -> None:
     term = (_MIDDLE - zero.astype(np.float32)) * scale.astype(np.float32)
     axis = opset13.constant(np.array([-1], dtype=np.int64))
     sums = opset13.reduce_sum(product.input_value(0), axis, keep_dims=True)
-    total = opset13.add(last, opset13.multiply(sums, opset13.constant(term.reshape(1, 1, rows))))
+    total = opset13.add(last, opset13.multiply(sums, opset13.constant(term.reshape(rows))))
     for target in consumers:
         target.replace_source_output(total.output(0))
 

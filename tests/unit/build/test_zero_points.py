@@ -125,3 +125,17 @@ def test_one_zero_point_for_all_rows_stays(zero_shape: list[int]) -> None:
     integers = op.convert(stored(ov.Type.u8, [24, WIDTH], random), "f32")
     matrix = op.multiply(op.subtract(integers, zero), op.constant(np.ones((24, 1), dtype=np.float32)))
     assert zero_points.fold_zero_points(followed([linear(source, "mlp.one", matrix)], source)) == 0
+
+
+def test_activations_of_two_dimensions_keep_them() -> None:
+    answers = []
+    for folded in (False, True):
+        source = op.parameter(ov.PartialShape([-1, WIDTH]), np.float32, name="x")
+        node = op.relu(linear(source, "mlp.one", weights("int8", 24, np.random.default_rng(7))))
+        end = op.matmul(node, op.constant(np.eye(24, dtype=np.float32)), False, True)
+        model = ov.Model([op.result(end)], [source])
+        if folded:
+            assert zero_points.fold_zero_points(model) == 1
+        answers.append(outputs(model, x()[0])[0])
+    assert answers[0].shape == answers[1].shape == (3, 24)
+    np.testing.assert_allclose(answers[1], answers[0], rtol=1e-5, atol=1e-4 * np.abs(answers[0]).max())
