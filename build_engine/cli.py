@@ -27,6 +27,7 @@ from build_engine.planning.roofline import Parallel
 from build_engine.quantization import BY_TARGET, KV_CACHES, RECIPES
 from build_engine.tensorrt.compile import SPECULATIVE
 from build_engine.verification.verify import BUILD_TOKENS, DEFAULT_TOKENS, as_text, verify
+from inflight import processor
 
 PROGRAM = "python -m build_engine"
 
@@ -134,6 +135,13 @@ def _add_build(commands: argparse._SubParsersAction[Parser]) -> None:
     trt.add_argument("--calibration-text", type=Path, metavar="FILE", help="default: a packaged English text")
     trt.add_argument("--calibration-tokens", type=_positive, metavar="N", help="default: 8192; openvino 4096")
     _add_device(parser)
+    openvino = parser.add_argument_group("OpenVINO")
+    openvino.add_argument(
+        "--processor",
+        choices=(processor.VNNI, processor.AVX2),
+        help="that will serve, if it is another than this: vnni multiplies 8-bit numbers as such (as AMX, and i8mm on "
+        "ARM), avx2 does not",
+    )
     parser.add_argument("--force", action="store_true", help="replace an engine that is already there")
     parser.add_argument(
         "--verify",
@@ -175,6 +183,7 @@ def _run_build(options: argparse.Namespace, arguments: list[str]) -> int:
         max_draft_len=options.max_draft_len,
         stop_after=options.stop_after,
         gpu=options.gpu,
+        processor=options.processor,
         device=options.device,
         smoothquant_alpha=options.smoothquant_alpha,
         calibration_text=options.calibration_text,

@@ -47,6 +47,7 @@ class BuildOptions:
     max_draft_len: int = 0
     stop_after: str | None = None
     gpu: str | None = None
+    processor: str | None = None
     device: str = "auto"
     smoothquant_alpha: float | None = None
     calibration_text: Path | None = None
@@ -63,6 +64,11 @@ class BuildOptions:
         for name, flag in OF_COMPILED_ENGINES.items():
             if getattr(self, name) is not None:
                 raise UserMistake(f"{flag} is not for {where}")
+
+    def refuse_processor(self) -> None:
+        """Raise `UserMistake` where no processor computes the products."""
+        if self.processor is not None:
+            raise UserMistake(f"--processor is not for --target {self.target}: it concerns OpenVINO only")
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from build_engine.quantization import Recipe
 from build_engine.source import Source
 from build_engine.verification import corpus
 from build_engine.verification.verify import Artifact, prove
-from inflight.processor import multiplies_integers
+from inflight import processor
 
 DEFAULT_CALIBRATION_TOKENS = 4096
 EXPORT_BASE_S, EXPORT_S_PER_GB = 9.0, 60.0
@@ -24,7 +24,7 @@ EXPORT_BASE_S, EXPORT_S_PER_GB = 9.0, 60.0
 GRAPH = "merged projections, folded zero points"
 """What is done to the graph beside compression: part of the stage's cache key, so no build takes an older graph."""
 
-FOR_WIDENING = {"folded": "zero points folded", "cut": "wide products cut"}
+FOR_WIDENING = {"folded": "zero points folded", "cut": processor.PRODUCTS_CUT}
 """What engine.json calls what the export does for a processor that makes 32-bit numbers of stored integers."""
 
 
@@ -71,6 +71,7 @@ def details(compression: Compression | None) -> Details:
 
 def build(job: Job, compression: Compression | None) -> Outcome:
     """Export into ``job.output``."""
+    served_by = job.options.processor or processor.kind()
     result = job.run_stage(
         "openvino.export",
         {
@@ -80,7 +81,7 @@ def build(job: Job, compression: Compression | None) -> Outcome:
             "compression": compression.arguments if compression else None,
             "smoothquant_alpha": compression.alpha if compression else None,
             "activation_group": compression.activation_group if compression else None,
-            "widens": not multiplies_integers(),  # of the machine that builds: it is the one that serves, as a rule
+            "widens": served_by == processor.AVX2,
             "graph": GRAPH,
             **calibration(job, compression),
         },
@@ -115,6 +116,7 @@ def build(job: Job, compression: Compression | None) -> Outcome:
             **result["packages"],
             "peak_memory_bytes": result["peak_bytes"],
             **{f"merged {name}": count for name, count in result["merged"].items()},
+            "processor": served_by,
             **{done: result[key] for key, done in FOR_WIDENING.items() if result[key]},
         },
     )

@@ -28,6 +28,7 @@ ALGORITHMS = {"fp8": "FP8", "nvfp4": "NVFP4", "int4-awq": "W4A16_AWQ", "w4a8-awq
 def prepare(options: BuildOptions, origin: Source, recipe: Recipe, kv_cache: str) -> Callable[[Job], Outcome]:
     """Check options, shapes, disk and memory; raises `UserMistake`."""
     options.refuse_limits("this target: the engine takes it when it loads the checkpoint")
+    options.refuse_processor()
     if options.parallel.gpus > 1:
         raise UserMistake("this target writes one checkpoint for any number of GPUs: leave out the parallel options")
     if options.smoothquant_alpha is not None and recipe.name != "int8-sq":

@@ -39,6 +39,7 @@ def prepare(options: BuildOptions, origin: Source, recipe: Recipe, kv_cache: str
     """Check model, splits, limits, disk, memory and the compiler; raises `UserMistake` before any work."""
     if options.stop_after not in (None, CHECKPOINT):
         raise UserMistake(f"--stop-after {options.stop_after} is unknown: it can be {CHECKPOINT}")
+    options.refuse_processor()
     prequantized.refuse(origin, "tensorrt-llm")
     if options.smoothquant_alpha is not None and recipe.name != "int8-sq":
         raise UserMistake("--smoothquant-alpha goes with --quantization int8-sq only")

@@ -329,6 +329,32 @@ def test_what_no_model_could_take_is_refused_by_name(values: dict[str, Any], grp
     assert ask(grpc, {"max_tokens": 1, "return_num_output_tokens": True}).output_tokens == 1
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"structured_outputs": {"json": "DEEP"}},
+        {
+            "tools": [{"type": "function", "function": {"name": "f", "parameters": "DEEP"}}],
+            "messages": json.loads(MESSAGES),
+        },
+        {"messages": [{"role": "user", "content": "Hi", "more": "DEEP"}]},
+        {"chat_template_kwargs": "DEEP", "messages": json.loads(MESSAGES)},
+    ],
+    ids=lambda values: next(iter(values)),
+)
+def test_what_is_nested_without_end_is_the_clients_mistake(values: dict[str, Any], grpc: GrpcClient) -> None:
+    """What Python reads at one depth of calls it may not write at another, so every depth near its bound is tried."""
+    beside = {} if "messages" in values else {"text_input": PROMPT}
+    for depth in (*range(900, 1000), 100_000):
+        text = json.dumps(values | {"max_tokens": 1}).replace('"DEEP"', '{"a":' * depth + "1" + "}" * depth)
+        said = ""
+        try:
+            grpc.send(grpc.build(model="llm", sampling_parameters=text, **beside)).result()
+        except RequestFailed as refused:
+            said = str(refused)
+        assert "internal error" not in said, depth
+
+
 def test_every_row_of_the_contract_is_tried() -> None:
     tried = {row.name for row in ROWS} | {"sampling_parameters"}
     assert tried == {name for item in INPUTS for name in (item.name, *item.aliases)}

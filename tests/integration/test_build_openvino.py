@@ -19,6 +19,8 @@ import pytest
 
 import inflight.manifest as manifest
 from build_engine.verification.thresholds import too_far
+from inflight import processor
+from inflight.engines.openvino.engine import OpenVinoEngine
 from inflight_tools.common.tiny_models import write_checkpoint
 
 pytestmark = pytest.mark.build
@@ -339,3 +341,21 @@ def test_longrope_is_served_up_to_where_its_factors_change_and_would_be_wrong_be
     problem = too_far("openvino", "none", figures) or ""  # the command has another one first: random weights are noise
     assert problem.startswith("beyond 600 tokens the mean KL divergence is ")
     assert problem.endswith("sequences of up to 600 tokens are right (--max-seq-len 600)")
+
+
+def test_an_engine_is_built_for_the_processor_that_serves(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Wide products are cut for one kind alone, and an engine for the other kind says so where it is loaded."""
+    model = tmp_path / "wide"
+    write_checkpoint(model, hidden_size=64, intermediate_size=6144)
+    cut = {}
+    for kind in (processor.VNNI, processor.AVX2):
+        done = build(model, tmp_path / kind, "--no-verify", "--processor", kind)
+        assert done.returncode == 0, done.stderr
+        details = json.loads((tmp_path / kind / "engine.json").read_text())["built"]["details"]
+        assert details["processor"] == kind
+        cut[kind] = details.get(processor.PRODUCTS_CUT, 0)
+    assert cut[processor.VNNI] == 0 < cut[processor.AVX2]
+    for kind in cut:
+        caplog.clear()
+        OpenVinoEngine(tmp_path / kind, {}, 2).close()
+        assert ("built for another kind of processor" in caplog.text) == (kind != processor.kind())

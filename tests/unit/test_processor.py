@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from inflight.processor import multiplies_integers
+from inflight.processor import AVX2, VNNI, kind, multiplies_integers
 
 pytestmark = pytest.mark.fast
 
@@ -23,6 +23,7 @@ pytestmark = pytest.mark.fast
 def test_the_processor_says_what_it_multiplies(tmp_path: Path, text: str, found: bool) -> None:
     (tmp_path / "cpuinfo").write_text(text, encoding="utf-8")
     assert multiplies_integers(tmp_path / "cpuinfo") is found
+    assert kind(tmp_path / "cpuinfo") == (VNNI if found else AVX2)
 
 
 def test_where_nobody_says_it_does_not(tmp_path: Path) -> None:

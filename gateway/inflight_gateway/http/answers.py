@@ -22,7 +22,7 @@ from inflight_gateway.http.exchange import COMMENT, Exchange
 from inflight_gateway.http.metrics import Metrics
 from inflight_gateway.triton.fleet import Fleet
 from inflight_gateway.wire.dialect import OPENAI, Dialect, Endpoint
-from inflight_gateway.wire.fields import decode
+from inflight_gateway.wire.fields import decode, too_deep
 from inflight_gateway.wire.openai import Plan
 
 JSON = b"application/json"
@@ -148,7 +148,10 @@ class Answers:
             name = values.get("model")
             model = await self.model(FIRST if name is None and not endpoint.model_named else name)
             record.model = model.id
-            plan = endpoint.parse(values, model)
+            try:
+                plan = endpoint.parse(values, model)
+            except RecursionError:  # a text within the body, or what is written again from more calls within each other
+                raise too_deep() from None
             affinity = affinity_of(exchange.headers, values)
             if affinity:
                 requests = tuple(dataclasses.replace(one, affinity=affinity) for one in plan.requests)

@@ -13,6 +13,11 @@ from inflight_gateway.core.errors import GatewayError, Kind, invalid, unsupporte
 MAX_STRINGS = 64
 
 
+def too_deep() -> GatewayError:
+    """What is said of lists and objects within each other by the hundred."""
+    return GatewayError(Kind.INVALID, "the body is nested too deeply; use fewer levels")
+
+
 def decode(body: bytes) -> dict[str, Any]:
     """A request's JSON object. Raises `GatewayError`."""
     try:
@@ -20,7 +25,7 @@ def decode(body: bytes) -> dict[str, Any]:
     except (msgspec.MsgspecError, UnicodeError) as error:
         raise GatewayError(Kind.INVALID, f"the body is not valid JSON: {error}") from None
     except RecursionError:
-        raise GatewayError(Kind.INVALID, "the body is nested too deeply; use fewer levels") from None
+        raise too_deep() from None
     if not isinstance(found, dict):
         raise GatewayError(Kind.INVALID, "the body must be a JSON object")
     return found

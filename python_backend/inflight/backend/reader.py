@@ -19,7 +19,7 @@ from inflight.answer.stream import Stream
 from inflight.backend.about import with_left_out
 from inflight.backend.forms import ModelForms
 from inflight.engines.base import EngineInfo, Guide
-from inflight.errors import RequestError, internal
+from inflight.errors import ErrorCode, RequestError, internal
 from inflight.guides.beforehand import check_combination
 from inflight.guides.service import Decision, GuideService, NewGuide
 from inflight.model.parameters import ModelConfig
@@ -37,6 +37,8 @@ log = logging.getLogger("inflight.backend")
 
 LOOK_SHARE = 64  # to look at what a request asks for takes so much less than to tokenize as many bytes
 SHOWN_NOTES = 8  # of what a guide of tools leaves out
+
+TOO_DEEP = "the request's JSON is nested too deeply; use fewer lists and objects within each other"
 BYTES_PER_TOKEN = 4  # of a prompt that has not been tokenized: a guess
 
 
@@ -150,6 +152,8 @@ class Reader:
             self._let_go(arrival)
         except RequestError as error:
             self._leave(arrival, error)
+        except RecursionError:  # Python reads at one depth of calls what it cannot write again at another
+            self._leave(arrival, RequestError(ErrorCode.INVALID_ARG, TOO_DEEP))
         except Exception:
             log.exception("request %s: parsing failed", arrival.identity)
             self._leave(arrival, internal(arrival.identity.id))

@@ -47,6 +47,9 @@ def test_mistakes_are_one_sentence_and_leave_nothing(tmp_path: Path, capsys: pyt
     assert "--kv-cache fp8" in mistake(capsys, *build, "--kv-cache", "fp8")
     assert "goes with --quantization int8-sq only" in mistake(capsys, *build, "--smoothquant-alpha", 0.5)
     assert "own limit of 256 tokens" in mistake(capsys, *build, "--max-seq-len", 512)
+    for target in ("tensorrt-llm", "hf-quantized"):
+        other = ("build", model, "--target", target, "--output", out, "--quantization", "none", "--processor", "avx2")
+        assert "--processor is not for --target" in mistake(capsys, *other)
     strange = checkpoint(tmp_path / "s", architectures=["MambaForCausalLM"])
     assert "MambaForCausalLM" in mistake(capsys, "build", strange, "--target", "openvino", "--output", out)
     packed = checkpoint(tmp_path / "q", quantization_config={"quant_method": "gptq"})

@@ -112,7 +112,16 @@ def test_an_answer_without_words_has_no_blocks_and_a_call_that_was_cut_off_is_le
     assert [one["type"] for one in streamed([Event(0, finish="stop")])] == [
         "message_start", "message_delta", "message_stop",
     ]  # fmt: skip
-    assert whole([Event(0, calls=(CallDelta(0, "call_1", "f", '{"a'),)), Event(0, finish="length")])["content"] == []
+    for cut in ('{"a', '{"a":' * 50_000):
+        said = whole([Event(0, calls=(CallDelta(0, "call_1", "f", cut),)), Event(0, finish="length")])
+        assert said["content"] == []
+
+
+def test_arguments_are_those_that_the_model_wrote() -> None:
+    written = '{"a":12345678901234567890123,"b":0.10}'
+    renderer = plan().renderer
+    renderer.push(Event(0, calls=(CallDelta(0, "call_1", "f", written),), finish="tool_calls"))
+    assert f'"input":{written}'.encode() in renderer.whole()
 
 
 def test_an_answer_without_its_reason_is_no_answer() -> None:

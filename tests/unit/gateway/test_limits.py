@@ -142,3 +142,27 @@ def test_a_second_signal_ends_it_at_once_and_without_a_traceback(
         began = time.monotonic()
     assert time.monotonic() - began < 5
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_what_is_nested_without_end_is_refused_and_never_fails(fake: tuple[FakeTriton, str]) -> None:
+    """What Python reads at one depth of calls it may not write at another, so every depth near its bound is tried."""
+    with running(fake[1]) as gateway:
+        gateway.wait_ready()
+
+        def answered(path: str, body: dict[str, Any]) -> int:
+            status, _, said = gateway.call("POST", path, json.dumps(body).replace('"DEEP"', deep).encode())
+            assert status == 200 or (status in (400, 422) and b"too deeply" in said), (status, said)
+            return status
+
+        tool = {"type": "function", "function": {"name": "f", "parameters": "DEEP"}}
+        seen = set()
+        for depth in (100, *range(880, 1000, 2), 100_000):
+            deep = '{"a":' * depth + "1" + "}" * depth
+            text = {"inputs": "hi", "parameters": {"grammar": {"type": "json", "value": deep}}}
+            seen |= {
+                answered(PATH, asked("hi", tools=[tool])),
+                answered(PATH, asked("hi", guided_json="DEEP")),
+                answered("/v1/messages", asked("hi", max_tokens=5, tools=[{"name": "f", "input_schema": "DEEP"}])),
+                answered("/generate", text),
+            }
+        assert seen == {200, 400, 422}  # TGI's word for it is 422

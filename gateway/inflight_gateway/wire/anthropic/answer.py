@@ -73,14 +73,16 @@ class _Block:
         return {"type": "text", "text": ""}
 
     def whole(self) -> dict[str, Any] | None:
-        """All of it; None of a call that was cut off before its arguments were whole."""
+        """All of it; None of a call whose arguments no reader takes: cut off, or nested without end."""
         text = "".join(self.text)
         if self.kind != "tool_use":
             return self.begun() | {self.kind: text}
+        written = text.encode() or b"{}"
         try:
-            return self.begun() | {"input": msgspec.json.decode(text or "{}")}
-        except msgspec.DecodeError:
+            msgspec.json.decode(written)
+        except (msgspec.DecodeError, RecursionError):
             return None
+        return self.begun() | {"input": msgspec.Raw(written)}  # as the model wrote it, however deep
 
 
 _DELTAS: Final[Mapping[str, tuple[str, str]]] = {

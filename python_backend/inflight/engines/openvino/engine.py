@@ -117,8 +117,13 @@ class OpenVinoEngine:
         self._precision = self._options.kv_precision or _kv_precision(manifest.quantization.kv_cache)
         info = self._plan(folder, manifest, config, max_running or DEFAULT_MAX_RUNNING)
         cores = self._options.threads or len(os.sched_getaffinity(0))
+        _tell_other_processor(manifest.built.details.get("processor"))
         self._chunk = self._options.max_batched_tokens or chunk.tokens_per_step(
-            config, cores, processor.multiplies_integers(), info.max_running
+            config,
+            cores,
+            processor.multiplies_integers(),
+            info.max_running,
+            cut=bool(manifest.built.details.get(processor.PRODUCTS_CUT)),
         )
         longest = longest_step_s(config, self._chunk, cores)
         self.info = msgspec.structs.replace(info, longest_step_s=longest)
@@ -444,6 +449,19 @@ def capabilities(options: OpenVinoOptions, guided: bool) -> frozenset[Capability
 _STATUS = openvino_genai.GenerationStatus
 _REASON = openvino_genai.GenerationFinishReason
 _FINISH = {_REASON.STOP: FinishReason.STOP, _REASON.LENGTH: FinishReason.LENGTH}
+
+
+def _tell_other_processor(built_for: object) -> None:
+    """Log that engine.json names another kind of processor than this; engines before 2026-11-30 name none."""
+    here = processor.kind()
+    if built_for in (processor.VNNI, processor.AVX2) and built_for != here:
+        log.warning(
+            "this engine was built for another kind of processor (%s; this one is %s): it answers the same, and may be "
+            "slower than one that is built here or with `build_engine build --processor %s`",
+            built_for,
+            here,
+            here,
+        )
 
 
 def _kv_precision(kv_cache: str) -> str:

@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inflight.engines.openvino.chunk import (
+    CUT,
+    CUT_ROOM,
     LEAST,
     MOST,
     PROMPT_ROOM,
@@ -21,6 +23,13 @@ pytestmark = pytest.mark.fast
 def test_a_large_model_on_few_cores_has_the_least_and_a_small_one_on_many_the_most() -> None:
     assert tokens_per_step(LLAMA_8B, 2, False, 16) == LEAST
     assert tokens_per_step(SMOLLM2, 16, True, 16) == MOST
+
+
+def test_where_wide_products_are_cut_a_step_has_the_rows_that_cost_least() -> None:
+    assert tokens_per_step(LLAMA_8B, 2, False, 16, cut=True) == CUT
+    assert tokens_per_step(LLAMA_8B, 2, False, 256, cut=True) == 256 + CUT_ROOM
+    assert tokens_per_step(LLAMA_8B, 2, True, 16, cut=True) == tokens_per_step(LLAMA_8B, 2, True, 16)
+    assert tokens_per_step(SMOLLM2, 2, False, 16, cut=True) == tokens_per_step(SMOLLM2, 2, False, 16)
 
 
 @given(cores=st.integers(1, 256), integers=st.booleans(), running=st.integers(1, 2000))
