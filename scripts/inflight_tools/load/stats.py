@@ -11,7 +11,8 @@ Tokens are counted, never responses: under load one response carries several. De
 - tokens/s and requests/s: what arrived within the steady interval, divided by its length; a request counts by the
   share of its tokens that arrived then. The interval begins when the first request after the warm-up is sent and ends
   when the load drops for good: with a fixed concurrency, when the requests in flight become fewer than that; with a
-  request rate, when the last request is sent.
+  request rate, when the last request is sent. A single wave, in which no request takes another's place, has no steady
+  part: it is measured to its last end, else who answers all at the same time would be taken for faster.
 - Goodput: requests/s times the share of requests that met every limit of the service-level objective.
 
 A level is measured in one or more runs, each with prompts of its own: rates are means over the runs with a 95 %
@@ -225,6 +226,8 @@ def steady_interval(requests: Sequence[Request], warmup: int, concurrency: int |
         return start, max(requests[-1].sent, requests[warmup].ended)
     # Once the last request has been sent, the load drops with the first end of any request that is in flight then.
     last_sent = requests[-1].sent
+    if all(request.ended > last_sent for request in requests[warmup:]):
+        return start, max(request.ended for request in requests)
     return start, min(request.ended for request in requests if request.ended > last_sent)
 
 

@@ -102,6 +102,17 @@ def test_throughput_of_a_fixed_concurrency_leaves_out_start_and_end() -> None:
     assert result.requests_per_s == pytest.approx(3.25 / 0.2, rel=0.01)
 
 
+def test_a_single_wave_is_measured_to_its_last_end() -> None:
+    """Else a server that answers one after the other would have the rate of its first answer alone."""
+    in_turn = [even(0, 10, 10, 10), even(0, 110, 10, 10)]  # until 100 ms and 200 ms
+    together = [even(0, 20, 20, 10), even(0, 20, 20, 10)]  # both until 200 ms
+    assert steady_interval(in_turn, 0, 2) == (0, 200 * MS)
+    assert summarize("", in_turn, 0, 2).tokens_per_s == summarize("", together, 0, 2).tokens_per_s == 100
+    warm = [even(0, 10, 10, 3), even(0, 10, 10, 3)]
+    later = [even(100, 10, 10, 10), even(100, 110, 10, 10)]
+    assert steady_interval([*warm, *later], 2, 2) == (100 * MS, 300 * MS)
+
+
 def test_a_rate_is_measured_until_the_last_request_is_sent() -> None:
     requests = [even(100.0 * number, 10, 10, 3) for number in range(11)]
     assert steady_interval(requests, 0, None) == (0, 1000 * MS)

@@ -431,9 +431,10 @@ def test_nothing_that_could_be_measured_is_one_sentence() -> None:
 
 
 def test_no_token_within_the_steady_interval_costs_nothing_that_can_be_said() -> None:
-    """The only tokens came before the interval began."""
+    """The only tokens came before the interval began and after it ended."""
     early = Request(0, ((5, 1),), 30, 3)
-    late = Request(10, ((40, 1),), 40, 3)
-    result = summarize("concurrency 2", 2, [Run([early, late], 1)], 2, price_per_hour=1.0)
+    silent = Request(10, (), 20, 3)
+    late = Request(20, ((40, 1),), 40, 3)
+    result = summarize("concurrency 2", 2, [Run([early, silent, late], 1)], 2, price_per_hour=1.0)
     assert result.tokens_per_s == 0
     assert result.cost_per_1000_tokens is None
