@@ -69,7 +69,7 @@ def test_fifty_tools_of_twelve_distinct_parameters_compile() -> None:
     ]
     began = time.process_time()
     assert prepare("tools", guide("hermes", tools))
-    assert time.process_time() - began < 2.0
+    assert time.process_time() - began < 5.0  # about 1 s; 3 s where neighbours filled the caches
 
 
 @pytest.mark.parametrize(
