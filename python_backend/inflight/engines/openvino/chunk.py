@@ -3,7 +3,8 @@
 Prompts are computed in chunks, and whoever is being answered gets no token before the chunk is done: on two cores
 without VNNI 512 tokens of a model of 1.17 billion parameters take seven seconds. Larger chunks are a tenth faster at
 most (docs/benchmarks/README.md, "The chunk of a prompt"), so a chunk is what takes about `STEP_S`, within bounds. Where
-wide products are cut (`build_engine.openvino.narrow`) more than `CUT` rows take a fifth longer each.
+wide products are cut (`build_engine.openvino.narrow`) more than `CUT` rows take a seventh to a quarter
+longer each.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ STEP_S = 0.3
 LEAST, MOST = 128, 512  # tokens: with fewer, products of matrices lose a seventh; more gain nothing
 ROUND = 32  # tokens of a KV block
 PROMPT_ROOM = 64  # tokens for prompts in a step in which `max_running` answers get theirs
-CUT, CUT_ROOM = 80, 16  # the same two of an engine whose wide products are cut, without 8-bit products
+CUT, CUT_ROOM = 80, 16  # instead of LEAST and PROMPT_ROOM, where wide products are cut
 # Operations a second and core in prompts, measured: 32-bit numbers with AVX2 (Zen 3), 8-bit ones with VNNI (Zen 5).
 WIDE, NARROW = 75e9, 270e9
 

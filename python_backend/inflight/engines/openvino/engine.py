@@ -456,8 +456,8 @@ def _tell_other_processor(built_for: object) -> None:
     here = processor.kind()
     if built_for in (processor.VNNI, processor.AVX2) and built_for != here:
         log.warning(
-            "this engine was built for another kind of processor (%s; this one is %s): it answers the same, and may be "
-            "slower than one that is built here or with `build_engine build --processor %s`",
+            "this engine was built for another kind of processor (%s; this one is %s): it runs, and may be slower "
+            "than one that is built here or with `build_engine build --processor %s`",
             built_for,
             here,
             here,
