@@ -134,6 +134,16 @@ def test_only_the_stub_paused(rig: Rig, report: Report) -> None:
     report(f"the stub alone paused for 3 s under 16 streams: {tally(ends)}, no alarm")
 
 
+def test_idle_at_the_shortest_stall_time(open_rig: OpenRig) -> None:
+    """`stall_timeout_ms` may be less than what an engine without work sleeps."""
+    rig = open_rig({"llm": {"stall_timeout_ms": 100}})
+    pid = rig.engine_pid()
+    time.sleep(3.0)
+    (end,) = drive(rig.grpc, lambda load: load.all([make_request(text_input="x", max_tokens=4, ignore_eos=True)]))
+    assert (end.how, end.tokens) == ("length", 4)
+    assert (rig.engine_pid(), rig.status()["restarts"]) == (pid, 0)
+
+
 def test_one_long_step_of_the_real_engine(open_rig: OpenRig, report: Report) -> None:
     """1,000 tokens in one step, which hold its owner thread for many stall times."""
     options = {"max_batched_tokens": 1024, "threads": 1}

@@ -21,7 +21,7 @@ from inflight.engine_process import frames
 from inflight.engine_process.cpu_wait import cpu_waits
 from inflight.engine_process.launch import EngineProcess
 from inflight.engine_process.link import EngineLink, LinkHandler, LinkLost
-from inflight.engine_process.watchdog import Watchdog, beat_of, patience_with
+from inflight.engine_process.watchdog import WATCH_INTERVAL_S, Watchdog, beat_of, patience_with, watch_interval_s
 from inflight.engines.base import EngineInfo
 from inflight.engines.run_folder import sweep_run_folders
 from inflight.engines.spec import WorkerSpec
@@ -29,8 +29,6 @@ from inflight.errors import LoadError
 
 log = logging.getLogger("inflight.supervisor")
 
-WATCH_INTERVAL_S = 0.1
-LOOK_AFTER_S = 0.5  # without a beat, at what the engine's threads wait for: it costs some reads of small files
 BACK_OFF_S = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 HEALTHY_AFTER_S = 600.0  # a life this long wipes the slate of restarts
 SHUTDOWN_GRACE_S = 3.0
@@ -225,9 +223,9 @@ class Supervisor:
             raise _Replaced(changed)
 
     def _watch(self, process: EngineProcess, link: EngineLink, longest_step_s: float) -> tuple[Loss, str]:
-        watchdog = Watchdog(self._stall_timeout, WATCH_INTERVAL_S, time.monotonic())
+        watchdog = Watchdog(self._stall_timeout, watch_interval_s(self._stall_timeout), time.monotonic())
         while not self._stop.is_set():
-            if link.lost.wait(WATCH_INTERVAL_S):
+            if link.lost.wait(watchdog.interval_s):
                 return Loss.LOST, f"the engine process {process.pid} was lost"
             if process.exit_code() is not None:
                 return Loss.LOST, f"the engine process {process.pid} ended with exit code {process.exit_code()}"
@@ -237,7 +235,7 @@ class Supervisor:
             beat = beat_of(state, beat_ns / 1e9, link.waiting_since, now)
             if beat is None:
                 continue
-            waits = cpu_waits(process.pid) if now - beat > LOOK_AFTER_S else None
+            waits = cpu_waits(process.pid) if watchdog.wants_waits(now, beat) else None
             patience = patience_with(state, longest_step_s / self._stall_timeout)
             if watchdog.tick(now, beat, patience, waits):
                 seconds = patience * self._stall_timeout

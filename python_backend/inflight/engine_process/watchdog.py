@@ -14,6 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 ADD_PATIENCE = 6.0  # stall times that one `add` may take: a minute, by default
+IDLE_WAIT_S = 0.25  # how long an engine without work sleeps, which is how often it beats
+WATCH_INTERVAL_S = 0.1
+LOOK_AFTER_S = 0.5  # without a beat, at what the engine's threads wait for: it costs some reads of small files
 
 _SIZE = 4096
 
@@ -64,12 +67,13 @@ def beat_of(state: WorkerState, beat_s: float, waiting_since_s: float | None, no
 
     `beat_s` is its last beat, 0 for none yet. While it is SENDING it may only have to wait for the backend to read, so
     then counts when the backend began to wait for its next bytes (`waiting_since_s`; None: it is at work on some).
+    While it is IDLE it may sleep, however short a stall is.
     """
     if state is WorkerState.STARTING or not beat_s:
         return None
     if state is WorkerState.SENDING:
         return now_s if waiting_since_s is None else max(beat_s, waiting_since_s)
-    return beat_s
+    return min(now_s, beat_s + IDLE_WAIT_S) if state is WorkerState.IDLE else beat_s
 
 
 def patience_with(state: WorkerState, longest_step: float = 0.0) -> float:
@@ -77,6 +81,11 @@ def patience_with(state: WorkerState, longest_step: float = 0.0) -> float:
     if state is WorkerState.STEPPING:
         return max(1.0, longest_step)
     return ADD_PATIENCE if state is WorkerState.ADDING else 1.0
+
+
+def watch_interval_s(stall_timeout_s: float) -> float:
+    """How often to look: a stall has to last for several looks, or nobody could tell what it came from."""
+    return min(WATCH_INTERVAL_S, stall_timeout_s / 5)
 
 
 @dataclasses.dataclass(slots=True)
@@ -96,6 +105,10 @@ class Watchdog:
     _beat: float = 0.0
     _forgiven: float = 0.0
     _waits: Mapping[int, int] = dataclasses.field(default_factory=dict)
+
+    def wants_waits(self, now: float, beat: float) -> bool:
+        """Whether `tick` should be told `waits`: early enough to know two of them before there is a stall."""
+        return now - beat > min(LOOK_AFTER_S, self.stall_timeout_s / 4)
 
     def tick(self, now: float, beat: float, patience: float = 1.0, waits: Mapping[int, int] | None = None) -> bool:
         """True when the engine has stalled: there was no beat for `patience` times the stall time.

@@ -21,7 +21,7 @@ from inflight.engine_process import frames, processors, unix_path
 from inflight.engine_process.framing import FrameBuffer
 from inflight.engine_process.parent import die_with_parent
 from inflight.engine_process.roster import Roster
-from inflight.engine_process.watchdog import StatePage, WorkerState
+from inflight.engine_process.watchdog import IDLE_WAIT_S, StatePage, WorkerState
 from inflight.engines.base import Engine, EngineBroken, EngineOutput, EngineRefusal, EngineRequest, EngineStats
 from inflight.engines.factory import create_engine
 from inflight.engines.faults import end_of_add, sparingly
@@ -30,7 +30,6 @@ from inflight.errors import LoadError, sendable, unforeseen
 
 log = logging.getLogger("inflight.engine_worker")
 
-IDLE_WAIT_S = 0.25  # how long to sleep without work; also the heartbeat while idle
 STEP_WAIT_S = 0.005  # how long a step may wait for the engine's own threads
 PAUSE_S = 0.001  # how long to wait for commands after a step that had nothing to do, though there are requests
 OBEY_S = 0.05  # how long commands may hold up the next step

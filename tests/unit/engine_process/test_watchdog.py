@@ -13,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inflight.engine_process.cpu_wait import cpu_waits
-from inflight.engine_process.watchdog import StatePage, Watchdog, WorkerState, beat_of, patience_with
+from inflight.engine_process.watchdog import (
+    IDLE_WAIT_S,
+    StatePage,
+    Watchdog,
+    WorkerState,
+    beat_of,
+    patience_with,
+    watch_interval_s,
+)
 from tests.unit.machines.strategies import budget
 
 pytestmark = pytest.mark.fast
@@ -59,6 +67,17 @@ def judged(seconds: float, share: float) -> float | None:
         now += INTERVAL
         waited += share * INTERVAL
     return None
+
+
+@pytest.mark.parametrize("stall_s", [0.1, 0.2, 0.5, 10.0])
+def test_an_engine_without_a_processor_is_not_stalled_however_short_a_stall_is(stall_s: float) -> None:
+    """As the supervisor asks: what the threads wait for is looked at when the watchdog wants to know."""
+    interval = watch_interval_s(stall_s)
+    watchdog, beat = Watchdog(stall_s, interval, 1000.0), 1000.0
+    for number in range(1, 300):
+        now = beat + number * interval
+        waits = {1: int((now - beat) * 1e9)} if watchdog.wants_waits(now, beat) else None
+        assert not watchdog.tick(now, beat, 1.0, waits), now - beat
 
 
 @pytest.mark.parametrize(("share", "limit"), [(0.0, 10.0), (0.5, 20.0), (0.8, 50.0)])
@@ -190,7 +209,7 @@ def test_time_lost_before_a_beat_does_not_excuse_a_later_stall() -> None:
     ("state", "waiting_since", "beat"),
     [
         (WorkerState.STARTING, 40.0, None),
-        (WorkerState.IDLE, None, 50.0),
+        (WorkerState.IDLE, None, 50.0 + IDLE_WAIT_S),  # it may sleep so long
         (WorkerState.STEPPING, 90.0, 50.0),
         (WorkerState.ADDING, 90.0, 50.0),
         (WorkerState.SENDING, None, 100.0),  # it waits for us

@@ -14,7 +14,7 @@ import pytest
 from inflight.engine_process import frames
 from inflight.engine_process.framing import FrameBuffer
 from inflight.engine_process.link import EngineLink
-from inflight.engine_process.watchdog import StatePage, Watchdog, WorkerState, patience_with
+from inflight.engine_process.watchdog import StatePage, Watchdog, WorkerState, beat_of, patience_with
 from inflight.engine_process.worker import Worker
 from inflight.engines.base import EngineOutput, EngineRequest, EngineStats, SamplingParams
 
@@ -102,6 +102,26 @@ def test_adding_is_no_stall(tmp_path: Path, count: int, seconds: float) -> None:
         state, beat_ns = page.read()
         assert beat_ns == 0 or not watchdog.tick(time.monotonic(), beat_ns / 1e9, patience_with(state)), state
         assert time.monotonic() < give_up
+    ours.close()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_idling_is_no_stall(tmp_path: Path) -> None:
+    """An engine without work, at the shortest stall time that `stall_timeout_ms` may name."""
+    ours, theirs = socket.socketpair()
+    page = StatePage(tmp_path / "state", create=True)
+    engine: Any = Adapters(0.0)
+    thread = threading.Thread(target=Worker(engine, theirs, page).run, daemon=True)
+    watchdog = Watchdog(0.1, 0.02, time.monotonic())
+    thread.start()
+    until = time.monotonic() + 1.5
+    while time.monotonic() < until:
+        time.sleep(0.02)
+        state, beat_ns = page.read()
+        now = time.monotonic()
+        beat = beat_of(state, beat_ns / 1e9, now, now)
+        assert beat is None or not watchdog.tick(now, beat, patience_with(state)), now - beat_ns / 1e9
     ours.close()
     thread.join(10)
     assert not thread.is_alive()
