@@ -14,8 +14,8 @@ usage() {
 Usage: scripts/test.sh [fast|ci|full] [arguments of pytest]
 
   fast   no server, no model: some five minutes on two cores from nothing
-  ci     the default: all but the long ones, against a real tritonserver and a real model; some twenty minutes on two
-         cores from nothing, of which installing takes two or three
+  ci     the default: all but the long ones, against a real tritonserver and a real model; twenty to thirty-five
+         minutes on two cores from nothing, of which installing takes two to four
   full   everything
 
 Three files of tests run at a time. Up to five tests that fail then run once more by themselves, and the summary names

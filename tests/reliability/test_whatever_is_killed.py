@@ -15,7 +15,7 @@ from tests.reliability.conftest import Report
 pytestmark = pytest.mark.server
 
 
-@pytest.mark.parametrize("seconds", [120, pytest.param(600, marks=pytest.mark.full)])
+@pytest.mark.parametrize("seconds", [60, pytest.param(600, marks=pytest.mark.full)])
 def test_every_request_ends_whatever_is_killed(
     seconds: int, tmp_path: Path, report: Report, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,13 +19,13 @@ def living_pids() -> Iterator[int]:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether the process exists and still runs (a zombie does not)."""
+    """Whether the process exists and still holds something (a zombie whose threads have all ended does not)."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        # pid (name, which may hold anything) state ...
+        return stat.rpartition(")")[2].split()[0] not in ("Z", "X") or len(os.listdir(f"/proc/{pid}/task")) > 1
     except OSError:
         return False
-    # pid (name, which may hold anything) state ...
-    return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
 
 
 def command_line(pid: int) -> list[str]:
@@ -72,16 +72,18 @@ def owes_nothing(pid: int, ports: Iterable[int]) -> bool:
 
 
 def kill_all(pids: Callable[[], Iterable[int]], timeout_s: float = 5.0) -> list[int]:
-    """SIGKILL whatever `pids` yields until it yields nothing; returns those that were killed.
+    """SIGKILL whatever `pids` yields until it yields nothing and those have ended; returns those that were killed.
+
+    A process that ends has no environment while it gives back its memory, but still its files and locks.
 
     Raises `TimeoutError` when something is still there after `timeout_s` seconds.
     """
     killed: set[int] = set()
     give_up = time.monotonic() + timeout_s
-    while left := list(pids()):
+    while left := {*pids(), *filter(is_alive, killed)}:
         if time.monotonic() > give_up:
-            raise TimeoutError(f"processes {left} do not end")
-        for pid in left:
+            raise TimeoutError(f"processes {sorted(left)} do not end")
+        for pid in left - killed:
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:

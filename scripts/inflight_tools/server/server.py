@@ -35,6 +35,7 @@ from inflight_tools.server.log import failure_reason
 from inflight_tools.server.paths import check_repository
 from inflight_tools.server.processes import (
     command_line,
+    is_alive,
     kill_all,
     marked_pids,
     owes_nothing,
@@ -332,6 +333,7 @@ class Server:
         if self._process is None:
             return 0
         process = self._process
+        ours = self.processes()
         if self._gathering is not None:
             self._gathering.stop()
         if process.poll() is None:
@@ -353,7 +355,10 @@ class Server:
                     break
         # The stub looks for its parent every 0.3 s and the engine process for the stub: they end by themselves.
         give_up = time.monotonic() + 2.0
-        while self.processes() and process.poll() is not None and time.monotonic() < give_up:
+        while process.poll() is not None and time.monotonic() < give_up:
+            ours = [pid for pid in {*ours, *self.processes()} if is_alive(pid)]
+            if not ours:
+                break
             time.sleep(_POLL_S / 2)
         killed = kill_all(self.processes)
         self.killed = self.killed or process.pid in killed

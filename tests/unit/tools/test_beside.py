@@ -21,7 +21,7 @@ source {LIB}/common.sh
 source {LIB}/beside.sh
 VENV=$1
 status=0
-beside cache "$VENV/bin/python" -m pytest -q -p no:cov tests || status=$?
+beside cache "$VENV/bin/python" -m pytest -q -p xdist tests || status=$?
 echo "status $status; by itself:" ${{SECOND_CHANCE[*]}}
 """
 FLAKY = """
@@ -44,7 +44,8 @@ def outcome(folder: Path, files: dict[str, str]) -> tuple[str, str]:
     done = subprocess.run(
         ["bash", "-c", SCRIPT, "bash", str(Path(sys.prefix))],
         cwd=folder,
-        env={**os.environ, "PYTEST_ADDOPTS": ""},
+        # Of all plugins of the environment, which take seconds to import, the one that is used.
+        env={**os.environ, "PYTEST_ADDOPTS": "", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
         timeout=120,

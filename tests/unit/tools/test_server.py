@@ -314,6 +314,30 @@ def test_processes_are_found_by_their_mark() -> None:
     assert command_line(process.pid) == []
 
 
+DIES_SLOWLY = """
+import fcntl, sys, threading, time
+held = bytearray(b"x") * (400 << 20)
+lock = open(sys.argv[1], "w")
+fcntl.flock(lock, fcntl.LOCK_EX)
+threading.Thread(target=time.sleep, args=(300,), daemon=True).start()
+print("held", flush=True)
+time.sleep(300)
+"""
+
+
+def test_who_was_killed_holds_nothing_any_more(tmp_path: Path) -> None:
+    """While a process gives back its memory it has no environment any more, but its files and locks."""
+    lock = tmp_path / "lock"
+    environment = {**os.environ, "INFLIGHT_TEST_MARK": "slow"}
+    command = [sys.executable, "-c", DIES_SLOWLY, str(lock)]
+    for _ in range(3):
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"held\n"
+            assert kill_all(lambda: marked_pids("INFLIGHT_TEST_MARK", "slow")) == [process.pid]
+            assert is_in_use(lock) is False
+
+
 @pytest.fixture
 def region() -> Iterator[Path]:
     path = Path(f"/dev/shm/triton_inflight_backend_shm_region_test-{os.getpid()}-{time.monotonic_ns()}")
